@@ -1,0 +1,223 @@
+"""The closed set of typed messages an engine may write, and the states a run can be in.
+
+Every event is one line of JSON in `events.jsonl`; NaN and infinity are written as null. Readers skip types they do
+not know, so a newer engine can be watched by an older studio.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from enum import IntEnum, StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+
+class RunState(StrEnum):
+    """What a run is doing; `lost` is computed by readers, never written."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    LOST = "lost"
+
+    @property
+    def live(self) -> bool:
+        """True while a child process is (or is about to be) at work."""
+        return self in (RunState.STARTING, RunState.RUNNING, RunState.STOPPING)
+
+    @property
+    def resumable(self) -> bool:
+        """True when the run ended before its last step."""
+        return self in (RunState.STOPPED, RunState.FAILED, RunState.LOST)
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the engine and of the command line."""
+
+    FINISHED = 0
+    INTERNAL = 1
+    STOPPED = 3
+    BAD_INPUT = 4
+    OUT_OF_MEMORY = 5
+
+
+ErrorKind = Literal["config", "model", "data", "memory", "disk", "internal"]
+PhaseName = Literal["load", "tokenise", "train", "save", "verdict", "merge", "proof"]
+
+
+class RunError(BaseModel):
+    """Why a run failed, for a person: kind, one sentence, what to do, and the field to blame if there is one."""
+
+    kind: ErrorKind
+    message: str
+    hint: str = ""
+    field: str = ""
+
+
+class Event(BaseModel):
+    """Base of all events: `t` unix seconds, `step` optimizer updates done so far."""
+
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="null")
+
+    type: str
+    t: float = Field(default_factory=time.time)
+    step: int = 0
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def nan_is_null(cls, value: Any) -> Any:
+        """Numbers that JSON cannot hold become None."""
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class StartedEvent(Event):
+    """The engine is at work. `resumed_from`: step of the checkpoint it continues from, None for a fresh start."""
+
+    type: Literal["started"] = "started"
+    max_steps: int = 0
+    resumed_from: int | None = None
+
+
+class PhaseEvent(Event):
+    """A new phase begins."""
+
+    type: Literal["phase"] = "phase"
+    name: PhaseName
+    detail: str = ""
+
+
+class ProgressEvent(Event):
+    """How far a phase without steps is: `done` of `total` things called `label`."""
+
+    type: Literal["progress"] = "progress"
+    done: int
+    total: int
+    label: str = ""
+
+
+class CountsEvent(Event):
+    """What became of the data, from rows to optimizer updates."""
+
+    type: Literal["counts"] = "counts"
+    rows_read: int
+    rows_skipped: int = 0
+    conversations: int
+    tokens: int
+    trained_tokens: int
+    truncated: int = 0
+    packs: int
+    updates: int
+    skipped: list[str] = []
+
+
+class LogEvent(Event):
+    """One point of the curves. `tokens_per_second` counts all tokens; `memory_bytes` is GPU or process memory."""
+
+    type: Literal["log"] = "log"
+    epoch: float | None = None
+    loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+    tokens_per_second: float | None = None
+    step_seconds: float | None = None
+    memory_bytes: int | None = None
+    eta_seconds: float | None = None
+
+
+class EvalEvent(Event):
+    """Loss on held-back conversations."""
+
+    type: Literal["eval"] = "eval"
+    eval_loss: float | None = None
+
+
+class SampleEvent(Event):
+    """The answer to evaluation input number `index` at this step."""
+
+    type: Literal["sample"] = "sample"
+    index: int
+    prompt: str
+    answer: str
+    reason: Literal["start", "freq", "save", "end"]
+
+
+class SavedEvent(Event):
+    """Something was written completely; `path` is relative to the run directory (a merge: the output folder)."""
+
+    type: Literal["saved"] = "saved"
+    path: str
+    what: Literal["checkpoint", "adapter", "model", "merged"]
+
+
+class WarningEvent(Event):
+    """Something a person should know that does not stop the run."""
+
+    type: Literal["warning"] = "warning"
+    message: str
+    field: str = ""
+
+
+class FinishedEvent(Event):
+    """Last line of a run."""
+
+    type: Literal["finished"] = "finished"
+    state: RunState
+    exit_code: int
+
+
+AnyEvent = (
+    StartedEvent
+    | PhaseEvent
+    | ProgressEvent
+    | CountsEvent
+    | LogEvent
+    | EvalEvent
+    | SampleEvent
+    | SavedEvent
+    | WarningEvent
+    | FinishedEvent
+)
+_ADAPTER: TypeAdapter[AnyEvent] = TypeAdapter(Annotated[AnyEvent, Field(discriminator="type")])
+
+
+def parse_event(line: bytes | str) -> AnyEvent | None:
+    """One line of `events.jsonl` -> event, or None for a torn, foreign or unknown line."""
+    try:
+        return _ADAPTER.validate_json(line)
+    except (ValidationError, ValueError):
+        return None
+
+
+class Status(BaseModel):
+    """`status.json`: the latest state in one small file. `updated_at` unix seconds."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    state: RunState
+    phase: PhaseName | None = None
+    step: int = 0
+    max_steps: int = 0
+    updated_at: float = Field(default_factory=time.time)
+    exit_code: int | None = None
+    error: RunError | None = None
+
+
+class Launch(BaseModel):
+    """`launch.json`: the process that works on the run; `create_time` tells its pid from a later, equal one."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    argv: list[str]
+    pid: int
+    create_time: float
+    host: str
+    started_at: float = Field(default_factory=time.time)
+    attempt: int = 1
+    versions: dict[str, str] = {}
+    git_commit: str | None = None
