@@ -1,0 +1,282 @@
+"""One run is one directory; this file owns every file name in it, and the workspace around it.
+
+The directory is the whole contract between browser, command line and engine: one writer per file, JSON replaced
+atomically, events appended with one write per line, readers keep a byte offset. The state shown is computed here by
+`observe`, a pure function.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+from filelock import FileLock
+from pydantic import BaseModel, ValidationError
+
+from studio.config import AnyConfig, MergeConfig, RunConfig
+from studio.events import AnyEvent, Launch, RunState, Status, parse_event
+from studio.schema import ConfigError, FieldError, ModelT, build, dump_yaml, parse_yaml
+
+READ_CHUNK = 8 * 1024 * 1024
+PID_TOLERANCE_S = 2.0  # psutil's creation time is stable to a clock tick; pids are not reused this fast
+REMOTE_SILENCE_S = 120.0
+
+
+class WorkspaceError(OSError):
+    """The workspace cannot be used; the message says why and what to do."""
+
+
+class RunNotFound(LookupError):
+    """No run of that id in the workspace."""
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` with `text` so that a reader sees the old or the new file, never half of one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def observe(status: Status | None, launch: Launch | None, *, alive: bool, stop_exists: bool) -> RunState:
+    """The state of a run from what its directory and the process table say (DESIGN §4)."""
+    if launch is None:
+        return RunState.QUEUED
+    if status is None or status.updated_at < launch.started_at:  # nothing heard from this attempt yet
+        if alive:
+            return RunState.STARTING
+        return RunState.LOST if status else RunState.FAILED
+    if status.state in (RunState.FINISHED, RunState.STOPPED, RunState.FAILED):
+        return status.state
+    if not alive:
+        return RunState.LOST
+    return RunState.STOPPING if stop_exists else RunState.RUNNING
+
+
+def is_alive(launch: Launch | None, status: Status | None = None) -> bool:
+    """True while the very process named in launch.json runs (same pid, same creation time, not a zombie).
+
+    A run started on another host cannot be looked up: it counts as alive while its status is fresh.
+    """
+    if launch is None:
+        return False
+    if launch.host != socket.gethostname():
+        return status is not None and time.time() - status.updated_at < REMOTE_SILENCE_S
+    try:
+        process = psutil.Process(launch.pid)
+        same = abs(process.create_time() - launch.create_time) < PID_TOLERANCE_S
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+class RunDir:
+    """One run directory: its file names, and how each is read and written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.id = self.path.name
+        self.config_file = self.path / "config.yaml"
+        self.launch_file = self.path / "launch.json"
+        self.status_file = self.path / "status.json"
+        self.events_file = self.path / "events.jsonl"
+        self.log_file = self.path / "engine.log"
+        self.stop_file = self.path / "stop"
+        self.report_file = self.path / "report.json"
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+        self.model = self.path / "model"
+
+    @property
+    def created_at(self) -> float:
+        """Unix seconds of creation, from the id where it has one (a copied workspace keeps its order)."""
+        try:
+            return time.mktime(time.strptime(self.id[:15], "%Y%m%d-%H%M%S"))
+        except ValueError:
+            return self.path.stat().st_mtime
+
+    def engine_lock(self) -> FileLock:
+        """The lock an engine holds for as long as it works here; a second engine must refuse."""
+        return FileLock(self.path / "engine.lock", timeout=0)
+
+    def config(self) -> AnyConfig:
+        """The resolved configuration. Raises ConfigError when the file is missing or wrong."""
+        try:
+            data = parse_yaml(self.config_file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError([FieldError("", f"config.yaml of run {self.id} cannot be read: {error}")]) from None
+        if data.get("kind") == "merge":
+            return build(MergeConfig, data)
+        return build(RunConfig, data)
+
+    def append_event(self, event: BaseModel) -> None:
+        """Append one event as one line with one write; repairs a torn last line first."""
+        line = event.model_dump_json().encode() + b"\n"
+        handle = os.open(self.events_file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(handle).st_size
+            if size and os.pread(handle, 1, size - 1) != b"\n":
+                line = b"\n" + line
+            os.write(handle, line)
+        finally:
+            os.close(handle)
+
+    def read_events(self, offset: int = 0, limit: int = READ_CHUNK) -> tuple[list[AnyEvent], int]:
+        """Events after byte `offset` (at most `limit` bytes of them) and the offset to go on from.
+
+        A torn last line is left for the next read; foreign and unknown lines are skipped. An offset beyond the end
+        (the file was replaced) starts over.
+        """
+        try:
+            with self.events_file.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                start = offset if 0 <= offset <= size else 0
+                file.seek(start)
+                block = file.read(limit)
+        except FileNotFoundError:
+            return [], 0
+        end = block.rfind(b"\n") + 1
+        if not end and len(block) == limit:  # one line longer than the limit: foreign, skip it
+            return [], start + limit
+        events = [event for line in block[:end].splitlines() if (event := parse_event(line)) is not None]
+        return events, start + end
+
+    def write_status(self, status: Status) -> None:
+        """Replace status.json atomically."""
+        write_atomic(self.status_file, status.model_dump_json(indent=1))
+
+    def read_status(self) -> Status | None:
+        """The last status, or None when there is none (or half of one)."""
+        return self._read(self.status_file, Status)
+
+    def write_launch(self, launch: Launch) -> None:
+        """Record which process works on this run."""
+        write_atomic(self.launch_file, launch.model_dump_json(indent=1))
+
+    def read_launch(self) -> Launch | None:
+        """The process record, or None before the start."""
+        return self._read(self.launch_file, Launch)
+
+    @staticmethod
+    def _read(path: Path, model: type[ModelT]) -> ModelT | None:
+        try:
+            return model.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError, ValueError):
+            return None
+
+    def read_report(self) -> dict[str, object] | None:
+        """The report written at the end, or None."""
+        try:
+            report = json.loads(self.report_file.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return report if isinstance(report, dict) else None
+
+    def alive(self) -> bool:
+        """True while the engine process of this run exists."""
+        return is_alive(self.read_launch(), self.read_status())
+
+    def state(self) -> RunState:
+        """What the run is doing now."""
+        # Liveness is looked up before the status is read: an engine that ends in between is then seen by its
+        # last status, never as lost.
+        launch = self.read_launch()
+        alive = is_alive(launch, self.read_status())
+        return observe(self.read_status(), launch, alive=alive, stop_exists=self.stop_requested())
+
+    def request_stop(self) -> None:
+        """Ask the engine to save and stop."""
+        self.stop_file.touch()
+
+    def stop_requested(self) -> bool:
+        """True once somebody asked for a stop."""
+        return self.stop_file.exists()
+
+
+def slug(text: str, fallback: str = "run") -> str:
+    """A safe file name from any text: letters of every script, digits, dot and dash; at most 60 characters."""
+    kept = re.sub(r"[^\w.-]+", "-", text, flags=re.UNICODE).strip("-._")
+    while len(kept.encode("utf-8")) > 120:  # file systems count bytes
+        kept = kept[:-1]
+    return kept[:60].rstrip("-._") or fallback
+
+
+class Workspace:
+    """The folder that holds runs, datasets and exports.
+
+    Raises:
+        WorkspaceError: the folder cannot be created or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.runs = self.path / "runs"
+        self.datasets = self.path / "datasets"
+        self.exports = self.path / "exports"
+        try:
+            for folder in (self.runs, self.datasets, self.exports):
+                folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise WorkspaceError(
+                f"workspace: {self.path} cannot be written ({error.strerror or error}); "
+                "choose another folder with --workspace"
+            ) from None
+
+    def lock(self) -> FileLock:
+        """Serialises starts: two studios on one workspace never start the same run twice."""
+        return FileLock(self.path / ".lock", timeout=20)
+
+    def create_run(self, config: AnyConfig, now: float | None = None) -> RunDir:
+        """A new run directory with its complete config.yaml. Raises WorkspaceError when it cannot be written."""
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
+        name = slug(config.name or config.kind)
+        for attempt in range(1, 1000):
+            path = self.runs / (f"{stamp}_{name}" + (f"-{attempt}" if attempt > 1 else ""))
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise WorkspaceError(
+                    f"workspace: no run directory can be made in {self.runs} ({error.strerror})"
+                ) from None
+            return self._write_config(RunDir(path), config)
+        raise WorkspaceError(f"workspace: too many runs named {name} at once")
+
+    @staticmethod
+    def _write_config(run: RunDir, config: AnyConfig) -> RunDir:
+        try:
+            write_atomic(run.config_file, dump_yaml(config, full=True))
+        except OSError as error:
+            run.path.rmdir()
+            raise WorkspaceError(
+                f"workspace: the run's configuration cannot be written ({error.strerror}); free some disk space"
+            ) from None
+        return run
+
+    def list_runs(self) -> list[RunDir]:
+        """Every run, newest first."""
+        found = [RunDir(p) for p in self.runs.iterdir() if (p / "config.yaml").is_file()]
+        return sorted(found, key=lambda run: run.id, reverse=True)
+
+    def run(self, run_id: str) -> RunDir:
+        """The run of that id (or the newest whose id ends with it). Raises RunNotFound."""
+        if run_id in {p.name for p in self.runs.iterdir()}:
+            return RunDir(self.runs / run_id)
+        for run in self.list_runs():
+            if run_id and (run.id.partition("_")[2] == run_id or run_id == "last"):
+                return run
+        raise RunNotFound(f"there is no run {run_id!r} in {self.path}; `runs list` shows them all")
