@@ -212,6 +212,15 @@ def slug(text: str, fallback: str = "run") -> str:
     return kept[:60].rstrip("-._") or fallback
 
 
+def _absolute(reference: str) -> str:
+    """A path that exists, made absolute; any other reference (a built-in model, a hub id, a dataset's name) as it is."""
+    try:
+        path = Path(reference).expanduser()
+        return str(path.absolute()) if path.exists() else reference
+    except (OSError, ValueError, RuntimeError):
+        return reference
+
+
 class Workspace:
     """The folder that holds runs, datasets and exports.
 
@@ -242,7 +251,8 @@ class Workspace:
     def create_run(self, config: AnyConfig, now: float | None = None) -> RunDir:
         """A new run directory with its complete config.yaml. Raises WorkspaceError when it cannot be written."""
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-        name = slug(config.name or config.kind)
+        config = self.freeze(config)
+        name = slug(config.name)
         for attempt in range(1, 1000):
             path = self.runs / (f"{stamp}_{name}" + (f"-{attempt}" if attempt > 1 else ""))
             try:
@@ -255,6 +265,26 @@ class Workspace:
                 ) from None
             return self._write_config(RunDir(path), config)
         raise WorkspaceError(f"workspace: too many runs named {name} at once")
+
+    def freeze(self, config: AnyConfig) -> AnyConfig:
+        """The configuration as it is written: named, and with absolute paths, so that it runs from anywhere."""
+        if isinstance(config, MergeConfig):
+            paths = {name: _absolute(getattr(config, name)) for name in ("base", "adapter")}
+            name = config.name or f"merge_{Path(config.out).name}"
+            return config.model_copy(
+                update=paths | {"name": name, "out": str(Path(config.out).expanduser().absolute())}
+            )
+        base, dataset = config.model.model_name_or_path, config.data.dataset
+        name = config.name or "_".join((Path(base).name.lower(), config.method, Path(dataset).stem))
+        if not (self.datasets / dataset).is_dir():
+            dataset = _absolute(dataset)
+        return config.model_copy(
+            update={
+                "name": name,
+                "model": config.model.model_copy(update={"model_name_or_path": _absolute(base)}),
+                "data": config.data.model_copy(update={"dataset": dataset}),
+            }
+        )
 
     @staticmethod
     def _write_config(run: RunDir, config: AnyConfig) -> RunDir:
