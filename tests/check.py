@@ -1,4 +1,4 @@
-"""Every quality gate and every tier of tests, with one summary. `python launch.py test` prepares the tools and runs this.
+"""Every quality gate and every tier of tests, with one summary; `python launch.py test` prepares the tools first.
 
     python tests/check.py [pytest arguments]
 
