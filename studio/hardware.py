@@ -1,0 +1,170 @@
+"""What this machine has: processors, memory, disk, GPUs, a compiler. Loads no torch; looks, changes nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+CGROUP = Path("/sys/fs/cgroup")
+WSL_PROGRAMS = "/usr/lib/wsl/lib"
+NO_LIMIT = 1 << 60  # control groups write "no limit" as a number near 2**63
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU. Memory in bytes."""
+
+    index: int
+    name: str
+    memory_bytes: int
+    free_bytes: int
+    driver: str
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run can use. Memory and disk in bytes, load in busy cores (mean of the last minute)."""
+
+    cores: int
+    load: float
+    memory_bytes: int
+    memory_free_bytes: int
+    disk_free_bytes: int
+    gpus: tuple[Gpu, ...]
+    compiler: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def detect(path: Path | None = None) -> Hardware:
+    """Look at the machine; `path` says on which disk the free space is asked for (default: the current folder)."""
+    memory, free = memory_bytes()
+    return Hardware(
+        cores=cpu_cores(),
+        load=system_load(),
+        memory_bytes=memory,
+        memory_free_bytes=free,
+        disk_free_bytes=disk_free_bytes(path or Path.cwd()),
+        gpus=find_gpus(),
+        compiler=shutil.which("g++"),
+    )
+
+
+def cpu_cores(root: Path = CGROUP) -> int:
+    """Cores this process may use: the affinity mask, or fewer if a container's quota says so."""
+    if sys.platform == "linux":
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    quota = _cpu_quota(root)
+    return max(1, min(allowed, math.ceil(quota))) if quota else allowed
+
+
+def _cpu_quota(root: Path) -> float | None:
+    """Cores granted by the control group, version 2 (`cpu.max`) or 1; None without a limit."""
+    limit = _read(root / "cpu.max").split()
+    if len(limit) != 2:
+        limit = [_read(root / "cpu/cpu.cfs_quota_us"), _read(root / "cpu/cpu.cfs_period_us")]
+    amount, period = limit
+    if amount.isdigit() and period.isdigit() and int(period) > 0:
+        return int(amount) / int(period)
+    return None
+
+
+def system_load() -> float:
+    """Busy cores, mean of the last minute; 0 where the system does not say."""
+    try:
+        return float(os.getloadavg()[0])
+    except (OSError, AttributeError):  # AttributeError: Windows
+        return 0.0
+
+
+def recommended_threads(cores: int | None = None, load: float | None = None) -> int:
+    """Threads a run should compute with, at least 1.
+
+    Threads that wait for a core spin, and a run with one thread too many is many times slower than one with a thread
+    too few: so only cores that are idle now are counted.
+    """
+    cores = cpu_cores() if cores is None else cores
+    load = system_load() if load is None else load
+    physical = psutil.cpu_count(logical=False) or cores
+    idle = cores - math.ceil(load - 0.25)  # a little background noise is not a busy core
+    return max(1, min(idle, max(physical, 1), cores))
+
+
+def memory_bytes(root: Path = CGROUP) -> tuple[int, int]:
+    """(total, available) memory; a container's limit counts when it is lower than the machine's."""
+    machine = psutil.virtual_memory()
+    total, free = int(machine.total), int(machine.available)
+    for limit_file, used_file in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, used = _read(root / limit_file), _read(root / used_file)
+        if limit.isdigit() and int(limit) < min(total, NO_LIMIT):
+            total = int(limit)
+            free = min(free, max(0, total - int(used)) if used.isdigit() else total)
+    return total, free
+
+
+def disk_free_bytes(path: Path) -> int:
+    """Free space on the disk that holds `path`, or would hold it once it is made; 0 if that cannot be told."""
+    for candidate in (path, *path.absolute().parents):
+        try:
+            return shutil.disk_usage(candidate).free
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return 0
+    return 0
+
+
+def find_gpus() -> tuple[Gpu, ...]:
+    """NVIDIA GPUs as the driver's own program lists them; none if it is not there or does not answer."""
+    program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=WSL_PROGRAMS)
+    if program is None:
+        return ()
+    query = "--query-gpu=index,name,memory.total,memory.free,driver_version"
+    try:
+        answer = subprocess.run(
+            [program, query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return parse_gpus(answer.stdout)
+
+
+def parse_gpus(listing: str) -> tuple[Gpu, ...]:
+    """GPUs from the comma-separated listing (memory in MiB); lines that are something else are left out."""
+    found = []
+    for line in listing.splitlines():
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) != 5 or not cells[0].isdigit():
+            continue
+        total, free = (int(cell) << 20 if cell.isdigit() else 0 for cell in cells[2:4])
+        found.append(Gpu(int(cells[0]), cells[1], total, free, cells[4]))
+    return tuple(found)
+
+
+def _read(path: Path) -> str:
+    """A small system file's text, or nothing."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
