@@ -14,6 +14,7 @@ import socket
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock
@@ -175,7 +176,7 @@ class RunDir:
         except (OSError, ValidationError, ValueError):
             return None
 
-    def read_report(self) -> dict[str, object] | None:
+    def read_report(self) -> dict[str, Any] | None:
         """The report written at the end, or None."""
         try:
             report = json.loads(self.report_file.read_bytes())
@@ -195,6 +196,37 @@ class RunDir:
         alive = is_alive(launch, self.read_status())
         return observe(self.read_status(), launch, alive=alive, stop_exists=self.stop_requested())
 
+    def describe(self) -> dict[str, Any]:
+        """What a list of runs shows of this one; a run whose configuration is broken is shown too."""
+        status, report = self.read_status(), self.read_report() or {}
+        verdict = report.get("verdict")
+        return self._describe_config() | {
+            "id": self.id,
+            "state": str(self.state()),
+            "step": status.step if status else 0,
+            "max_steps": status.max_steps if status else 0,
+            "phase": status.phase if status else None,
+            "created_at": self.created_at,
+            "updated_at": status.updated_at if status else None,
+            "verdict_passed": verdict.get("passed") if isinstance(verdict, dict) else None,
+            "error": status.error.model_dump() if status and status.error else None,
+        }
+
+    def _describe_config(self) -> dict[str, Any]:
+        try:
+            config = self.config()
+        except ConfigError as error:
+            return {"kind": "broken", "name": self.id, "problem": str(error)}
+        if isinstance(config, MergeConfig):
+            return {"kind": config.kind, "name": config.name, "model": config.base}
+        return {
+            "kind": config.kind,
+            "name": config.name,
+            "method": config.method,
+            "model": config.model.model_name_or_path,
+            "dataset": config.data.dataset,
+        }
+
     def request_stop(self) -> None:
         """Ask the engine to save and stop."""
         self.stop_file.touch()
@@ -213,7 +245,7 @@ def slug(text: str, fallback: str = "run") -> str:
 
 
 def _absolute(reference: str) -> str:
-    """A path that exists, made absolute; any other reference (a built-in model, a hub id, a dataset's name) as it is."""
+    """A path that exists, made absolute; any other reference (a hub id, a dataset's name) as it is."""
     try:
         path = Path(reference).expanduser()
         return str(path.absolute()) if path.exists() else reference

@@ -183,8 +183,9 @@ def nearest(word: str, known: Sequence[str]) -> str | None:
 
 
 def _unknown(key: str, known: Mapping[str, str]) -> FieldError:
-    near = nearest(key, list(known)) or nearest(key.rsplit(".", 1)[-1], list(known))
-    path = known.get(near) if near else None
+    candidates = [*known, *{path.split(".")[0] for path in known.values()}]
+    near = nearest(key, candidates) or nearest(key.rsplit(".", 1)[-1], candidates)
+    path = known.get(near, near) if near else None
     hint = f"did you mean {near!r}{'' if near == path else f' ({path})'}?" if near else "see `studio list-cfg --fields`"
     return FieldError(key, f"unknown field; {hint}", "unknown", {"nearest": near or ""})
 

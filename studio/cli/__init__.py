@@ -1,0 +1,60 @@
+"""The command line: one verb per file, each with `--help` and a real exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from studio import __version__
+from studio.events import ExitCode
+from studio.presets import ModelError
+from studio.records.errors import DataError
+from studio.rundir import RunNotFound, WorkspaceError
+from studio.runner import StartRefused
+from studio.schema import ConfigError
+
+# Verb modules in the order of the help text; each adds its parsers with `add_parser(subparsers)`.
+VERBS = ("ui", "demo", "presets", "train", "runs", "data", "merge", "serve", "chat", "doctor")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every verb."""
+    parser = argparse.ArgumentParser(
+        prog="studio",
+        description="Crucible 丹炉: teach a language model a new identity, skill or field, and see whether it worked.",
+    )
+    parser.add_argument("--version", action="version", version=f"Crucible {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name in VERBS:
+        import_module(f"studio.cli.{name}").add_parser(verbs)
+    test = verbs.add_parser("test", help="run the tests (python launch.py test)")
+    test.set_defaults(func=_test)
+    return parser
+
+
+def _test(arguments: argparse.Namespace) -> int:
+    del arguments
+    print("the tests are run by the launcher: python launch.py test", file=sys.stderr)
+    return ExitCode.BAD_INPUT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns its exit code. An expected error is one sentence on stderr, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # names in any script must print in any locale
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    arguments = build_parser().parse_args(argv)
+    try:
+        return int(arguments.func(arguments))
+    except (ConfigError, DataError, ModelError, RunNotFound, StartRefused, WorkspaceError) as error:
+        # str() of a LookupError would add quotes
+        print(f"error: {error.args[0] if isinstance(error, RunNotFound) else error}", file=sys.stderr)
+        return ExitCode.BAD_INPUT
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `… | head`
+        sys.stderr.close()
+        return 0

@@ -1,0 +1,135 @@
+"""Watches a run from the terminal: reads its directory, draws a bar, says how it ended."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from studio.events import (
+    AnyEvent,
+    ExitCode,
+    LogEvent,
+    PhaseEvent,
+    ProgressEvent,
+    RunState,
+    SampleEvent,
+    StartedEvent,
+    WarningEvent,
+)
+from studio.rundir import RunDir
+
+POLL_S = 0.2
+_EXIT = {RunState.FINISHED: ExitCode.FINISHED, RunState.STOPPED: ExitCode.STOPPED, RunState.LOST: ExitCode.INTERNAL}
+_PHASES = {
+    "load": "Loading the model",
+    "tokenise": "Reading the data",
+    "train": "Training",
+    "save": "Saving",
+    "verdict": "Checking what it learned",
+    "merge": "Merging",
+    "proof": "Proving the result",
+}
+
+
+def events_until_end(run: RunDir, offset: int = 0) -> Iterator[AnyEvent | None]:
+    """Events as they are written, None while there is nothing new; ends after the last event of an ended run."""
+    while True:
+        ended = not run.state().live  # looked up before reading, so that no late event is missed
+        events, offset = run.read_events(offset)
+        yield from events
+        if ended and not events:
+            return
+        if not events:
+            yield None
+            time.sleep(POLL_S)
+
+
+def exit_code(run: RunDir) -> int:
+    """The exit code that tells how the run ended (DESIGN §5)."""
+    state, status = run.state(), run.read_status()
+    if state in _EXIT:
+        return int(_EXIT[state])
+    return int(status.exit_code) if status and status.exit_code else int(ExitCode.INTERNAL)
+
+
+def follow(run: RunDir, *, as_json: bool = False) -> int:
+    """Show a run until it ends; returns its exit code. With `as_json` every event is one line on stdout."""
+    if as_json:
+        for event in events_until_end(run):
+            if event is not None:
+                print(event.model_dump_json(), flush=True)
+        return exit_code(run)
+    console = Console(stderr=True, highlight=False)
+    with Progress(
+        TextColumn("{task.description:<26}"),
+        BarColumn(40),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        console=console,
+    ) as progress:
+        bar = _Bar(progress, progress.add_task("Starting", total=None, note=""))
+        for event in events_until_end(run):
+            if event is not None:
+                bar.show(event)
+        bar.close()
+    report_end(run, console)
+    return exit_code(run)
+
+
+class _Bar:
+    """Turns events into one progress line per phase."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self.progress, self.task = progress, task
+        self.max_steps = 0
+
+    def show(self, event: AnyEvent) -> None:
+        """Advance the line the event belongs to."""
+        if isinstance(event, StartedEvent):
+            self.max_steps = event.max_steps or self.max_steps
+        elif isinstance(event, PhaseEvent):
+            self._next(_PHASES.get(event.name, event.name))
+        elif isinstance(event, ProgressEvent):
+            self.progress.update(self.task, total=event.total or None, completed=event.done, note=event.label)
+        elif isinstance(event, LogEvent):
+            self._log(event)
+        elif isinstance(event, WarningEvent):
+            self.progress.console.print(f"warning: {event.message}", markup=False)
+        elif isinstance(event, SampleEvent):
+            self.progress.console.print(f"  step {event.step:>4}  {event.prompt}  →  {event.answer}", markup=False)
+
+    def _log(self, event: LogEvent) -> None:
+        loss = "–" if event.loss is None else f"{event.loss:.3f}"
+        note = f"step {event.step}/{self.max_steps or '?'}  loss {loss}"
+        self.progress.update(self.task, total=self.max_steps or None, completed=event.step, note=note)
+
+    def _next(self, title: str) -> None:
+        self.close()
+        self.task = self.progress.add_task(title, total=None, note="")
+
+    def close(self) -> None:
+        """Fill the current line."""
+        task = self.progress.tasks[-1]
+        self.progress.update(self.task, total=task.total or 1, completed=task.total or 1)
+        self.progress.stop_task(self.task)
+
+
+def report_end(run: RunDir, console: Console) -> None:
+    """Say how a run ended and, if it failed, why and what to do."""
+    state, status = run.state(), run.read_status()
+    console.print(f"{run.id}: {state}", markup=False)
+    if status and status.error and state is RunState.FAILED:
+        console.print(f"error: {status.error.message}", markup=False)
+        if status.error.hint:
+            console.print(f"what to do: {status.error.hint}", markup=False)
+    elif state in (RunState.LOST, RunState.FAILED):
+        console.print(f"what to do: read {run.log_file}, then: runs resume {run.id}", markup=False)
+
+
+def print_json(data: object) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(data, ensure_ascii=False, indent=1))

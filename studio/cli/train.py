@@ -1,0 +1,84 @@
+"""train: run a configuration file or a preset."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from studio import runner
+from studio.cli.follow import follow, print_json
+from studio.cli.workspace import add_workspace, open_workspace
+from studio.config import RunConfig
+from studio.estimate import Advice, preflight
+from studio.events import ExitCode
+from studio.presets import compose
+from studio.rundir import RunDir
+from studio.schema import ConfigError, FieldError, build, merge, parse_overrides, parse_yaml
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = verbs.add_parser("train", help="train a configuration file or a preset")
+    parser.add_argument("config", help="a YAML file, or a preset name from list-cfg")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="overrides",
+        help="change one field, like --set train.learning_rate=1e-4; may be given again",
+    )
+    parser.add_argument("--work-dir", default=None, metavar="NAME", help="a name for the run")
+    parser.add_argument("--detach", action="store_true", help="return as soon as the run has started")
+    parser.add_argument("--json", action="store_true", help="print events (or, detached, the run) as JSON")
+    add_workspace(parser)
+    parser.set_defaults(func=_train)
+
+
+def load_config(reference: str, overrides: dict[str, Any]) -> RunConfig:
+    """A file or a preset name, with overrides laid over it. Raises ConfigError."""
+    path = Path(reference)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            settings = parse_yaml(path.read_text(encoding="utf-8-sig"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ConfigError([FieldError("config", f"{path} cannot be read: {reason}; check the path")]) from None
+    else:
+        settings = compose(reference)
+    return build(RunConfig, merge(RunConfig, settings, overrides))
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    workspace = open_workspace(arguments)
+    overrides = parse_overrides(arguments.overrides)
+    if arguments.work_dir:
+        overrides["name"] = arguments.work_dir
+    config = load_config(arguments.config, overrides)
+    if not _fit(preflight(config, workspace)):
+        return ExitCode.BAD_INPUT
+    run = workspace.create_run(config)
+    runner.start(run)
+    if arguments.detach:
+        return _started(run, as_json=arguments.json)
+    try:
+        return follow(run, as_json=arguments.json)
+    except KeyboardInterrupt:
+        print(f"\nthe run goes on; watch it: runs follow {run.id}; end it: runs stop {run.id}", file=sys.stderr)
+        return 130
+
+
+def _fit(found: list[Advice]) -> bool:
+    for advice in found:
+        print(f"{advice.level}: {advice}", file=sys.stderr)
+    return not any(advice.level == "error" for advice in found)
+
+
+def _started(run: RunDir, *, as_json: bool) -> int:
+    if as_json:
+        print_json({"id": run.id, "path": str(run.path)})
+    else:
+        print(f"{run.id} has started; watch it: runs follow {run.id}")
+    return ExitCode.FINISHED

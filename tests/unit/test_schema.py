@@ -1,0 +1,196 @@
+"""The generic configuration tools, and the promises every RunConfig field makes."""
+
+import re
+
+import pytest
+
+from studio.config import MergeConfig, RunConfig
+from studio.schema import (
+    ConfigError,
+    build,
+    docs_table,
+    dump_yaml,
+    flatten,
+    load_yaml,
+    merge,
+    names,
+    parse_overrides,
+    parse_yaml,
+    walk,
+)
+
+MINIMAL = {"model": {"model_name_or_path": "crucible/ember"}, "data": {"dataset": "identity"}}
+SPECS = walk(RunConfig)
+
+
+def errors_of(mapping: object) -> dict[str, str]:
+    with pytest.raises(ConfigError) as caught:
+        build(RunConfig, mapping)
+    return {error.path: error.message for error in caught.value.errors}
+
+
+@pytest.mark.parametrize("spec", SPECS + walk(MergeConfig), ids=lambda s: s.path)
+def test_every_field_is_documented_and_labelled(spec):
+    assert len(spec.help) > 15, "a docstring under the field is its help text"
+    assert spec.help[0].isupper() or spec.help[0] in "qlo"
+    assert spec.ui.label
+
+
+def test_spellings_are_unique():
+    assert names(RunConfig)["lr"] == "train.learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("notes", "field"),
+    [
+        ("lr", "train.learning_rate"),
+        ("batch_size", "train.per_device_train_batch_size"),
+        ("accumulative_counts", "train.gradient_accumulation_steps"),
+        ("max_epochs", "train.num_train_epochs"),
+        ("optim_type", "train.optim"),
+        ("max_norm", "train.max_grad_norm"),
+        ("warmup_ratio", "train.warmup_steps"),
+        ("data_path", "data.dataset"),
+        ("pack_to_max_length", "data.packing"),
+        ("SYSTEM", "data.system"),
+        ("prompt_template", "model.chat_template"),
+        ("pretrained_model_name_or_path", "model.model_name_or_path"),
+        ("evaluation_inputs", "samples.evaluation_inputs"),
+        ("evaluation_freq", "samples.evaluation_freq"),
+        ("max_length", "data.max_length"),
+        ("save_steps", "train.save_steps"),
+        ("save_total_limit", "train.save_total_limit"),
+        ("weight_decay", "train.weight_decay"),
+        ("dataloader_num_workers", "train.dataloader_num_workers"),
+    ],
+)
+def test_the_names_of_the_notes_are_accepted(notes, field):
+    assert names(RunConfig)[notes] == field
+
+
+def test_betas_of_the_notes_set_both_fields():
+    config = build(RunConfig, MINIMAL | {"train": {"betas": [0.8, 0.95]}})
+    assert (config.train.adam_beta1, config.train.adam_beta2) == (0.8, 0.95)
+
+
+def test_an_unknown_key_names_the_nearest():
+    assert "learning_rate" in errors_of(MINIMAL | {"train": {"lerning_rate": 1}})["train.lerning_rate"]
+    assert "did you mean" in errors_of(MINIMAL | {"modle": {}})["modle"]
+
+
+def test_one_field_under_two_names_is_refused():
+    assert "given twice" in errors_of(MINIMAL | {"lr": 1e-4, "train": {"learning_rate": 2e-4}})["train.learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("train.learning_rate", "fast", "must be a number"),
+        ("train.learning_rate", 0, "greater than 0"),
+        ("train.learning_rate", 2, "less than 1"),
+        ("train.learning_rate", float("nan"), "finite"),
+        ("train.learning_rate", True, "true or false"),
+        ("train.learning_rate", None, "must be a number"),
+        ("train.num_train_epochs", -1, "greater than 0"),
+        ("train.per_device_train_batch_size", 1.5, "whole number"),
+        ("train.per_device_train_batch_size", "8;rm -rf", "whole number"),
+        ("train.seed", 2**40, "at most"),
+        ("method", "magic", "one of"),
+        ("lora.r", 0, "at least 1"),
+        ("lora.target_modules", [], "at least one layer"),
+        ("data.dataset", "", "empty"),
+        ("data.max_length", [1], "whole number"),
+        ("samples.evaluation_inputs", "one", "list"),
+        ("verdict.enabled", "perhaps", "true or false"),
+    ],
+)
+def test_wrong_values_name_field_fault_and_limit(path, value, words):
+    mapping = merge(RunConfig, MINIMAL, {path: value})
+    found = errors_of(mapping)
+    assert any(words in message for message in found.values()), found
+    assert path in found or "target_modules" in str(found)
+
+
+@pytest.mark.parametrize("value", [[], "text", 3, None])
+def test_a_configuration_that_is_no_mapping_is_refused(value):
+    assert "mapping" in errors_of(value)[""]
+
+
+def test_missing_leaves_are_named_not_their_sections():
+    assert set(errors_of({})) == {"model.model_name_or_path", "data.dataset"}
+
+
+def test_yaml_reads_scientific_notation_as_a_number():
+    config = load_yaml("model_path: m\ndata_path: d\nlr: 1e-4\n", RunConfig)
+    assert config.train.learning_rate == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "\t- x", "!!python/object:os.system {}", "a: &a [*a]\nb: *c", "- 1", "\x00"])
+def test_bad_yaml_is_one_sentence(text):
+    with pytest.raises(ConfigError) as caught:
+        parse_yaml(text)
+    assert "YAML" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_yaml_round_trip_is_exact(full):
+    config = build(
+        RunConfig,
+        merge(
+            RunConfig,
+            MINIMAL,
+            {"lr": 3e-5, "name": 'it\'s: "quoted" #1 😀\n二', "neftune_noise_alpha": 5, "target_modules": ["q", "v"]},
+        ),
+    )
+    assert load_yaml(dump_yaml(config, full=full), RunConfig) == config
+
+
+def test_every_field_survives_yaml_with_a_value_of_its_own():
+    for spec in SPECS:
+        if spec.choices:
+            value: object = spec.choices[-1] if spec.path != "schema_version" else 1
+        else:
+            value = {"bool": not spec.default, "int": 7 if spec.path != "data.max_length" else 99, "float": 0.25}.get(
+                spec.kind, ["a: b", "ü"] if spec.kind == "list" else "a: b # ü"
+            )
+        config = build(RunConfig, merge(RunConfig, MINIMAL, {spec.path: value}))
+        again = load_yaml(dump_yaml(config), RunConfig)
+        assert flatten(RunConfig, again.model_dump())[spec.path] == value, spec.path
+
+
+def test_overrides_are_read_as_yaml_and_need_a_sign():
+    assert parse_overrides(["lr=1e-3", "packing=true", "name=a=b", "seed=3", "system="])["name"] == "a=b"
+    assert parse_overrides(["packing=null"]) == {"packing": None}
+    with pytest.raises(ConfigError, match="field=value"):
+        parse_overrides(["lr"])
+
+
+def test_docs_table_has_one_row_per_field():
+    rows = [line for line in docs_table(RunConfig).splitlines() if line.startswith("| `")]
+    assert len(rows) == len(SPECS)
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
+
+
+def test_adding_a_hyper_parameter_is_one_declaration():
+    """A field added to a section appears in walk, names, docs, YAML and validation with nothing else changed."""
+    from typing import Annotated
+
+    from pydantic import Field
+
+    from studio.config import TrainSection
+    from studio.schema import Ui
+
+    class MoreTrain(TrainSection):
+        label_smoothing_factor: Annotated[float, Field(ge=0, lt=1), Ui(label="Smoothing", aliases=("ls",))] = 0.0
+        """Softens the targets a little."""
+
+    class MoreConfig(RunConfig):
+        train: MoreTrain = MoreTrain()
+
+    config = build(MoreConfig, MINIMAL | {"ls": "0.1"})
+    assert config.train.label_smoothing_factor == pytest.approx(0.1)
+    assert "label_smoothing_factor: 0.1" in dump_yaml(config)
+    assert "Softens the targets" in docs_table(MoreConfig)
+    with pytest.raises(ConfigError, match="less than 1"):
+        build(MoreConfig, MINIMAL | {"ls": 3})
