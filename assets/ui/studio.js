@@ -1,0 +1,264 @@
+// Core of the page: requests, texts, theme, selected run, one shared feed of that run, dialogs, top bar.
+// Text from people or models is only ever set with textContent (the `h` helper does so).
+(() => {
+  const root = () => ((window.gradio_config && window.gradio_config.root) || location.origin + location.pathname).replace(/\/+$/, "");
+  const lang = () => (navigator.language === "zh-CN" ? "zh-CN" : "en");
+  const store = {
+    get: (key) => { try { return localStorage.getItem("studio." + key); } catch { return null; } },
+    set: (key, value) => { try { localStorage.setItem("studio." + key, value); } catch { /* private mode */ } },
+  };
+  const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+
+  const t = (key, values = {}) => {
+    const texts = window.STUDIO_TEXTS[lang()] || {};
+    const text = texts[key] ?? window.STUDIO_TEXTS.en[key] ?? key;
+    return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+  };
+
+  // h("button.primary", {onclick, title}, "text", child, …): strings become text nodes, never markup.
+  const h = (spec, options = {}, ...children) => {
+    const [tag, ...classes] = spec.split(".");
+    const node = document.createElement(tag || "div");
+    if (classes.length) node.className = classes.join(" ");
+    for (const [name, value] of Object.entries(options || {})) {
+      if (value === null || value === undefined || value === false) continue;
+      if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else node.setAttribute(name, value === true ? "" : value);
+    }
+    node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+    return node;
+  };
+
+  const api = async (path) => {
+    const answer = await fetch(root() + path, { headers: { accept: "application/json" } });
+    if (!answer.ok) throw Object.assign(new Error(path), { status: answer.status });
+    return answer.json();
+  };
+
+  const seen = (node) => node.isConnected && !document.hidden && node.offsetParent !== null;
+  const poll = (node, work, ms = 1000) => {
+    let stopped = false;
+    (async () => {
+      while (!stopped && node.isConnected) {
+        if (seen(node)) try { await work(); } catch (error) { report(error); }
+        await sleep(ms);
+      }
+    })();
+    return () => { stopped = true; };
+  };
+  const report = (error) => { if (!(error instanceof TypeError) && !error.status) console.warn(error); };
+
+  const goTab = (id) => {
+    const button = document.querySelector(`#nav [role=tab][data-tab-id="${CSS.escape(id)}"]`);
+    if (button) { button.click(); window.scrollTo({ top: 0 }); }
+  };
+
+  // ---- the selected run -------------------------------------------------------------------------------------
+  let selected = "";
+  let bound = null;
+  const run = () => selected;
+  const select = (id, { quiet = false } = {}) => {
+    id = id || "";
+    if (id === selected) return;
+    selected = id;
+    const url = new URL(location.href);
+    if (id) url.searchParams.set("run", id); else url.searchParams.delete("run");
+    url.searchParams.delete("token");
+    history.replaceState(null, "", url);
+    store.set("run", id);
+    if (bound && !quiet && bound.props.value !== id) { bound.props.value = id; bound.trigger("change"); }
+    feed.reset(id);
+    dispatchEvent(new CustomEvent("studio:run", { detail: id }));
+  };
+  const bindRun = (parts) => {
+    bound = parts;
+    parts.watch("value", () => select(parts.props.value, { quiet: true }));
+    if (parts.props.value) select(parts.props.value, { quiet: true });
+  };
+  const remembered = () => store.get("run") || "";
+
+  // ---- one feed of the selected run, shared by every widget ---------------------------------------------------
+  const feed = (() => {
+    const listeners = new Set();
+    let state = null;
+    let busy = false;
+    let again = false;
+    const fresh = (id) => ({
+      id, offset: 0, points: { step: [] }, status: null, counts: null, phases: [], warnings: [], progress: null,
+      evals: { step: [], eval_loss: [] }, missing: false, version: 0, received: 0,
+    });
+    const merge = (part) => {
+      if (part.offset < state.offset) Object.assign(state, fresh(state.id), { version: state.version });
+      if (part.rewind !== null) {
+        const keep = state.points.step.findIndex((step) => step > part.rewind);
+        if (keep >= 0) for (const column of Object.values(state.points)) column.length = keep;
+      }
+      const had = state.points.step.length;
+      for (const [name, values] of Object.entries(part.points)) {
+        const column = (state.points[name] ||= new Array(had).fill(null));
+        for (const value of values) column.push(value);
+      }
+      for (const name of ["step", "eval_loss"]) for (const value of part.evals[name]) state.evals[name].push(value);
+      state.phases.push(...part.phases);
+      state.warnings.push(...part.warnings);
+      state.counts = part.counts || state.counts;
+      state.progress = part.progress || state.progress;
+      state.status = part.status;
+      state.offset = part.offset;
+      state.received = Date.now();
+      state.version += 1;
+    };
+    const tell = () => { for (const item of listeners) if (item.node.isConnected) item.tell(state); else listeners.delete(item); };
+    const tick = async () => {
+      if (!state || !state.id) return;
+      if (busy) { again = true; return; }
+      busy = true;
+      try {
+        let more = true;
+        while (more) {
+          const mine = state;
+          const part = await api(`/api/metrics?run=${encodeURIComponent(mine.id)}&after=${mine.offset}`);
+          if (mine !== state) break;
+          merge(part);
+          more = part.more;
+        }
+        tell();
+      } catch (error) {
+        if (error.status === 404) { state.missing = true; tell(); } else report(error);
+      } finally {
+        busy = false;
+        if (again) { again = false; tick(); }
+      }
+    };
+    const live = () => state && state.status && ["queued", "starting", "running", "stopping"].includes(state.status.state);
+    (async () => {
+      let beat = 0;
+      for (;;) {
+        await sleep(1000);
+        beat += 1;
+        const wanted = [...listeners].some((item) => seen(item.node));
+        if (wanted && (live() || beat % 3 === 0)) await tick();
+      }
+    })();
+    return {
+      listen: (node, callback) => { listeners.add({ node, tell: callback }); if (state) callback(state); },
+      reset: (id) => { state = fresh(id); tell(); tick(); },
+      kick: tick,
+      live,
+      get state() { return state; },
+    };
+  })();
+
+  // ---- dialog ---------------------------------------------------------------------------------------------------
+  const confirm = ({ title, body, ok, cancel, danger = true }) => new Promise((done) => {
+    const no = h("button", { type: "button", autofocus: true }, cancel || t("cancel"));
+    const yes = h(danger ? "button.bad" : "button.good", { type: "button" }, ok || t("ok"));
+    const dialog = h("dialog.studio-dialog", { "aria-labelledby": "studio-dialog-title" },
+      h("h2", { id: "studio-dialog-title" }, title), h("p", {}, body), h("div.row", {}, no, yes));
+    (document.querySelector(".gradio-container") || document.body).append(dialog);
+    const end = (answer) => { dialog.close(); dialog.remove(); done(answer); };
+    no.onclick = () => end(false);
+    yes.onclick = () => end(true);
+    dialog.oncancel = (event) => { event.preventDefault(); end(false); };
+    dialog.showModal();
+  });
+  // A visible button asks; only a yes presses the hidden one that carries the event.
+  const ask = async (options, target) => { if (await confirm(options)) document.querySelector(target)?.click(); };
+
+  // ---- theme ------------------------------------------------------------------------------------------------------
+  const dark = () => (store.get("theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const applyTheme = () => { if (document.body.classList.contains("dark") !== dark()) document.body.classList.toggle("dark", dark()); };
+  const toggleTheme = () => { store.set("theme", dark() ? "light" : "dark"); applyTheme(); dispatchEvent(new Event("studio:theme")); };
+  applyTheme();
+  new MutationObserver(applyTheme).observe(document.body, { attributes: true, attributeFilter: ["class"] });
+
+  // ---- numbers ------------------------------------------------------------------------------------------------------
+  const number = (value, digits = 3) => (value === null || value === undefined ? "–" : Number(value).toLocaleString("en-US", { maximumFractionDigits: digits }));
+  const format = {
+    number,
+    loss: (value) => (value === null || value === undefined ? "–" : Number(value).toPrecision(3)),
+    rate: (value) => (value === null || value === undefined ? "–" : value === 0 ? "0" : Number(value).toExponential(1).replace("e-", "e-")),
+    bytes: (value) => {
+      if (!value) return "–";
+      const power = Math.min(4, Math.floor(Math.log(value) / Math.log(1024)));
+      return (value / 1024 ** power).toFixed(power > 2 ? 1 : 0) + " " + ["B", "KB", "MB", "GB", "TB"][power];
+    },
+    seconds: (value) => {
+      if (value === null || value === undefined) return "–";
+      const s = Math.max(0, Math.round(value));
+      if (s < 60) return t("seconds", { n: s });
+      if (s < 3600) return t("minutes", { n: Math.floor(s / 60), s: String(s % 60).padStart(2, "0") });
+      return t("hours", { n: Math.floor(s / 3600), m: String(Math.floor((s % 3600) / 60)).padStart(2, "0") });
+    },
+    ago: (unix) => {
+      const s = Date.now() / 1000 - unix;
+      if (s < 60) return t("ago.now");
+      if (s < 3600) return t("ago.minutes", { n: Math.floor(s / 60) });
+      if (s < 86400) return t("ago.hours", { n: Math.floor(s / 3600) });
+      return new Date(unix * 1000).toLocaleDateString(lang());
+    },
+    percent: (share) => (share === null || share === undefined ? "–" : Math.round(share * 1000) / 10 + "%"),
+  };
+
+  const script = (path) => ((script.cache ||= {})[path] ||= new Promise((done, failed) => {
+    const node = h("script", { src: root() + path });
+    node.onload = done;
+    node.onerror = failed;
+    document.head.append(node);
+  }));
+  const mount = (name, parts) => import(`${root()}/studio-assets/${name}.js`).then((module) => module.mount(parts)).catch((error) => console.error(error));
+
+  // ---- top bar ----------------------------------------------------------------------------------------------------
+  const topBar = (element) => {
+    const live = element.querySelector(".live");
+    const theme = element.querySelector(".theme");
+    theme.setAttribute("aria-label", t("theme"));
+    theme.title = t("theme");
+    theme.onclick = toggleTheme;
+    element.querySelector(".lang").setAttribute("aria-label", t("language"));
+    for (const button of element.querySelectorAll(".lang button")) {
+      button.setAttribute("aria-pressed", String(button.dataset.lang === lang()));
+      button.onclick = () => { store.set("lang", button.dataset.lang); const url = new URL(location.href); url.searchParams.delete("lang"); history.replaceState(null, "", url); location.reload(); };
+    }
+    element.querySelector(".brand").onclick = (event) => { event.preventDefault(); goTab("home"); };
+    poll(element, async () => {
+      try {
+        const runs = await api("/api/runs?live=1");
+        const first = runs[0];
+        live.hidden = !first;
+        live.className = "live";
+        if (!first) return;
+        live.replaceChildren(h("span.dot", { "aria-hidden": "true" }), h("span.what", {}, first.name),
+          h("span.num", {}, first.max_steps ? `${first.step} / ${first.max_steps}` : t("state." + first.state)));
+        live.onclick = () => { select(first.id); goTab("monitor"); };
+      } catch (error) {
+        live.hidden = false;
+        live.className = "live lost";
+        live.replaceChildren(h("span.dot", { "aria-hidden": "true" }), t("offline"));
+        live.onclick = null;
+      }
+    }, 2000);
+  };
+
+  // Runs once when the page is loaded: opens the tab of the address and keeps the address current.
+  const started = () => {
+    const tabs = [...document.querySelectorAll("#nav > .tab-wrapper [role=tab]")];
+    for (const tab of tabs) tab.addEventListener("click", () => { if (tab.dataset.tabId) history.replaceState(null, "", location.pathname + location.search + "#" + tab.dataset.tabId); });
+    const wanted = location.hash.slice(1);
+    if (wanted) goTab(wanted);
+    return remembered();
+  };
+
+  addEventListener("keydown", (event) => {
+    if (event.altKey && /^[1-9]$/.test(event.key)) {
+      const tab = document.querySelectorAll("#nav > .tab-wrapper [role=tablist] [role=tab]")[+event.key - 1];
+      if (tab) { event.preventDefault(); tab.click(); tab.focus(); }
+    }
+    if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
+      const panel = [...document.querySelectorAll("#nav > [role=tabpanel]")].find((node) => node.offsetParent !== null);
+      panel?.querySelector(".primary-action")?.click();
+    }
+  });
+
+  window.Studio = { root, api, t, h, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme };
+})();

@@ -1,0 +1,36 @@
+"""Which run the page looks at: the hidden component that holds its id, and the list it is chosen from."""
+
+from collections.abc import Callable
+
+import gradio as gr
+
+from studio.rundir import Workspace
+
+
+def selected_run() -> gr.HTML:
+    """The hidden component whose value is a run id or "": input, output, or listen to its ``change``.
+
+    Its template shows nothing; the page's script keeps ``?run=`` and the value equal.
+    """
+    return gr.HTML(
+        value="",
+        html_template="<span></span>",
+        js_on_load="Studio.bindRun({props, trigger, watch})",
+        visible="hidden",
+        elem_id="selected-run",
+        apply_default_css=False,
+    )
+
+
+def attach(workspace: Workspace) -> Callable[[str, gr.Request], str]:
+    """Handler of the page load: the run of ``?run=``, else the one remembered by the browser, else the newest live one."""
+
+    def find(remembered: str, request: gr.Request) -> str:
+        known = [run.id for run in workspace.list_runs()]
+        for candidate in (request.query_params.get("run", ""), remembered):
+            if candidate in known:
+                return candidate
+        live = [run.id for run in workspace.list_runs() if run.state().live]
+        return (live or known or [""])[0]
+
+    return find
