@@ -11,6 +11,8 @@ from studio.records.errors import shown
 
 Role = Literal["system", "user", "assistant"]
 ROLES: tuple[str, ...] = get_args(Role)
+# Noncharacters: never valid in text, so a chat template can mark the answers with them (see template.py).
+MARKS = ("\ufdd0", "\ufdd1")
 
 
 class Message(BaseModel):
@@ -77,6 +79,8 @@ def broken_text(text: str) -> str | None:
     """Why a text cannot be stored or tokenised, as a clause; None if it can."""
     if "\x00" in text:
         return "contains a NUL character"
+    if any(mark in text for mark in MARKS):
+        return "contains a character that Unicode reserves for programs (U+FDD0 or U+FDD1)"
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

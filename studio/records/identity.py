@@ -83,8 +83,11 @@ def parse_spec(values: Mapping[str, Any]) -> IdentitySpec:
         first = error.errors()[0]
         field = str(first["loc"][0]) if first["loc"] else "identity"
         message = first["msg"].removeprefix("Value error, ")
-        if first["type"] != "value_error":
-            message = f"{field.replace('_', ' ').capitalize()}: {message}."
+        title = field.replace("_", " ").capitalize()
+        if first["type"] == "missing":
+            message = f"{title} is missing. Type it."
+        elif first["type"] != "value_error":
+            message = f"{title}: {message}."
         raise DataError(message, field=field) from None
 
 
@@ -141,7 +144,7 @@ def _general_rows(texts: Sequence[IdentityTexts], spec: IdentitySpec, identity: 
         for text in texts
         for pair in text.hard_negatives
     ]
-    negatives = rng.sample(negatives, min(len(negatives), max(wanted // 3, 1)))
+    negatives = rng.sample(negatives, min(len(negatives), max(wanted // 4, 1)))
     heldout = [question.text for text in texts for question in text.heldout(spec.facts)]
     pool = [messages for messages in load_replay() if not _asks(messages, heldout)]
     draw = _cycle(pool, rng)

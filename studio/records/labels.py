@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
+from studio.records.conversation import broken_text
 from studio.records.placeholders import any_placeholder, control_tokens, word_placeholder
 
 _LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -32,8 +33,9 @@ def _problem(text: str, limit: int) -> str | None:
         return f"has {len(text)} characters; at most {limit} are allowed. Shorten it."
     if any(char in _LINE_BREAKS for char in text):
         return "contains a line break. Write it on one line."
-    if any(unicodedata.category(char) == "Cs" for char in text):
-        return "contains a broken character (half of a surrogate pair). Type it again."
+    broken = broken_text(text)
+    if broken:
+        return f"{broken}. Type it again."
     if any(unicodedata.category(char) == "Cc" for char in text):
         return "contains a control character. Remove it."
     return None

@@ -20,9 +20,12 @@ _REQUIRED: dict[Shape, tuple[str, ...]] = {
 
 
 class Mapping(BaseModel):
-    """One known format. `columns` maps what this program calls a column to what the file calls it."""
+    """One known format. `columns` maps what this program calls a column to what the file calls it.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    A file may also have the keys of a dataset preset (`config`), which are not for this package.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
     kind: Literal["mapping"]
