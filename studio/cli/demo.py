@@ -7,7 +7,6 @@ import sys
 import time
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
@@ -15,9 +14,8 @@ from studio import demo, runner
 from studio.cli.follow import follow, print_json
 from studio.cli.workspace import add_workspace, open_workspace
 from studio.events import ExitCode
-from studio.records.identity import IdentitySpec
+from studio.records.identity import parse_spec
 from studio.rundir import RunDir
-from studio.schema import ConfigError, errors_by_field
 
 LANGUAGES = {"en": ("en",), "zh": ("zh",), "both": ("en", "zh")}
 MAX_ROWS = 24
@@ -34,18 +32,10 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.set_defaults(func=_demo)
 
 
-def identity(name: str, author: str, lang: str) -> IdentitySpec:
-    """The identity the options describe. Raises ConfigError naming the option that is wrong."""
-    try:
-        return IdentitySpec(name=name, author=author, languages=LANGUAGES[lang])
-    except ValidationError as error:
-        raise ConfigError(errors_by_field(error)) from None
-
-
 def _demo(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     workspace = open_workspace(arguments)
-    spec = identity(arguments.name, arguments.author, arguments.lang)
+    spec = parse_spec({"name": arguments.name, "author": arguments.author, "languages": LANGUAGES[arguments.lang]})
     run = demo.prepare(workspace, spec)
     runner.start(run)
     try:

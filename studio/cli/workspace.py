@@ -21,6 +21,16 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def workspace_path(arguments: argparse.Namespace) -> Path:
+    """The folder the options name; nothing is looked up or made."""
+    return Path(arguments.workspace or os.environ.get("CRUCIBLE_WORKSPACE") or ROOT / "workspace")
+
+
+def workspace_path(arguments: argparse.Namespace) -> Path:
+    """The folder the options name; nothing is created."""
+    return Path(arguments.workspace or os.environ.get("CRUCIBLE_WORKSPACE") or ROOT / "workspace")
+
+
 def open_workspace(arguments: argparse.Namespace) -> Workspace:
     """The workspace the options name. Raises WorkspaceError when it cannot be written."""
-    return Workspace(arguments.workspace or Path(os.environ.get("CRUCIBLE_WORKSPACE") or ROOT / "workspace"))
+    return Workspace(workspace_path(arguments))
