@@ -1,4 +1,4 @@
-"""What this machine has: processors, memory, disk, GPUs, a compiler. Loads no torch; looks, changes nothing."""
+"""What this machine has: processors, memory, disk, GPUs, a compiler, a browser. It changes nothing and loads no torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
 WSL_PROGRAMS = "/usr/lib/wsl/lib"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NO_LIMIT = 1 << 60  # control groups write "no limit" as a number near 2**63
 
 
@@ -98,8 +99,8 @@ def recommended_threads(cores: int | None = None, load: float | None = None) -> 
     cores = cpu_cores() if cores is None else cores
     load = system_load() if load is None else load
     physical = psutil.cpu_count(logical=False) or cores
-    idle = cores - math.ceil(load - 0.25)  # a little background noise is not a busy core
-    return max(1, min(idle, max(physical, 1), cores))
+    idle = cores - math.floor(load + 0.5)  # a little background noise is not a busy core
+    return max(1, min(idle, physical))
 
 
 def memory_bytes(root: Path = CGROUP) -> tuple[int, int]:
@@ -160,6 +161,22 @@ def parse_gpus(listing: str) -> tuple[Gpu, ...]:
         total, free = (int(cell) << 20 if cell.isdigit() else 0 for cell in cells[2:4])
         found.append(Gpu(int(cells[0]), cells[1], total, free, cells[4]))
     return tuple(found)
+
+
+def find_chromium() -> str | None:
+    """The browser of the tests: the one CHROMIUM names, one on the system, or playwright's own; None without one."""
+    named = os.environ.get("CHROMIUM")
+    if named and Path(named).exists():
+        return named
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    home = Path.home()
+    for folder in (Path(sys.prefix) / "browsers", home / ".cache/ms-playwright", home / "Library/Caches/ms-playwright"):
+        for pattern in ("chrome-*/chrome", "chrome-*/chrome.exe", "chrome-*/*.app/Contents/MacOS/*"):
+            if downloads := sorted(folder.glob(f"chromium-*/{pattern}")):
+                return str(downloads[-1])
+    return None
 
 
 def _read(path: Path) -> str:

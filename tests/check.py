@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from studio.hardware import find_chromium
+
 ROOT = Path(__file__).resolve().parent.parent
 VENV = Path(sys.prefix)
 REPORTS = VENV / "test-reports"
@@ -42,26 +44,6 @@ class Outcome:
     def line(self) -> str:
         """One line of the summary."""
         return f"{self.name:<8} {'ok' if self.ok else 'FAILED':<7} {self.words:<42} {self.seconds:6.0f} s"
-
-
-def find_chromium() -> str | None:
-    """The browser of the tests: the one CHROMIUM names, one on the system, or playwright's own."""
-    named = os.environ.get("CHROMIUM")
-    if named and Path(named).exists():
-        return named
-    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"):
-        if found := shutil.which(name):
-            return found
-    patterns = ("chromium-*/chrome-*/chrome", "chromium-*/chrome-*/chrome.exe", "chromium-*/chrome-*/*.app/*/MacOS/*")
-    for folder in (
-        VENV / "browsers",
-        Path.home() / ".cache/ms-playwright",
-        Path.home() / "Library/Caches/ms-playwright",
-    ):
-        for pattern in patterns:
-            if found_files := sorted(folder.glob(pattern)):
-                return str(found_files[-1])
-    return None
 
 
 def install_chromium() -> None:
