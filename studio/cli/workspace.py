@@ -26,11 +26,6 @@ def workspace_path(arguments: argparse.Namespace) -> Path:
     return Path(arguments.workspace or os.environ.get("CRUCIBLE_WORKSPACE") or ROOT / "workspace")
 
 
-def workspace_path(arguments: argparse.Namespace) -> Path:
-    """The folder the options name; nothing is created."""
-    return Path(arguments.workspace or os.environ.get("CRUCIBLE_WORKSPACE") or ROOT / "workspace")
-
-
 def open_workspace(arguments: argparse.Namespace) -> Workspace:
     """The workspace the options name. Raises WorkspaceError when it cannot be written."""
     return Workspace(workspace_path(arguments))
