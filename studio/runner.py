@@ -30,6 +30,7 @@ from studio.presets import ROOT
 from studio.rundir import RunDir, Workspace
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
+ENGINE = (sys.executable, "-m", "studio.engine")
 STOP_GRACE_S = 30.0
 TERM_GRACE_S = 30.0
 
@@ -111,7 +112,7 @@ def _check_may_start(run: RunDir, workspace: Workspace, *, resume: bool) -> None
 
 def _spawn(run: RunDir, *, resume: bool) -> None:
     kind = run.config().kind
-    argv = [sys.executable, "-m", "studio.engine", kind, str(run.path)] + (["--resume"] if resume else [])
+    argv = [*ENGINE, kind, str(run.path)] + (["--resume"] if resume else [])
     before = run.read_launch()
     with contextlib.suppress(FileNotFoundError):
         run.stop_file.unlink()
@@ -268,7 +269,7 @@ def start_chat_server(workspace: Workspace, base: str, adapters: dict[str, str],
     folder = workspace.path / "chat"
     folder.mkdir(exist_ok=True)
     log_file = folder / f"server-{port}.log"
-    argv = [sys.executable, "-m", "studio.engine", "serve", "--base", base, "--port", str(port), "--bits", str(bits)]
+    argv = [*ENGINE, "serve", "--base", base, "--port", str(port), "--bits", str(bits)]
     for name, path in adapters.items():
         argv += ["--adapter", f"{name}={path}"]
     try:

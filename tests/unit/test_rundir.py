@@ -20,7 +20,7 @@ CONFIG = build(RunConfig, {"model_path": "crucible/ember", "data_path": "identit
 
 @pytest.fixture
 def ws(workspace) -> Workspace:
-    return Workspace(workspace)
+    return workspace
 
 
 @pytest.fixture
@@ -40,7 +40,8 @@ def test_events_round_trip_with_offsets(run):
     run.append_event(LogEvent(step=3, loss=float("nan"), grad_norm=1.5))
     second, _ = run.read_events(offset)
     assert [e.type for e in first + second] == ["phase", "log"]
-    assert second[0].loss is None and second[0].step == 3
+    assert second[0].loss is None
+    assert second[0].step == 3
 
 
 def test_a_torn_last_line_is_left_for_the_next_read_and_repaired_by_the_next_write(run):
@@ -174,7 +175,8 @@ def test_run_ids_are_safe_file_names(ws, name):
     run = ws.create_run(CONFIG.model_copy(update={"name": name}))
     assert run.path.parent == ws.runs
     assert ws.run(run.id).config().name == name
-    assert "/" not in slug(name) and slug(name) not in ("", ".", "..")
+    assert "/" not in slug(name)
+    assert slug(name) not in ("", ".", "..")
 
 
 @pytest.mark.parametrize("run_id", ["", "..", "../runs", "nope", "/etc", "\x00", "a" * 5000])

@@ -1,0 +1,200 @@
+"""Starting, stopping and resuming real child processes that speak the run-directory contract."""
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from studio import runner
+from studio.config import RunConfig
+from studio.events import RunState
+from studio.rundir import RunDir
+from studio.schema import build
+
+FAKE = Path(__file__).resolve().parents[1] / "fake_engine.py"
+CONFIG = build(RunConfig, {"model_path": "crucible/ember", "data_path": "identity", "name": "run"})
+DEAF = """
+import signal, sys, time, pathlib
+sys.path.insert(0, {root!r})
+from studio.events import Status, RunState
+from studio.rundir import RunDir
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+RunDir(pathlib.Path(sys.argv[2])).write_status(Status(state=RunState.RUNNING))
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def ws(workspace, monkeypatch):
+    monkeypatch.setattr(runner, "ENGINE", (sys.executable, str(FAKE)))
+    space = workspace
+    yield space
+    for run in space.list_runs():
+        launch = run.read_launch()
+        if launch and run.alive():
+            os.killpg(launch.pid, signal.SIGKILL)
+
+
+def fake(monkeypatch, **options) -> None:
+    monkeypatch.setenv("CRUCIBLE_FAKE", json.dumps({"pace": 0.01, "slow": 0.0, "steps": 8} | options))
+
+
+def wait_for(run: RunDir, *states: RunState) -> RunState:
+    while run.state() not in states:
+        time.sleep(0.02)
+    return run.state()
+
+
+def test_a_run_goes_from_queued_to_finished(ws, monkeypatch):
+    fake(monkeypatch)
+    run = ws.create_run(CONFIG)
+    assert run.state() is RunState.QUEUED
+    runner.start(run)
+    assert run.state() in (RunState.STARTING, RunState.RUNNING, RunState.FINISHED)
+    assert wait_for(run, RunState.FINISHED, RunState.FAILED) is RunState.FINISHED
+    launch = run.read_launch()
+    assert launch.argv[-2:] == ["train", str(run.path)]
+    assert launch.versions["torch"]
+    assert "step 8" in run.log_file.read_text()
+
+
+def test_only_one_run_is_live_and_the_second_is_told_which(ws, monkeypatch):
+    fake(monkeypatch, hang_at=2)
+    first, second = ws.create_run(CONFIG), ws.create_run(CONFIG)
+    runner.start(first)
+    with pytest.raises(runner.StartRefused, match=first.id) as caught:
+        runner.start(second)
+    assert caught.value.blocking == first.id
+    with pytest.raises(runner.StartRefused):
+        runner.start(first)
+    assert second.state() is RunState.QUEUED
+
+
+def test_many_starts_at_once_give_one_engine(ws, monkeypatch):
+    fake(monkeypatch, hang_at=2)
+    run = ws.create_run(CONFIG)
+    outcomes: list[str] = []
+
+    def try_start() -> None:
+        try:
+            runner.start(run)
+            outcomes.append("started")
+        except runner.StartRefused:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=try_start) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["refused"] * 5 + ["started"]
+    assert run.read_launch().attempt == 1
+
+
+def test_stop_saves_and_stops(ws, monkeypatch):
+    fake(monkeypatch, steps=100000)
+    run = ws.create_run(CONFIG)
+    runner.start(run)
+    wait_for(run, RunState.RUNNING)
+    assert runner.stop(run) is RunState.STOPPED
+    assert run.read_status().exit_code == 3
+    assert runner.stop(run) is RunState.STOPPED, "stopping an ended run changes nothing"
+
+
+def test_a_child_that_ignores_everything_is_killed_and_only_it(ws, monkeypatch, tmp_path):
+    script = tmp_path / "deaf.py"
+    script.write_text(DEAF.format(root=str(runner.ROOT)))
+    monkeypatch.setattr(runner, "ENGINE", (sys.executable, str(script)))
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    run = ws.create_run(CONFIG)
+    runner.start(run)
+    wait_for(run, RunState.RUNNING)
+    assert runner.stop(run, stop_grace=0.2, term_grace=0.2) is RunState.LOST
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+
+
+def test_a_killed_engine_is_lost_and_can_be_resumed(ws, monkeypatch):
+    fake(monkeypatch, die_at=4)
+    run = ws.create_run(CONFIG)
+    runner.start(run)
+    assert wait_for(run, RunState.LOST, RunState.FINISHED) is RunState.LOST
+    fake(monkeypatch)
+    runner.resume(run)
+    assert wait_for(run, RunState.FINISHED) is RunState.FINISHED
+    assert run.read_launch().attempt == 2
+    with pytest.raises(runner.StartRefused, match="only a stopped, failed or lost run"):
+        runner.resume(run)
+
+
+def test_a_stop_request_of_an_earlier_attempt_does_not_stop_the_next(ws, monkeypatch):
+    fake(monkeypatch, steps=100000)
+    run = ws.create_run(CONFIG)
+    runner.start(run)
+    wait_for(run, RunState.RUNNING)
+    runner.stop(run)
+    fake(monkeypatch)
+    runner.resume(run)
+    assert wait_for(run, RunState.FINISHED, RunState.STOPPED) is RunState.FINISHED
+
+
+def test_a_run_outlives_the_process_that_started_it(ws, monkeypatch):
+    fake(monkeypatch, steps=30, pace=0.02)
+    run = ws.create_run(CONFIG)
+    code = (
+        "import sys, os, signal, pathlib; from studio import runner; from studio.rundir import RunDir\n"
+        f"runner.ENGINE = (sys.executable, {str(FAKE)!r})\n"
+        f"runner.start(RunDir(pathlib.Path({str(run.path)!r})))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=runner.ROOT, check=False)
+    assert run.state().live
+    assert wait_for(run, RunState.FINISHED, RunState.LOST) is RunState.FINISHED
+
+
+def test_an_engine_whose_launch_cannot_be_recorded_is_not_left_running(ws, monkeypatch):
+    fake(monkeypatch, hang_at=2)
+    run = ws.create_run(CONFIG)
+    before = set(psutil.Process().children())
+
+    def full(self, launch):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RunDir, "write_launch", full)
+    with pytest.raises(runner.StartRefused, match="free some disk space"):
+        runner.start(run)
+    _, alive = psutil.wait_procs(set(psutil.Process().children()) - before, timeout=20)
+    assert not alive
+
+
+def test_an_engine_that_dies_at_once_is_failed_not_starting_forever(ws, monkeypatch):
+    monkeypatch.setattr(runner, "ENGINE", (sys.executable, "-c", "import sys; sys.exit('no such thing')"))
+    run = ws.create_run(CONFIG)
+    runner.start(run)
+    assert wait_for(run, RunState.FAILED) is RunState.FAILED
+    assert "no such thing" in run.log_file.read_text()
+
+
+def test_a_taken_port_gives_the_next_free_one():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert runner.free_port(port) > port
+    assert runner.free_port() > 0
+
+
+def test_the_engine_environment_keeps_the_working_directory_off_the_import_path():
+    env = runner.engine_environment()
+    assert env["PYTHONSAFEPATH"] == "1"
+    assert env["OMP_WAIT_POLICY"]
