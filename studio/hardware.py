@@ -1,4 +1,4 @@
-"""What this machine has: processors, memory, disk, GPUs, a compiler, a browser. It changes nothing and loads no torch."""
+"""What this machine has: processors, memory, disk, GPUs, a compiler, a browser. Changes nothing, loads no torch."""
 
 from __future__ import annotations
 
