@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from studio import hardware
+from studio.rundir import Workspace
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -55,11 +56,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path) -> Path:
+def weird_path(tmp_path: Path) -> Path:
     """An empty folder with spaces, quotes and Chinese in its name."""
     path = tmp_path / "my \"odd\" it's 丹炉 $HOME & co"
     path.mkdir()
     return path
+
+
+@pytest.fixture
+def workspace(weird_path: Path) -> Workspace:
+    """An empty workspace in such a folder."""
+    return Workspace(weird_path)
 
 
 @pytest.fixture(scope="session")
