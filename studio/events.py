@@ -11,7 +11,7 @@ import time
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 
 class RunState(StrEnum):
@@ -69,11 +69,13 @@ class Event(BaseModel):
     t: float = Field(default_factory=time.time)
     step: int = 0
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def nan_is_null(cls, value: Any) -> Any:
+    def nan_is_null(cls, data: Any) -> Any:
         """Numbers that JSON cannot hold become None."""
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+        if not isinstance(data, dict):
+            return data
+        return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in data.items()}
 
 
 class StartedEvent(Event):

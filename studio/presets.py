@@ -150,7 +150,7 @@ def model_defaults(model_name_or_path: str, method: str) -> dict[str, Any]:
 def _missing(ref: str) -> ModelError:
     near = nearest(ref, [*BUILT_IN, *(m.model_name_or_path for m in models().values())])
     hint = f"did you mean {near}?" if near else "give a built-in model, an existing folder or a hub id like name/model"
-    return ModelError(f"model.model_name_or_path: the model folder {ref!r} does not exist", hint)
+    return ModelError(f"model.model_name_or_path: the model folder {ref[:200]!r} does not exist", hint)
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -206,6 +206,6 @@ def resolve_model(ref: str) -> ModelRef:
         return ModelRef(ref, str(folder.resolve()), local=True)
     if exists:
         raise ModelError(f"model.model_name_or_path: {ref!r} is a file", "give the folder that holds the model")
-    if built_in or not _HUB_ID.fullmatch(ref):
+    if ref.startswith("crucible/") or not _HUB_ID.fullmatch(ref):
         raise _missing(ref)
     return ModelRef(ref, ref, local=False)
