@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from studio.records.conversation import Conversation, Message
 from studio.records.errors import DataError
+from studio.records.filling import fill_placeholders
 from studio.records.formats import ReadResult, Skipped, read_file
 from studio.records.identity import IdentitySet, IdentitySpec, build_identity, parse_spec
-from studio.records.placeholders import fill_placeholders
 from studio.records.store import Dataset, DatasetInfo, DatasetStore
 
 __all__ = [

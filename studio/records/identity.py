@@ -15,14 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from studio.records.errors import DataError
 from studio.records.identity_texts import IdentityTexts, Language, Question, Tone, load_replay, load_texts
-from studio.records.labels import clean_label
+from studio.records.labels import FACT_LIMIT, LABEL_LIMIT, clean_label
 from studio.records.phrasing import same_question, spread, variants
 from studio.records.placeholders import any_placeholder, fill
 
 Row = dict[str, Any]
 Origin = Literal["identity", "hard_negative", "replay"]
 MAX_FACTS = 10
-_LIMITS = {"name": 80, "author": 80, "fact": 200}
 
 
 class IdentitySpec(BaseModel):
@@ -51,13 +50,13 @@ class IdentitySpec(BaseModel):
     @classmethod
     def check_label(cls, value: str, info: Any) -> str:
         """One printable line of 1 to 80 characters without placeholders."""
-        return clean_label(value, info.field_name, _LIMITS[info.field_name])
+        return clean_label(value, info.field_name, LABEL_LIMIT)
 
     @field_validator("facts")
     @classmethod
     def check_facts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         """Each fact is one printable line of at most 200 characters."""
-        return tuple(clean_label(fact, "fact", _LIMITS["fact"]) for fact in value if fact.strip())
+        return tuple(clean_label(fact, "fact", FACT_LIMIT) for fact in value if fact.strip())
 
     @field_validator("languages")
     @classmethod

@@ -7,6 +7,8 @@ import unicodedata
 from studio.records.conversation import broken_text
 from studio.records.placeholders import any_placeholder, control_tokens, word_placeholder
 
+LABEL_LIMIT = 80
+FACT_LIMIT = 200
 _LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 

@@ -172,9 +172,8 @@ class DatasetStore:
     def _missing(self, ref: str) -> DataError:
         names = [info.name for info in self.list()]
         known = f" Saved datasets: {', '.join(names[:8])}." if names else " No dataset is saved yet."
-        return DataError(
-            f"There is no dataset or .json/.jsonl file '{shown(ref, 100)}'.{nearest(ref[:80], names)}{known}"
-        )
+        hint = nearest(ref[:80], names)
+        return DataError(f"data.dataset: there is no dataset or .json/.jsonl file '{shown(ref, 100)}'.{hint}{known}")
 
     def _folders(self, *, hidden: bool = False) -> Sequence[Path]:
         try:
