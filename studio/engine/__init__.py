@@ -1,0 +1,1 @@
+"""The child process that does the heavy work; the only package that imports torch and its family."""

@@ -1,0 +1,37 @@
+"""python -m studio.engine train RUN_DIR [--resume] | merge RUN_DIR | serve --base PATH ...
+
+Each verb's module is imported only when it is asked for: a run's directory shows a sign of life before torch is there.
+"""
+
+from __future__ import annotations
+
+import sys
+
+USAGE = "usage: python -m studio.engine train RUN_DIR [--resume] | merge RUN_DIR | serve --base PATH --port N ..."
+
+
+def main(argv: list[str]) -> int:
+    """Run one verb and return its exit code (`studio.events.ExitCode`)."""
+    match argv:
+        case ["train", run_dir]:
+            from studio.engine import train
+
+            return train.main(run_dir)
+        case ["train", run_dir, "--resume"] | ["train", "--resume", run_dir]:
+            from studio.engine import train
+
+            return train.main(run_dir, resume=True)
+        case ["merge", run_dir] | ["merge", run_dir, "--resume"]:
+            from studio.engine import export
+
+            return export.main(run_dir)
+        case ["serve", *rest]:
+            from studio.engine import serve
+
+            return serve.main(rest)
+    print(USAGE, file=sys.stderr)  # noqa: T201 - this is a command
+    return 4
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,163 @@
+"""What happens beside the training: points of the curves, samples, checkpoints announced, and the stop."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from typing import Any
+
+import psutil
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from studio.config import SamplesSection
+from studio.engine.answers import Respondent
+from studio.engine.failure import NonFiniteLoss
+from studio.engine.journal import Journal
+from studio.events import LogEvent, SampleEvent, SavedEvent
+
+REMEMBERED_STEPS = 50
+
+
+class Sampler:
+    """Asks the evaluation inputs and writes the answers as events; once per step at most."""
+
+    def __init__(self, journal: Journal, respondent: Respondent, section: SamplesSection) -> None:
+        self.journal, self.respondent, self.section = journal, respondent, section
+        self.asked_at = -1
+
+    def ask(self, reason: str) -> None:
+        """Answer every evaluation input now. `reason`: start | freq | save | end."""
+        prompts = self.section.evaluation_inputs
+        if not prompts or self.asked_at == self.journal.step:
+            return
+        self.asked_at = self.journal.step
+        answers = self.respondent.answer(prompts, self.section.max_new_tokens)
+        for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            self.journal.emit(SampleEvent(index=index, prompt=prompt, answer=answer, reason=reason))
+
+
+class Clock:
+    """Times optimizer steps without the pauses between them, and guesses what is left."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=REMEMBERED_STEPS)
+        self._started = 0.0
+        self._window = [0, 0.0]  # steps and seconds since the last reading
+
+    def start(self) -> None:
+        """An optimizer step begins."""
+        self._started = time.monotonic()
+
+    def stop(self) -> None:
+        """The optimizer step is over."""
+        seconds = time.monotonic() - self._started
+        self._times.append(seconds)
+        self._window[0] += 1
+        self._window[1] += seconds
+
+    def read(self) -> tuple[int, float]:
+        """(steps, seconds of training) since the last reading."""
+        steps, seconds = self._window
+        self._window = [0, 0.0]
+        return int(steps), seconds
+
+    def eta(self, steps_left: int) -> float | None:
+        """Seconds of training left, from the latest steps; None before the first."""
+        return steps_left * sum(self._times) / len(self._times) if self._times else None
+
+
+class Watch(TrainerCallback):  # type: ignore[misc]
+    """Reports the training to the journal and obeys its stop."""
+
+    def __init__(self, journal: Journal, sampler: Sampler) -> None:
+        self.journal, self.sampler = journal, sampler
+        self.clock = Clock()
+        self.tokens_seen = 0.0
+        self.trained_tokens = 0.0
+        self.trained_seconds = 0.0
+        self.peak_memory = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A resumed run goes on counting where it was."""
+        self.tokens_seen = float(state.num_input_tokens_seen)
+        self.journal.update(force=True, step=state.global_step, max_steps=state.max_steps)
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock."""
+        self.clock.start()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Stop the clock, tell the status; a stop asked for means: save now, then stop."""
+        self.clock.stop()
+        self.journal.update(step=state.global_step, max_steps=state.max_steps)
+        if self.journal.stop_requested():
+            control.should_save = control.should_training_stop = control.should_log = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """One point of the curves. Raises NonFiniteLoss, before anything of that step is saved."""
+        if not logs or "loss" not in logs:
+            return
+        point = self._point(state, logs)
+        self.journal.emit(point)
+        print(_line(state, logs, point), flush=True)  # noqa: T201 - engine.log is what people read
+        if not math.isfinite(float(logs["loss"])):
+            raise NonFiniteLoss(state.global_step)
+
+    def _point(self, state: TrainerState, logs: dict[str, float]) -> LogEvent:
+        steps, seconds = self.clock.read()
+        tokens = float(state.num_input_tokens_seen) - self.tokens_seen
+        self.tokens_seen += tokens
+        self.trained_tokens += tokens
+        self.trained_seconds += seconds
+        memory = memory_in_use()
+        self.peak_memory = max(self.peak_memory, memory)
+        return LogEvent(
+            epoch=logs.get("epoch"),
+            loss=float(logs["loss"]),
+            learning_rate=logs.get("learning_rate"),
+            grad_norm=logs.get("grad_norm"),
+            tokens_per_second=tokens / seconds if seconds else None,
+            step_seconds=seconds / steps if steps else None,
+            memory_bytes=memory,
+            eta_seconds=self.clock.eta(state.max_steps - state.global_step),
+        )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """A checkpoint is complete."""
+        self.journal.emit(SavedEvent(path=f"checkpoints/checkpoint-{state.global_step}", what="checkpoint"))
+        if not self.journal.stop_requested() and state.global_step < state.max_steps:
+            self.sampler.ask("save")
+
+
+class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
+    """Asks the evaluation inputs every `evaluation_freq` steps; the end has its own."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """After the update, outside the clock."""
+        due = state.global_step % self.sampler.section.evaluation_freq == 0
+        if due and state.global_step < state.max_steps and not control.should_training_stop:
+            self.sampler.ask("freq")
+
+
+def memory_in_use() -> int:
+    """Bytes of GPU memory held by this process, or of main memory without a GPU."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_reserved())
+    return int(psutil.Process().memory_info().rss)
+
+
+def _line(state: TrainerState, logs: dict[str, float], point: LogEvent) -> str:
+    speed = f"  {point.tokens_per_second:,.0f} tokens/s" if point.tokens_per_second else ""
+    return f"step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}{speed}"

@@ -1,0 +1,151 @@
+"""From an exception to what a person is told: a RunError (kind, sentence, hint, field) and the exit code.
+
+Imports nothing heavy, so that it also explains a failure to import. Exceptions of torch and safetensors are known by
+their class name and message.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+
+from studio.events import ExitCode, RunError
+from studio.presets import ModelError
+from studio.records import DataError
+from studio.schema import ConfigError
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO}
+_DISK_TEXT = re.compile(
+    r"no space left on device|disk quota exceeded|os error (28|122|30|27)\b|"
+    r"read-only file system|PytorchStreamWriter failed|unexpected pos \d+ vs",
+    re.IGNORECASE,
+)
+_MEMORY_TEXT = re.compile(
+    r"out of memory|DefaultCPUAllocator|can't allocate memory|cannot allocate memory|unable to allocate|"
+    r"CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+
+
+class EngineError(Exception):
+    """A failure the engine itself found; says everything a person needs."""
+
+    def __init__(self, error: RunError, code: ExitCode = ExitCode.BAD_INPUT) -> None:
+        super().__init__(error.message)
+        self.error, self.code = error, code
+
+
+class NonFiniteLoss(EngineError):
+    """The loss is no longer a number: the training has blown up."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            RunError(
+                kind="config",
+                message=f"train.learning_rate: the loss stopped being a number at step {step}.",
+                hint="Lower the learning rate (a third is a good try), add warm-up, or lower the gradient clipping.",
+                field="train.learning_rate",
+            )
+        )
+
+
+def explain(error: BaseException) -> tuple[RunError, ExitCode]:
+    """What to tell a person about `error`, looking through its causes for the one that explains it."""
+    chain = list(_chain(error))
+    for item in chain:
+        known = _ours(item)
+        if known:
+            return known
+    if any(_is_memory(item) for item in chain):
+        return _out_of_memory(chain), ExitCode.OUT_OF_MEMORY
+    for item in chain:
+        if _is_disk(item):
+            return _disk(item), ExitCode.INTERNAL
+    return _internal(error), ExitCode.INTERNAL
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it, outermost first."""
+    seen: set[int] = set()
+    item: BaseException | None = error
+    while item is not None and id(item) not in seen:
+        seen.add(id(item))
+        yield item
+        item = item.__cause__ or (None if item.__suppress_context__ else item.__context__)
+
+
+def _ours(error: BaseException) -> tuple[RunError, ExitCode] | None:
+    if isinstance(error, EngineError):
+        return error.error, error.code
+    if isinstance(error, ConfigError):
+        field = error.errors[0].path if error.errors else ""
+        hint = "Correct the field and start a new run."
+        return RunError(kind="config", message=str(error), hint=hint, field=field), ExitCode.BAD_INPUT
+    if isinstance(error, ModelError):
+        return model_failure(error.message, error.hint).error, ExitCode.BAD_INPUT
+    if isinstance(error, DataError):
+        return _data(error), ExitCode.BAD_INPUT
+    return None
+
+
+def _data(error: DataError) -> RunError:
+    if error.field.startswith("model."):  # the chat template and the tokenizer are read by the same package
+        return RunError(kind="model", message=f"{error.field}: {error.message}", field=error.field)
+    hint = "Correct the data and start a new run."
+    return RunError(kind="data", message=f"{error.field}: {error.message}", hint=hint, field=error.field)
+
+
+def model_failure(message: str, hint: str, field: str = "model.model_name_or_path") -> EngineError:
+    """An EngineError of kind model."""
+    return EngineError(RunError(kind="model", message=message, hint=hint, field=field))
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and bool(_MEMORY_TEXT.search(str(error)))
+
+
+def _is_disk(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return True
+    return type(error).__name__ in ("SafetensorError", "RuntimeError", "OSError") and bool(
+        _DISK_TEXT.search(str(error))
+    )
+
+
+def _out_of_memory(chain: list[BaseException]) -> RunError:
+    where = "GPU memory" if any("CUDA" in str(item) for item in chain) else "memory"
+    return RunError(
+        kind="memory",
+        message=f"train.per_device_train_batch_size: the training needs more {where} than there is.",
+        hint="Halve the batch size (and double gradient accumulation), shorten the maximum length, turn on gradient "
+        "checkpointing, or choose qlora.",
+        field="train.per_device_train_batch_size",
+    )
+
+
+def _disk(error: BaseException) -> RunError:
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        message = "workspace: the run directory cannot be written (no permission)."
+        hint = "Make the workspace writable or choose another with --workspace, then resume the run."
+    elif number == errno.EIO:
+        message, hint = "workspace: the disk reports an error.", "Check the disk, then resume the run."
+    else:
+        message = "workspace: the disk is full; what was saved before is undamaged."
+        hint = "Free some space, then resume the run from its last checkpoint."
+    return RunError(kind="disk", message=message, hint=hint, field="workspace")
+
+
+def _internal(error: BaseException) -> RunError:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    said = f"{type(error).__name__}: {first[:300]}" if first else type(error).__name__
+    return RunError(
+        kind="internal",
+        message=f"The engine stopped at something unexpected ({said}).",
+        hint="The full story is at the end of engine.log.",
+    )

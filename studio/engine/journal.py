@@ -1,0 +1,186 @@
+"""What an engine tells the world: events, a current status, a heartbeat; and whether somebody asked it to stop.
+
+`supervise` runs a piece of work under all of it and turns every way it can end into a state and an exit code.
+Imports nothing heavy: the first event is written before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+from filelock import Timeout
+
+from studio.engine.failure import explain
+from studio.events import (
+    Event,
+    ExitCode,
+    FinishedEvent,
+    PhaseEvent,
+    PhaseName,
+    ProgressEvent,
+    RunError,
+    RunState,
+    StartedEvent,
+    Status,
+    WarningEvent,
+)
+from studio.rundir import RunDir
+
+MIN_STATUS_S = 0.2
+HEARTBEAT_S = 1.0
+_CODES = {RunState.FINISHED: ExitCode.FINISHED, RunState.STOPPED: ExitCode.STOPPED}
+
+
+class StopRequested(BaseException):  # noqa: N818 - like KeyboardInterrupt: no `except Exception` may swallow it
+    """Somebody asked the run to stop while it was in a phase that can simply be left."""
+
+
+class Journal:
+    """The only writer of a run's events and status; safe to use from the heartbeat thread."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.run = run
+        self.status = Status(state=RunState.RUNNING)
+        self.interruptible = True
+        self._requested = False
+        self._lock = threading.RLock()
+        self._written = 0.0
+        self._ended = threading.Event()
+
+    @property
+    def step(self) -> int:
+        """Optimizer updates done so far; stamped on every event."""
+        return self.status.step
+
+    def begin(self, *, max_steps: int = 0, resumed_from: int | None = None) -> None:
+        """The first sign of life."""
+        self.update(force=True, step=resumed_from or 0, max_steps=max_steps)
+        self.emit(StartedEvent(max_steps=max_steps, resumed_from=resumed_from))
+
+    def emit(self, event: Event) -> None:
+        """Append an event, stamped with the current step."""
+        event.step = self.status.step
+        self.run.append_event(event)
+
+    def update(self, *, force: bool = False, **changes: object) -> None:
+        """Change fields of the status; written at most five times a second unless forced."""
+        with self._lock:
+            self.status = self.status.model_copy(update=changes)
+            if force or time.monotonic() - self._written >= MIN_STATUS_S:
+                self._write()
+
+    def _write(self) -> None:
+        self.status = self.status.model_copy(update={"updated_at": time.time()})
+        self._written = time.monotonic()
+        self.run.write_status(self.status)
+
+    def phase(self, name: PhaseName, detail: str = "") -> None:
+        """A new phase begins."""
+        self.update(force=True, phase=name)
+        self.emit(PhaseEvent(name=name, detail=detail))
+
+    def progress(self, done: int, total: int, label: str) -> None:
+        """How far a phase without steps is."""
+        self.update()
+        self.emit(ProgressEvent(done=done, total=total, label=label))
+
+    def warn(self, message: str, field: str = "") -> None:
+        """Something a person should know that does not stop the run."""
+        self.emit(WarningEvent(message=message, field=field))
+
+    def stop_requested(self) -> bool:
+        """True once a signal came or the stop file exists."""
+        return self._requested or self.run.stop_requested()
+
+    @contextlib.contextmanager
+    def uninterrupted(self) -> Iterator[None]:
+        """A stop asked for inside is not raised here; whoever runs inside polls `stop_requested`."""
+        self.interruptible = False
+        try:
+            yield
+        finally:
+            self.interruptible = True
+
+    def finish(self, state: RunState, code: ExitCode, error: RunError | None = None) -> None:
+        """The last status and the last event. A disk that is full does not hide the exit code."""
+        with contextlib.suppress(OSError), self._lock:
+            self.status = self.status.model_copy(
+                update={"state": state, "exit_code": int(code), "error": error, "phase": self.status.phase}
+            )
+            self._write()
+        with contextlib.suppress(OSError):
+            self.emit(FinishedEvent(state=state, exit_code=int(code)))
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Signals ask for a stop, and a thread keeps the status fresh and looks for the stop file."""
+        before = {number: signal.signal(number, self._signalled) for number in (signal.SIGTERM, signal.SIGINT)}
+        thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.interruptible = False
+            self._ended.set()
+            thread.join()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        self._requested = True
+        if self.interruptible:
+            self.interruptible = False
+            raise StopRequested
+
+    def _beat(self) -> None:
+        while not self._ended.wait(MIN_STATUS_S):
+            if self.interruptible and not self._requested and self.run.stop_requested():
+                _thread.interrupt_main(signal.SIGTERM)
+            # A full disk shows itself where something is saved; a missed heartbeat must not end the run.
+            with contextlib.suppress(OSError), self._lock:
+                if time.monotonic() - self._written >= HEARTBEAT_S:
+                    self._write()
+
+
+def supervise(run: RunDir, work: Callable[[Journal], RunState]) -> int:
+    """Do `work` under a journal and return the exit code.
+
+    `work` returns FINISHED or STOPPED; whatever it raises is explained in status.json, and the traceback goes to
+    stderr (engine.log) only. A second engine on the same directory refuses without touching its files.
+    """
+    try:
+        with run.engine_lock():
+            return _supervised(Journal(run), work)
+    except Timeout:
+        return _refuse(f"another engine is at work in {run.path}", ExitCode.BAD_INPUT)
+    except OSError as problem:
+        return _refuse(f"the run directory {run.path} cannot be written: {problem}", ExitCode.INTERNAL)
+
+
+def _refuse(sentence: str, code: ExitCode) -> int:
+    print(sentence, file=sys.stderr)  # noqa: T201 - this goes to engine.log
+    return int(code)
+
+
+def _supervised(journal: Journal, work: Callable[[Journal], RunState]) -> int:
+    error: RunError | None = None
+    try:
+        with journal.watching():
+            state = work(journal)
+        code = _CODES[state]
+    except (StopRequested, KeyboardInterrupt):
+        state, code = RunState.STOPPED, ExitCode.STOPPED
+    except BaseException as problem:
+        traceback.print_exc()
+        state = RunState.FAILED
+        error, code = explain(problem)
+    journal.finish(state, code, error)
+    return int(code)
