@@ -27,6 +27,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tu
 ROOT = Path(__file__).resolve().parent
 OLDEST = (3, 11)
 THIS_PYTHON = "%d.%d" % sys.version_info[:2]
+DRIVER_SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidia0")
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 # What pip says when it fails, why that is, and what helps; the first that fits counts.
 CAUSES = (
@@ -108,7 +109,7 @@ def torch_version(project: Dict[str, Any]) -> Optional[str]:
 
 def has_nvidia() -> bool:
     """True if this machine has an NVIDIA GPU with a driver."""
-    if Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidia0").exists():
+    if any(Path(sign).exists() for sign in DRIVER_SIGNS):
         return True
     program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path="/usr/lib/wsl/lib")
     if not program:

@@ -123,9 +123,9 @@ def disk_free_bytes(path: Path) -> int:
     for candidate in (path, *path.absolute().parents):
         try:
             return shutil.disk_usage(candidate).free
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        except OSError:
+        except (OSError, ValueError):  # ValueError: no path at all
             return 0
     return 0
 
