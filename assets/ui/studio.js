@@ -142,7 +142,7 @@
     })();
     return {
       listen: (node, callback) => { listeners.add({ node, tell: callback }); if (state) callback(state); },
-      reset: (id) => { state = fresh(id); tell(); tick(); },
+      reset: (id) => { state = fresh(id); document.body.toggleAttribute("data-run", Boolean(id)); tell(); tick(); },
       kick: tick,
       live,
       get state() { return state; },
@@ -200,6 +200,42 @@
     percent: (share) => (share === null || share === undefined ? "–" : Math.round(share * 1000) / 10 + "%"),
   };
 
+  // Seconds since the engine was started, going on between two answers of the server.
+  const elapsed = (state) => {
+    const status = state.status;
+    if (!status || !status.started_at) return null;
+    return status.live ? status.now - status.started_at + (Date.now() - state.received) / 1000 : status.updated_at - status.started_at;
+  };
+  // Asks for what a run's path gives, again only when `key` changed: for things that change rarely.
+  const cachedRead = (path) => {
+    let last = null; let value = null;
+    return async (id, key) => {
+      const mark = `${id}|${key}`;
+      if (mark !== last) { last = mark; value = null; try { value = id ? await api(`${path}?run=${encodeURIComponent(id)}`) : null; } catch (error) { last = null; } }
+      return value;
+    };
+  };
+  // All samples of the selected run so far; returns the same list until there are new ones.
+  const sampleReader = () => {
+    let id = null; let offset = 0; let list = [];
+    return async (state) => {
+      if (state.id !== id) { id = state.id; offset = 0; list = []; }
+      if (!id || state.offset === offset) return list;
+      let more = true;
+      while (more && id === state.id) {
+        const part = await api(`/api/samples?run=${encodeURIComponent(id)}&after=${offset}`);
+        if (part.offset < offset) list = [];
+        if (part.samples.length) list = list.concat(part.samples);
+        more = part.more && part.offset > offset;
+        offset = part.offset;
+      }
+      return list;
+    };
+  };
+
+  const teaching = () => dispatchEvent(new Event("studio:teach"));
+  const teachingFailed = () => dispatchEvent(new Event("studio:teach-failed"));
+
   const script = (path) => ((script.cache ||= {})[path] ||= new Promise((done, failed) => {
     const node = h("script", { src: root() + path });
     node.onload = done;
@@ -226,6 +262,7 @@
         const runs = await api("/api/runs?live=1");
         const first = runs[0];
         live.hidden = !first;
+        document.title = first && first.max_steps ? `${Math.round((100 * first.step) / first.max_steps)}% · ${first.name}` : "Crucible 丹炉";
         live.className = "live";
         if (!first) return;
         live.replaceChildren(h("span.dot", { "aria-hidden": "true" }), h("span.what", {}, first.name),
@@ -260,5 +297,5 @@
     }
   });
 
-  window.Studio = { root, api, t, h, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme };
+  window.Studio = { root, api, t, h, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme, teaching, teachingFailed, elapsed, cachedRead, sampleReader };
 })();

@@ -12,6 +12,7 @@ import gradio as gr
 
 from studio.rundir import RunDir, Workspace
 from studio.ui.i18n import T, tr
+from studio.ui.sentences import translated
 
 Handler = Callable[..., Any]
 log = logging.getLogger("studio.ui")
@@ -53,8 +54,10 @@ class Context:
 
     def heading(self, tab: str) -> None:
         """The title and the sentence beneath it: texts ``<tab>.title`` and ``<tab>.lead``."""
-        html = f'<h2 class="page-title">{T(tab + ".title")}</h2><p class="page-lead">{T(tab + ".lead")}</p>'
-        gr.HTML(html, elem_classes=["page-head"], apply_default_css=False)
+        # One marker per component: the page translates only the first of a text.
+        with gr.Column(elem_classes=["page-head"], min_width=0):
+            gr.HTML(f'<h2 class="page-title">{T(tab + ".title")}</h2>', apply_default_css=False)
+            gr.HTML(f'<p class="page-lead">{T(tab + ".lead")}</p>', apply_default_css=False)
 
     def run(self, run_id: str | None) -> RunDir:
         """The run directory of an id that came from the page; raises Refused when there is none."""
@@ -78,8 +81,10 @@ def known_errors() -> tuple[type[Exception], ...]:
 
 def sentence(error: Exception) -> str:
     """What the visitor reads about ``error``; an unknown one is logged under an id that the sentence names."""
-    if isinstance(error, known_errors()):
+    if isinstance(error, Refused):
         return str(error)
+    if isinstance(error, known_errors()):
+        return translated(str(error))
     if isinstance(error, OSError):
         log.warning("file operation failed", exc_info=error)
         return tr("common.error.file", reason=error.strerror or type(error).__name__)

@@ -3,6 +3,7 @@
 import codecs
 import json
 import os
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,7 +77,7 @@ def metrics(run: RunDir, after: int) -> dict[str, Any]:
                 found["phases"].append({"name": event.name, "t": event.t, "detail": event.detail, "step": event.step})
             case WarningEvent():
                 found["warnings"].append({"message": event.message, "field": event.field})
-    status = status_of(run)
+    status = summary(run)
     status["eta_seconds"] = found.pop("eta_seconds")
     size = run.events_file.stat().st_size if run.events_file.exists() else 0
     more = offset > after and size - offset > EVENT_BYTES // 4
@@ -105,6 +106,7 @@ def status_of(run: RunDir) -> dict[str, Any]:
         "exit_code": status.exit_code if status else None,
         "updated_at": status.updated_at if status else run.created_at,
         "started_at": launch.started_at if launch else None,
+        "now": time.time(),
     }
 
 

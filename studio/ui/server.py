@@ -7,7 +7,6 @@ import secrets
 import signal
 import socket
 import sys
-import tempfile
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from studio.events import ExitCode
-from studio.rundir import Workspace
+from studio.rundir import Workspace, WorkspaceError
 from studio.ui import routes, theme
 from studio.ui.app import ASSETS, build_ui
 from studio.ui.i18n import page_texts, translations
@@ -81,17 +80,6 @@ def create_app(workspace: Workspace, token: str | None = None, cookie: str = "st
     app.add_middleware(Shell)
     app.add_middleware(Guard, token=token, cookie=cookie)
     return app
-
-
-def check_workspace(path: Path) -> str | None:
-    """Make the workspace and write to it; a sentence for the user when that fails."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".write-test-"):
-            return None
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        return f"workspace: cannot write to {path} ({reason}); choose another folder with --workspace."
 
 
 def free_socket(host: str, port: int) -> socket.socket:
@@ -163,9 +151,10 @@ def _ignore(_signal: int, _frame: FrameType | None) -> None:
 
 def serve(options: ServerOptions) -> int:
     """Serve until SIGINT or SIGTERM; the exit code. Runs are never stopped from here."""
-    problem = check_workspace(options.workspace)
-    if problem:
-        sys.stderr.write(f"{problem}\n")
+    try:
+        workspace = Workspace(options.workspace)
+    except WorkspaceError as error:
+        sys.stderr.write(f"{error}\n")
         return int(ExitCode.BAD_INPUT)
     token = options.token or (None if is_loopback(options.host) else secrets.token_urlsafe(18))
     try:
@@ -176,7 +165,7 @@ def serve(options: ServerOptions) -> int:
     port = int(sock.getsockname()[1])
     if options.port not in (0, port):
         _say(f"Port {options.port} is taken; using {port}.")
-    app = create_app(Workspace(options.workspace), token, cookie=f"studio_{port}")
+    app = create_app(workspace, token, cookie=f"studio_{port}")
     return _run(app, sock, options, welcome(options, port, token))
 
 

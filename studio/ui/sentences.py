@@ -1,0 +1,29 @@
+"""Sentences of the lower layers in the visitor's language. What has no translation stays as it is, in English."""
+
+import re
+
+from studio.ui.i18n import current_request, language_of, table
+
+# What the English sentence contains -> key of the text in the visitor's language.
+PATTERNS = (
+    (r"is empty\. Type at least", "problem.empty"),
+    (r"characters; at most (?P<limit>\d+) are allowed", "problem.long"),
+    (r"contains a line break", "problem.line_break"),
+    (r"unfilled placeholder (?P<found>.+?)\. Type", "problem.placeholder"),
+    (r"contains (?P<found>.+?), which models read as a control token", "problem.control_token"),
+    (r"contains a control character", "problem.control_character"),
+    (r"^run (?P<run>\S+) is \w+; stop it or wait", "problem.live"),
+    (r"another studio is starting a run", "problem.busy"),
+)
+
+
+def translated(sentence: str) -> str:
+    """``sentence`` in the visitor's language where it is one of the known ones."""
+    language = language_of(current_request())
+    if language == "en":
+        return sentence
+    for pattern, key in PATTERNS:
+        found = re.search(pattern, sentence)
+        if found:
+            return table(language)[key].format(**found.groupdict())
+    return sentence
