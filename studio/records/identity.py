@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from studio.records.errors import DataError
 from studio.records.identity_texts import IdentityTexts, Language, Question, Tone, load_replay, load_texts
 from studio.records.labels import FACT_LIMIT, LABEL_LIMIT, clean_label
-from studio.records.phrasing import same_question, spread, variants
+from studio.records.phrasing import question_key, same_question, spread, variants
 from studio.records.placeholders import any_placeholder, fill
 
 Row = dict[str, Any]
@@ -121,7 +121,8 @@ def _identity_rows(text: IdentityTexts, spec: IdentitySpec, rng: random.Random) 
 def _pick_questions(text: IdentityTexts, spec: IdentitySpec, rng: random.Random) -> list[Question]:
     """`rows_per_language` differently worded questions, in proportion to what there is of each kind."""
     heldout = [question.text for question in text.heldout(spec.facts)]
-    distinct = [q for q in text.train(spec.facts) if not same_question(q.text, heldout)]
+    by_key = {question_key(q.text): q for q in text.train(spec.facts) if not same_question(q.text, heldout)}
+    distinct = list(by_key.values())
     chosen = spread(distinct, key=lambda question: question.kind, rng=rng)[: spec.rows_per_language]
     seen = {question.text for question in chosen}
     for candidate in variants([question.text for question in distinct], text.language, rng):

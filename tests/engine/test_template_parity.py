@@ -17,8 +17,10 @@ pytestmark = pytest.mark.engine
 EMBER = Path(__file__).resolve().parents[2] / "assets" / "models" / "ember"
 
 PIECES = [
-    "Who are you?", "你是谁？", "I am Sprout.", "我是小芽。", "12 + 7 = 19", "  spaces  inside ", "line\nbreak\n\nand more",
-    "🔥👩‍👩‍👧‍👦", "龘靐齉爩", "𠀀𠮷", "ﷺ العربية", "Ünïcödé é", "tab\there", "<b>&amp;</b>", "{{ not jinja }}", "{% nor this %}",
+    "Who are you?", "你是谁？", "I am Sprout.", "我是小芽。", "12 + 7 = 19", "  spaces  inside ",
+    "line\nbreak\n\nand more",
+    "🔥👩‍👩‍👧‍👦", "龘靐齉爩", "𠀀𠮷", "ﷺ العربية", "Ünïcödé é", "tab\there", "<b>&amp;</b>", "{{ not jinja }}",
+    "{% nor this %}",
     "'quotes' \"double\"", "\\g<0> $1 %s", "한국어", "ไทย", "a", " ", "…", "x" * 300, "０１２", "user_2048",
 ]  # fmt: skip
 
@@ -77,9 +79,11 @@ def test_without_marks_the_difference_gives_the_same_mask(ours: ChatTokenizer) -
 
 
 TEMPLATES = {
-    "trim": "{% for m in messages %}\n  {% if m.role == 'user' %}\nU:{{ m.content | trim }}\n  {% elif m.role == 'assistant' %}"
+    "trim": "{% for m in messages %}\n  {% if m.role == 'user' %}\nU:{{ m.content | trim }}\n"
+    "  {% elif m.role == 'assistant' %}"
     "\n{% generation %}A:{{ m.content }}<|im_end|>{% endgeneration %}\n\n  {% endif %}\n{% endfor %}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ ns.n }}{{ m | tojson }}"
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{{ ns.n }}"
+    "{{ m | tojson }}"
     "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% endif %}"
     "{% if loop.index > 5 %}{% break %}{% endif %}{% endfor %}",
     "specials": "{{ pad_token }}{% for m in messages %}{{ dict(a=m.role) }}{% if m.role == 'assistant' %}"

@@ -47,7 +47,9 @@ def test_examples_are_recognised(name: str, kind: str, rows: int) -> None:
 def test_contents_of_the_formats(tmp_path: Path) -> None:
     alpaca = read_file(write(tmp_path, [{"instruction": "Add", "input": "1 and 2", "output": "3"}]))
     assert [m.content for m in alpaca.conversations[0].messages] == ["Add\n1 and 2", "3"]
-    turns = {"conversation": [{"system": "s", "input": "q", "output": "a"}, {"system": "s", "input": "r", "output": "b"}]}
+    turns = {
+        "conversation": [{"system": "s", "input": "q", "output": "a"}, {"system": "s", "input": "r", "output": "b"}]
+    }
     xtuner = read_file(write(tmp_path, [turns]))
     assert [m.role for m in xtuner.conversations[0].messages] == ["system", "user", "assistant", "user", "assistant"]
 

@@ -18,7 +18,20 @@ ATOMS: list[Any] = [
     "a" * 5000, "{{name}}", "{% for %}", "<script>alert(1)</script>", "'; rm -rf / #", "../../etc/passwd", "$(id)",
     "user", "assistant", "system", "loss", [], {}, "\u2028", "👩‍👩‍👧", "０", "null", "\\", '"',
 ]  # fmt: skip
-KEYS = ["messages", "role", "content", "loss", "conversation", "input", "output", "system", "instruction", "", "\x00", "x"]
+KEYS = [
+    "messages",
+    "role",
+    "content",
+    "loss",
+    "conversation",
+    "input",
+    "output",
+    "system",
+    "instruction",
+    "",
+    "\x00",
+    "x",
+]
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:
@@ -43,14 +56,19 @@ def near_miss(rng: random.Random) -> Any:
     return row
 
 
+def is_sentence(error: DataError, field: str = "data.dataset") -> None:
+    assert error.field == field
+    assert error.message.endswith((".", "?")), error.message
+    assert "\n" not in error.message
+    assert len(error.message) < 1500
+    error.message.encode("utf-8")
+
+
 def outcome(path: Path) -> str:
     try:
         result = read_file(path)
     except DataError as error:
-        assert str(error).endswith((".", "?", "}")), str(error)
-        assert "\n" not in str(error)
-        str(error).encode("utf-8")
-        assert len(str(error)) < 1500
+        is_sentence(error)
         return "refused"
     assert result.rows_read == len(result.conversations) + len(result.skipped)
     assert result.conversations
@@ -82,7 +100,7 @@ def test_random_damage_to_bytes(tmp_path: Path, seed: int) -> None:
     good = {"messages": [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "hello 🔥"}]}
     raw = "\n".join(json.dumps(good, ensure_ascii=False) for _ in range(3)).encode()
     path = tmp_path / "set.jsonl"
-    for _ in range(150):
+    for _ in range(60):
         damaged = bytearray(raw)
         for _ in range(rng.randint(1, 3)):
             start = rng.randrange(len(damaged))
@@ -128,8 +146,7 @@ def test_hostile_identities_are_inserted_as_they_are_or_refused(text: str, field
     try:
         spec = parse_spec(values)
     except DataError as error:
-        assert error.field == field
-        str(error).encode("utf-8")
+        is_sentence(error, field)
         return
     built = build_identity(spec)
     if text.strip():
