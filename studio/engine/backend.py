@@ -1,0 +1,77 @@
+"""Loads what the chat server serves: one base model, its adapters, and how each of them reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel
+
+from studio.config import QuantizationSection
+from studio.engine.adapter import AdapterFiles, open_adapter
+from studio.engine.dialogue import BASE
+from studio.engine.generation import SharedWeights, Turns, Voice
+from studio.engine.loading import Holding, adapter_tokenizer, attach, choose_holding, load_base, open_base, quiet
+from studio.presets import ModelRef
+
+if TYPE_CHECKING:
+    from studio.engine.serve import Options
+
+
+def open_backend(options: Options, enter: Callable[[str], None]) -> Turns:
+    """Everything loaded and tried once; `enter` is told each phase.
+
+    Raises:
+        EngineError: base or adapter missing, incomplete, damaged, or not made for each other.
+    """
+    quiet()
+    enter("model")
+    ref = open_base(options.base)
+    files = {name: open_adapter(path) for name, path in options.adapters.items()}
+    holding = _as_trained(choose_holding(options.bits, ref), files)
+    model = load_base(ref, holding)
+    enter("adapter" if files else "voice")
+    inner = {name: f"adapter{number}" for number, name in enumerate(files)}  # PEFT allows no dot in a name
+    base_config = model.config
+    if files:
+        model = attach(model, {inner[name]: one for name, one in files.items()})
+    voices = _voices(ref, model, files)
+    enter("first word")
+    weights = SharedWeights(model, inner)
+    _warm_up(weights)
+    facts = _facts(model, holding) | {"context_length": voices[BASE].context, "type": base_config.model_type}
+    return Turns(weights, voices, facts)
+
+
+def _as_trained(holding: Holding, files: dict[str, AdapterFiles]) -> Holding:
+    """4 bits are packed the way the first adapter saw them in its training."""
+    trained = next((one.trained for one in files.values() if one.trained), None)
+    section = trained.quantization if trained else QuantizationSection()
+    return Holding(holding.bits, holding.dtype, section)
+
+
+def _voices(ref: ModelRef, model: PreTrainedModel, files: dict[str, AdapterFiles]) -> dict[str, Voice]:
+    tuned = {name: Voice(adapter_tokenizer(ref, one.folder), model) for name, one in files.items()}
+    base = Voice(adapter_tokenizer(ref, None), model)
+    if not base.tokenizer.chat_template and tuned:  # a bare base model: asked the way its adapter was taught
+        base = next(iter(tuned.values()))
+    return {BASE: base, **tuned}
+
+
+@torch.inference_mode()
+def _warm_up(weights: SharedWeights) -> None:
+    """One token from every model, so that the first question is not the first computation."""
+    for name in (BASE, *weights.adapters):
+        weights.select(name)
+        weights.model(input_ids=torch.tensor([[0]], device=weights.model.device), use_cache=False)
+
+
+def _facts(model: PreTrainedModel, holding: Holding) -> dict[str, object]:
+    return {
+        "device": model.device.type,
+        "dtype": str(holding.dtype).removeprefix("torch."),
+        "bits": holding.bits,
+        "parameters": model.num_parameters(),
+        "weight_bytes": sum(p.numel() * p.element_size() for p in model.parameters()),
+    }

@@ -1,0 +1,84 @@
+"""The words between the chat protocol and the model behind it; loads nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+BASE = "base"  # the model name under which all adapters are off
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer's tokens are chosen; temperature 0 always takes the likeliest. `seed` None: a random one."""
+
+    temperature: float = 0.7
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 512
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of the conversation sent to the model."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text of an answer; the last piece of an answer has `finish` or `error` set, and the token counts."""
+
+    text: str = ""
+    finish: FinishReason | None = None
+    error: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def last(self) -> bool:
+        """True for the piece that ends an answer."""
+        return self.finish is not None or self.error is not None
+
+
+class PromptError(ValueError):
+    """A conversation the model cannot answer: too long, or not what its chat template accepts."""
+
+
+class UnknownModel(LookupError):
+    """No model of that name is served."""
+
+
+class Busy(RuntimeError):
+    """Too many answers are under way."""
+
+
+class Running(Protocol):
+    """An answer under way."""
+
+    def cancel(self) -> None:
+        """Stop it before its next token."""
+
+
+class Backend(Protocol):
+    """What answers."""
+
+    @property
+    def models(self) -> Sequence[str]:
+        """The names that can be asked."""
+
+    def describe(self) -> dict[str, object]:
+        """Facts for /health: device, dtype, sizes."""
+
+    def begin(self, model: str, turns: Sequence[Turn], sampling: Sampling, emit: Callable[[Piece], None]) -> Running:
+        """Start an answer; `emit` is called from another thread with every piece.
+
+        Raises PromptError, UnknownModel or Busy.
+        """
