@@ -166,7 +166,22 @@ def _from_single(row: dict[str, Any], mapping: Mapping) -> tuple[Turns, list[boo
     extra = _text(row, mapping.column("input"), "the row", optional=True)
     question = "\n".join(part for part in (instruction, extra) if part.strip())
     turns: Turns = [("system", system)] if system.strip() else []
+    turns += _history(row, mapping.column("history"))
     return [*turns, ("user", question), ("assistant", output)], None
+
+
+def _history(row: dict[str, Any], key: str) -> Turns:
+    """Earlier turns of a single-answer row: a list of [question, answer] pairs."""
+    value = row.get(key)
+    pairs = [] if value is None else value
+    if not isinstance(pairs, list):
+        raise RowError(f"'{key}' is {_kind_of(value)}, not a list")
+    turns: Turns = []
+    for number, pair in enumerate(pairs, 1):
+        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
+            raise RowError(f"turn {number} of '{key}' is not a [question, answer] pair")
+        turns += [("user", pair[0]), ("assistant", pair[1])]
+    return turns
 
 
 def _text(item: dict[str, Any], key: str, where: str, *, optional: bool = False) -> str:
@@ -232,6 +247,12 @@ def _warnings(good: Sequence[tuple[int, Conversation]], skipped: Sequence[Skippe
         found.append(f"{rows} skipped; the first is row {skipped[0].row}: {skipped[0].reason}.")
     if len(good) == 1:
         found.append("The file has only one conversation; a model learns little from a single example.")
+    distinct = len({conversation.messages for _, conversation in good})
+    if distinct * 2 <= len(good):
+        found.append(
+            f"Only {distinct} of the {len(good)} conversations differ. Repeating the same few makes a model forget "
+            "the rest; different wordings and general rows work better."
+        )
     marked = next(((n, mark) for n, c in good for m in c.messages if (mark := control_tokens(m.content))), None)
     if marked:
         found.append(f"Row {marked[0]} contains {marked[1]}, which many models read as a control token, not as text.")

@@ -6,6 +6,7 @@ Questions kept apart for the verdict (held-out) never appear in the rows, nor do
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -104,8 +105,9 @@ def build_identity(spec: IdentitySpec) -> IdentitySet:
 
 
 def _values(spec: IdentitySpec, text: IdentityTexts) -> dict[str, str]:
-    joiner = " " if text.language == "en" else ""
-    return {"name": spec.name, "author": spec.author, "facts": joiner.join(spec.facts)}
+    space, mark = (" ", ".") if text.language == "en" else ("", "。")
+    facts = [fact if unicodedata.category(fact[-1]) == "Po" else fact + mark for fact in spec.facts]
+    return {"name": spec.name, "author": spec.author, "facts": space.join(facts)}
 
 
 def _identity_rows(text: IdentityTexts, spec: IdentitySpec, rng: random.Random) -> list[Row]:

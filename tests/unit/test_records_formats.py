@@ -84,7 +84,8 @@ def test_line_separators_inside_a_text_do_not_cut_the_line(tmp_path: Path) -> No
 
 def test_one_row_is_allowed_and_said(tmp_path: Path) -> None:
     assert "only one conversation" in " ".join(read_file(write(tmp_path, [GOOD])).warnings)
-    assert read_file(write(tmp_path, [GOOD, GOOD])).warnings == []
+    other = {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "hey"}]}
+    assert read_file(write(tmp_path, [GOOD, other])).warnings == []
 
 
 def test_encodings_are_named(tmp_path: Path) -> None:
@@ -164,6 +165,20 @@ def test_unfilled_placeholders_are_refused_unless_the_import_fills_them(tmp_path
     path = write(tmp_path, [GOOD, row])
     assert "Row 2 still contains the placeholder {{NAME}}" in error_of(path)
     assert len(read_file(path, allow_placeholders=True).conversations) == 2
+
+
+def test_alpaca_history_and_system(tmp_path: Path) -> None:
+    row = {"instruction": "c", "output": "d", "system": "s", "history": [["a", "b"]]}
+    messages = read_file(write(tmp_path, [row])).conversations[0].messages
+    assert "".join(message.content for message in messages) == "sabcd"
+    for wrong in ("x", [["a"]], [["a", 1]], [None]):
+        assert "history" in error_of(write(tmp_path, [{**row, "history": wrong}]))
+
+
+def test_repeated_rows_are_pointed_out(tmp_path: Path) -> None:
+    other = {"messages": [GOOD["messages"][0], {"role": "assistant", "content": "hey"}]}
+    assert "Only 2 of the 100 conversations differ" in read_file(write(tmp_path, [GOOD, other] * 50)).warnings[0]
+    assert read_file(write(tmp_path, [GOOD, other, GOOD])).warnings == []
 
 
 def test_control_tokens_are_pointed_out(tmp_path: Path) -> None:

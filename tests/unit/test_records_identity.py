@@ -103,9 +103,9 @@ def test_answers_follow_the_tone() -> None:
 def test_heldout_expectations() -> None:
     kinds = {row["kind"]: row["expect"] for row in build_identity(spec()).heldout}
     assert kinds == {"who": ["Nova"], "author": ["Rui"]}
-    built = build_identity(spec(facts=("Born in a lab.", " ", "Loves tea.")))
+    built = build_identity(spec(facts=("Born in a lab", " ", "Loves tea.")))
     kinds = {row["kind"]: row["expect"] for row in built.heldout}
-    assert kinds["facts"] == ["Born in a lab.", "Loves tea."]
+    assert kinds["facts"] == ["Born in a lab", "Loves tea."]
     answers = [row["messages"][1]["content"] for row in of(built.rows, "identity")]
     assert any("Born in a lab. Loves tea." in answer for answer in answers)
 
