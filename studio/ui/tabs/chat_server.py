@@ -1,0 +1,96 @@
+"""The chat server of this studio: one child process per model that must be loaded, started on demand, shared by all pages."""
+
+import threading
+from dataclasses import dataclass, field
+
+from studio import runner
+from studio.config import RunConfig
+from studio.rundir import RunDir, Workspace
+from studio.schema import ConfigError
+
+BASE, TUNED = "base", "tuned"
+
+
+@dataclass(frozen=True)
+class Side:
+    """Where one of the two models answers: a server and the model's name there."""
+
+    server: runner.ChatServer
+    model: str
+
+
+@dataclass
+class Loaded:
+    """The servers of one run. An adapter shares its base model's server; a fully trained model needs its own."""
+
+    run_id: str
+    sides: dict[str, Side]
+
+    def servers(self) -> list[runner.ChatServer]:
+        """Each server once."""
+        return list({id(side.server): side.server for side in self.sides.values()}.values())
+
+    def health(self) -> dict[str, object]:
+        """The worst of the servers' states: failed, dead, loading, ready."""
+        found = [server.health() for server in self.servers()]
+        order = ("failed", "dead", "loading", "ready")
+        known = [answer if answer.get("state") in order else answer | {"state": "loading"} for answer in found]
+        return min(known, key=lambda answer: order.index(str(answer["state"])))
+
+
+def chattable(run: RunDir) -> bool:
+    """True when a run has left something to talk to."""
+    return (run.adapter / "adapter_config.json").is_file() or (run.model / "config.json").is_file()
+
+
+def run_config(run: RunDir) -> RunConfig | None:
+    """The configuration of a training run; None for a merge or an unreadable one."""
+    try:
+        config = run.config()
+    except ConfigError:
+        return None
+    return config if isinstance(config, RunConfig) else None
+
+
+def finished_runs(workspace: Workspace) -> list[RunDir]:
+    """The training runs with a result, newest first."""
+    return [run for run in workspace.list_runs() if chattable(run) and run_config(run)]
+
+
+@dataclass
+class Servers:
+    """Starts, hands out and ends chat servers; only one run is loaded at a time."""
+
+    workspace: Workspace
+    _loaded: Loaded | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def current(self, run_id: str) -> Loaded | None:
+        """The loaded servers if they are those of this run, alive or not."""
+        loaded = self._loaded
+        return loaded if loaded and loaded.run_id == run_id else None
+
+    def ensure(self, run: RunDir, config: RunConfig) -> Loaded:
+        """The servers of a run, started if need be; what another run had loaded is ended. Raises StartRefused."""
+        with self._lock:
+            loaded = self.current(run.id)
+            if loaded and all(server.alive for server in loaded.servers()) and loaded.health()["state"] != "failed":
+                return loaded
+            self._stop()
+            self._loaded = Loaded(run.id, self._start(run, config))
+            return self._loaded
+
+    def _start(self, run: RunDir, config: RunConfig) -> dict[str, Side]:
+        base = config.model.model_name_or_path
+        if config.method != "full":
+            both = runner.start_chat_server(self.workspace, base, {TUNED: str(run.adapter)})
+            return {BASE: Side(both, BASE), TUNED: Side(both, TUNED)}
+        before = runner.start_chat_server(self.workspace, base, {})
+        after = runner.start_chat_server(self.workspace, str(run.model), {})
+        return {BASE: Side(before, BASE), TUNED: Side(after, BASE)}
+
+    def _stop(self) -> None:
+        if self._loaded:
+            for server in self._loaded.servers():
+                server.stop()
+            self._loaded = None

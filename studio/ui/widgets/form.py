@@ -1,0 +1,257 @@
+"""A form derived from a configuration model: one control per field, errors inside the field, no list of fields here.
+
+Numbers are text fields on purpose: Gradio turns an empty number field into 0 and rounds what it cannot show.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+import gradio as gr
+from pydantic import BaseModel
+
+from studio.schema import ConfigError, FieldError, FieldSpec, build, flatten, nest, walk
+from studio.ui.fieldtexts import help_key, label_key
+from studio.ui.i18n import T, language_of, table
+
+# These say what a file is; a person has nothing to choose there.
+FIXED = ("kind", "schema_version")
+RADIO_CHOICES = 3
+UNSET = ""
+
+
+def error_text(error: FieldError, request: gr.Request | None = None) -> str:
+    """The sentence of an error in the visitor's language; English where no translation of its code exists."""
+    language = language_of(request)
+    text = table(language).get(f"form.error.{error.code}")
+    if language == "en" or not text:
+        return error.message[:1].upper() + error.message[1:]
+    try:
+        return text.format(**error.context)
+    except (KeyError, IndexError):
+        return error.message
+
+
+def to_control(spec: FieldSpec, value: Any) -> Any:
+    """A configuration value as its control shows it."""
+    if spec.kind == "bool" and not spec.optional:
+        return bool(value)
+    if value is None:
+        return UNSET
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+    if isinstance(value, list | tuple):
+        return _joined([str(item) for item in value], "\n" if spec.ui.multiline else ", ")
+    return str(value)
+
+
+def from_control(spec: FieldSpec, shown: Any) -> Any:
+    """What a control shows as a configuration value; text of numbers stays text and is judged by the model."""
+    if isinstance(shown, bool):
+        return shown
+    text = "" if shown is None else str(shown)
+    if spec.kind == "list":
+        return _items(spec, text)
+    if not spec.ui.multiline:
+        text = text.strip()
+    if not text.strip():
+        return None if spec.optional or spec.kind != "str" else ""
+    return text
+
+
+def _joined(items: list[str], separator: str) -> str:
+    """Items as one text; as a JSON list when one of them could not be told apart again."""
+    text = separator.join(items)
+    plain = all(item and item.strip() == item and separator.strip(" ") not in item for item in items)
+    return text if plain and _is_json_list(text) is None else json.dumps(items, ensure_ascii=False)
+
+
+def _is_json_list(text: str) -> list[str] | None:
+    try:
+        found = json.loads(text) if text.lstrip().startswith("[") else None
+    except ValueError:
+        return None
+    return found if isinstance(found, list) and all(isinstance(item, str) for item in found) else None
+
+
+def _items(spec: FieldSpec, text: str) -> Any:
+    listed = _is_json_list(text)
+    if listed is not None:
+        return listed
+    if spec.ui.multiline:
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    names = [name.strip() for name in text.replace("\n", ",").split(",") if name.strip()]
+    # A field that also takes a word or a pattern (all-linear) keeps it as such; plain names make a list.
+    is_word = len(names) == 1 and str in get_args(spec.annotation) and not re.fullmatch(r"[\w.]+", names[0])
+    return names[0] if is_word else names
+
+
+class Form:
+    """The controls of one model. Create it inside ``gr.Blocks``, then place fields with :meth:`place` until none is left.
+
+    ``suggestions`` gives the path of a text field a drop-down of values; anything else may still be typed there.
+    """
+
+    def __init__(self, model: type[BaseModel], suggestions: Mapping[str, Sequence[tuple[str, str]]] | None = None) -> None:
+        self.model = model
+        self.specs = [spec for spec in walk(model) if spec.path not in FIXED]
+        self.suggestions = dict(suggestions or {})
+        self._placed: dict[str, gr.components.Component] = {}
+
+    # ---- building ------------------------------------------------------------------------------------------------
+
+    def paths(self, *, advanced: bool) -> list[str]:
+        """Paths of the basic or the advanced fields, in order of declaration."""
+        return [spec.path for spec in self.specs if spec.ui.advanced is advanced]
+
+    def sections(self) -> list[str]:
+        """Names of the sections that have advanced fields, in order."""
+        return list(dict.fromkeys(spec.section for spec in self.specs if spec.ui.advanced))
+
+    def place(self, paths: Sequence[str]) -> None:
+        """Build the controls of ``paths`` here, in the layout that is open."""
+        for path in paths:
+            if path in self._placed:
+                raise ValueError(f"the field {path} has a control already")
+            self._placed[path] = self._control(self.spec(path))
+
+    def place_rest(self, section: str) -> None:
+        """Build the advanced controls of a section that are not placed yet."""
+        rest = [s.path for s in self.specs if s.section == section and s.ui.advanced and s.path not in self._placed]
+        self.place(rest)
+
+    def spec(self, path: str) -> FieldSpec:
+        """The field at ``path``."""
+        return next(spec for spec in self.specs if spec.path == path)
+
+    def __getitem__(self, path: str) -> gr.components.Component:
+        return self._placed[path]
+
+    @property
+    def components(self) -> list[gr.components.Component]:
+        """All controls in order of declaration; KeyError while a field has none."""
+        return [self._placed[spec.path] for spec in self.specs]
+
+    def _control(self, spec: FieldSpec) -> gr.components.Component:
+        names = " ".join(f"`{name}`" for name in (spec.name, *spec.ui.aliases))
+        look: dict[str, Any] = {
+            "label": T(label_key(spec.path)),
+            "info": f"{names} {T(help_key(spec.path))}",
+            "elem_id": "f-" + spec.path.replace(".", "-"),
+            "elem_classes": ["field"],
+            "visible": self._applies(spec, self.defaults()),
+        }
+        value = to_control(spec, spec.default)
+        if spec.path in self.suggestions:
+            choices = list(self.suggestions[spec.path])
+            return gr.Dropdown(choices, value=value or None, allow_custom_value=True, **look)
+        if spec.kind == "bool" and not spec.optional:
+            return gr.Checkbox(value, **look)
+        if spec.kind == "bool":
+            three = [(T("form.automatic"), UNSET), (T("form.on"), "true"), (T("form.off"), "false")]
+            return gr.Radio(three, value=value, **look)
+        if spec.choices:
+            radio = len(spec.choices) <= RADIO_CHOICES
+            return (gr.Radio if radio else gr.Dropdown)(list(spec.choices), value=value, **look)
+        lines = 3 if spec.ui.multiline else 1
+        return gr.Textbox(value, lines=lines, max_lines=8 if lines > 1 else 1, **look)
+
+    # ---- values --------------------------------------------------------------------------------------------------
+
+    def defaults(self) -> dict[str, Any]:
+        """{path: control value} before anything is typed."""
+        return {spec.path: to_control(spec, spec.default) for spec in self.specs}
+
+    @staticmethod
+    def _applies(spec: FieldSpec, shown: Mapping[str, Any]) -> bool:
+        return spec.ui.when is None or shown.get(spec.ui.when[0]) in spec.ui.when[1]
+
+    def mapping(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Control values in the order of :attr:`components` -> nested mapping; fields that do not apply are left out."""
+        shown = {spec.path: value for spec, value in zip(self.specs, values, strict=True)}
+        flat: dict[str, Any] = {}
+        for spec in self.specs:
+            value = from_control(spec, shown[spec.path])
+            # An emptied field that needs a value must be named as empty, not quietly become its default.
+            if self._applies(spec, shown):
+                flat[spec.path] = "" if value is None and not spec.optional else value
+        return nest(flat)
+
+    def config(self, values: Sequence[Any]) -> BaseModel:
+        """The validated model. Raises ConfigError naming every wrong field."""
+        return build(self.model, self.mapping(values))
+
+    def errors(self, values: Sequence[Any]) -> dict[str, FieldError]:
+        """{path: error} of what the controls show; {} when all is well."""
+        try:
+            self.config(values)
+        except ConfigError as error:
+            return {self.blamed(item): item for item in error.errors}
+        return {}
+
+    def blamed(self, error: FieldError) -> str:
+        """The path of the field an error belongs to; a rule between fields names one at the start of its sentence."""
+        if error.path:
+            return error.path
+        known = {spec.path for spec in self.specs}
+        return next((word.strip(",.:;") for word in error.message.split() if word.strip(",.:;") in known), "")
+
+    def validator(self, *values: Any) -> list[dict[str, Any]]:
+        """For ``validator=`` of an event that has all controls as inputs: the error of each field, inside the field."""
+        wrong = self.errors(values)
+        return [
+            gr.validate(spec.path not in wrong, error_text(wrong[spec.path]) if spec.path in wrong else "")
+            for spec in self.specs
+        ]
+
+    def check_one(self, path: str) -> Callable[[Any], dict[str, Any]]:
+        """A validator of the field at ``path`` alone, for its ``blur``."""
+        spec = self.spec(path)
+
+        def check(shown: Any) -> dict[str, Any]:
+            value = from_control(spec, shown)
+            others = {s.path: "x" for s in self.specs if s.required and s.path != path}
+            try:
+                build(self.model, nest(others | {path: "" if value is None and not spec.optional else value}))
+            except ConfigError as error:
+                found = [item for item in error.errors if self.blamed(item) == path]
+                return gr.validate(not found, error_text(found[0]) if found else "")
+            return gr.validate(True, "")
+
+        return check
+
+    def listen(self, noop_options: Mapping[str, Any]) -> None:
+        """Check every text field when the visitor leaves it."""
+        for spec in self.specs:
+            control = self._placed[spec.path]
+            if isinstance(control, gr.Textbox):
+                control.blur(_nothing, control, None, validator=self.check_one(spec.path), **noop_options)
+
+    def show(self, mapping: Mapping[str, Any], *, keep: Sequence[str] = ()) -> list[Any]:
+        """Updates that make the controls show a (partial) mapping over the defaults; fields in ``keep`` stay as they are."""
+        flat = flatten(self.model, mapping)
+        shown = self.defaults() | {s.path: to_control(s, flat[s.path]) for s in self.specs if s.path in flat}
+        return [
+            gr.update(visible=self._applies(spec, shown))
+            if spec.path in keep
+            else gr.update(value=shown[spec.path] or _empty(self._placed[spec.path]), visible=self._applies(spec, shown))
+            for spec in self.specs
+        ]
+
+    def applying(self, shown: Mapping[str, Any]) -> set[str]:
+        """Paths of the fields that matter while the controls show ``{path: value}``."""
+        return {spec.path for spec in self.specs if self._applies(spec, shown)}
+
+
+def _empty(control: gr.components.Component) -> Any:
+    """What an empty control holds: nothing chosen in a drop-down, no tick, no text."""
+    if isinstance(control, gr.Dropdown):
+        return None
+    return False if isinstance(control, gr.Checkbox) else UNSET
+
+
+def _nothing(_value: Any) -> None:
+    """An event that exists for its validator only."""
