@@ -85,7 +85,6 @@ class Respondent:
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=self._settings(max_new_tokens, pad),
-            use_cache=True,
         )
         texts = self.tokenizer.batch_decode(output[:, width:].tolist(), skip_special_tokens=True)
         return [text.strip() for text in texts]
@@ -96,6 +95,7 @@ class Respondent:
         ends = set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}
         return GenerationConfig(
             do_sample=False,
+            use_cache=True,  # the trainer has switched it off in the model's own settings
             num_beams=1,
             repetition_penalty=1.0,
             max_new_tokens=max_new_tokens,

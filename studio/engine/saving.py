@@ -48,13 +48,20 @@ def rewrite_card(run: RunDir, config: RunConfig, card: str) -> None:
 def model_card(config: RunConfig, dataset_sha256: str, steps: int, summary: str = "") -> str:
     """Markdown: base model, method, data fingerprint, steps, verdict and the complete configuration."""
     library = "transformers" if config.method == "full" else "peft"
-    verdict = f"\n## Verdict\n\n{summary}\n" if summary else ""
-    return (
-        f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n---\n\n# {_plain(config.name) or 'Fine-tuned model'}"
-        f"\n\n* Base model: `{_plain(config.model.model_name_or_path)}`\n* Method: {config.method}\n"
-        f"* Dataset: `{_plain(config.data.dataset)}`, SHA-256 `{dataset_sha256}`\n* Optimizer updates: {steps}\n{verdict}"
-        f"\n## Configuration\n\n~~~~yaml\n{dump_yaml(config, full=True)}~~~~\n"
+    facts = (
+        f"Base model: `{_plain(config.model.model_name_or_path)}`",
+        f"Method: {config.method}",
+        f"Dataset: `{_plain(config.data.dataset)}`, SHA-256 `{dataset_sha256}`",
+        f"Optimizer updates: {steps}",
     )
+    parts = [
+        f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n---",
+        f"# {_plain(config.name) or 'Fine-tuned model'}",
+        "\n".join(f"* {fact}" for fact in facts),
+        *([f"## Verdict\n\n{summary}"] if summary else []),
+        f"## Configuration\n\n~~~~yaml\n{dump_yaml(config, full=True)}~~~~",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _plain(text: str) -> str:

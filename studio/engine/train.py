@@ -144,6 +144,7 @@ def _prepare_process(ref: ModelRef) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if "WORLD_SIZE" not in os.environ:  # several visible GPUs would start DataParallel
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type] # not used here, and a second to import
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a package it does not need
     warnings.filterwarnings("ignore", category=FutureWarning)
 
