@@ -51,7 +51,7 @@ class Counts:
 class Prepared:
     """Examples no longer than max_length, each with a trained token; `packs` are lists of example numbers.
 
-    `positions[i]` is the number of example i in the list of conversations; `dropped` has rows counted from 1.
+    `positions[i]` is the number of example i in the list of conversations.
     """
 
     examples: list[Encoded]
@@ -62,8 +62,14 @@ class Prepared:
     packing: bool
 
 
-def prepare(conversations: Sequence[Conversation], encode: Encode, numbers: Numbers) -> Prepared:
-    """Encodes, cuts at max_length, drops what has no trained token left, packs. Raises DataError if nothing is left."""
+def prepare(
+    conversations: Sequence[Conversation], encode: Encode, numbers: Numbers, rows: Sequence[int] = ()
+) -> Prepared:
+    """Encodes, cuts at max_length, drops what has no trained token left, packs.
+
+    `rows` are the conversations' row numbers in their file, for the reasons; without it they are counted from 1.
+    Raises DataError if nothing is left.
+    """
     examples: list[Encoded] = []
     positions: list[int] = []
     dropped: list[Skipped] = []
@@ -77,7 +83,7 @@ def prepare(conversations: Sequence[Conversation], encode: Encode, numbers: Numb
             positions.append(position)
         else:
             reason = f"no answer is left after cutting at {numbers.max_length} tokens"
-            dropped.append(Skipped(position + 1, reason))
+            dropped.append(Skipped(rows[position] if rows else position + 1, reason))
     if not examples:
         raise DataError(
             f"No conversation has an answer within {numbers.max_length} tokens. Raise data.max_length.",
@@ -131,5 +137,5 @@ def counts_of(prepared: Prepared, numbers: Numbers) -> Counts:
 
 def count(read: ReadResult, encode: Encode, numbers: Numbers) -> Counts:
     """All numbers of a file that was read. Raises DataError when nothing is left to train on."""
-    found = counts_of(prepare(read.conversations, encode, numbers), numbers)
+    found = counts_of(prepare(read.conversations, encode, numbers, read.rows), numbers)
     return replace(found, rows_read=read.rows_read, rows_skipped=len(read.skipped) + found.rows_skipped)

@@ -131,9 +131,10 @@ class DatasetStore:
         if is_name(text) and (self.folder / text / ROWS).is_file():
             _read_info(self.folder / text)
             return self.folder / text / ROWS
-        if "\x00" not in text and text.lower().endswith(SUFFIXES) and Path(text).expanduser().is_file():
-            return Path(text).expanduser().resolve()
-        raise self._missing(text)
+        path = _existing_file(text) if text.lower().endswith(SUFFIXES) else None
+        if path is None:
+            raise self._missing(text)
+        return path
 
     def delete(self, name: str) -> None:
         """Removes a dataset: it disappears from the list at once. Raises DataError."""
@@ -211,6 +212,14 @@ def read_info(rows_file: Path) -> DatasetInfo | None:
     if rows_file.name != ROWS or not rows_file.with_name(INFO).is_file():
         return None
     return _read_info(rows_file.parent)
+
+
+def _existing_file(text: str) -> Path | None:
+    try:
+        path = Path(text).expanduser()
+        return path.resolve() if path.is_file() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, the home of nobody
+        return None
 
 
 def _rows_text(rows: Sequence[Mapping[str, Any]]) -> str:

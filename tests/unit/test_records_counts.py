@@ -38,6 +38,8 @@ def test_dropped_rows_have_a_reason_and_all_dropped_is_an_error() -> None:
     prepared = prepare([conversation(3, 3), conversation(30, 5)], encode, Numbers(max_length=16))
     assert prepared.positions == [0]
     assert prepared.dropped == [Skipped(2, "no answer is left after cutting at 16 tokens")]
+    numbered = prepare([conversation(3, 3), conversation(30, 5)], encode, Numbers(max_length=16), rows=[4, 9])
+    assert [entry.row for entry in numbered.dropped] == [9]
     with pytest.raises(DataError, match="Raise data.max_length") as caught:
         prepare([conversation(30, 5)], encode, Numbers(max_length=16))
     assert caught.value.field == "data.max_length"

@@ -132,8 +132,13 @@ def test_hostile_titles_and_references(tmp_path: Path, text: str) -> None:
     assert is_name(name)
     assert Path(name).name == name
     store = DatasetStore(tmp_path / "datasets")
-    with pytest.raises(DataError):
-        store.resolve(text)
+    for reference in (text, f"{text}.json", f"~{text}/x.jsonl"):
+        with pytest.raises(DataError) as caught:
+            store.resolve(reference)
+        is_sentence(caught.value)
+        with pytest.raises(DataError) as caught:
+            read_file(reference)
+        is_sentence(caught.value)
     with pytest.raises(DataError):
         store.load(text)
 
