@@ -38,12 +38,9 @@ CAUSES = (
         "No network",
         "Connect to the internet, or point pip to a mirror or proxy that you can reach",
     ),
+    ("versions: none", "No package index of yours knows it", "Connect to the internet or correct pip's configuration"),
     ("Permission denied", "No permission to write", "Move the project to a folder of your own"),
-    (
-        "No matching distribution found",
-        "No package index has what Python %s needs on this system" % THIS_PYTHON,
-        "Try Python 3.12, or add an index that has it to pip's configuration",
-    ),
+    ("No matching distribution", "There is nothing for Python %s on this system" % THIS_PYTHON, "Try Python 3.12"),
 )
 Step = Tuple[str, Callable[[], None]]
 
@@ -217,9 +214,8 @@ def run_logged(place: Place, argv: List[str]) -> Tuple[int, str]:
         log.write(("\n$ " + " ".join(argv) + "\n").encode("utf-8", "replace"))
         log.flush()
         start = log.tell()
-        code = subprocess.call(
-            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=clean_environment()
-        )
+        streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}  # type: Dict[str, Any]
+        code = subprocess.call(argv, env=clean_environment(), **streams)
     with place.log.open("rb") as log:
         log.seek(start)
         return code, log.read().decode("utf-8", "replace")

@@ -228,7 +228,11 @@ def test_a_cpu_build_is_replaced_when_a_gpu_appears(place):
         ("pip._vendor.urllib3.exceptions.ReadTimeoutError: HTTPSConnectionPool: Read timed out.", "No network"),
         ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "The disk is full"),
         ("ERROR: Could not install packages: [Errno 13] Permission denied: 'x'", "No permission"),
-        ("ERROR: No matching distribution found for trl==1.16.0", "No package index has what Python"),
+        (
+            "ERROR: … trl==1.16.0 (from versions: none)\nERROR: No matching distribution found",
+            "No package index of yours",
+        ),
+        ("ERROR: No matching distribution found for trl==1.16.0", "There is nothing for Python"),
         ("something else\nerror: subprocess-exited-with-error", "x could not be installed: error: subprocess"),
         ("", "x could not be installed: no output"),
     ],
