@@ -233,7 +233,7 @@ def lose_the_code_but_not_the_record(project: Project) -> None:
     next(project.venv.glob("lib/*/site-packages/tiny_library.py")).unlink()
 
 
-@pytest.mark.parametrize("damage", [break_the_interpreter, lose_a_package, lose_pip, lose_the_code_but_not_the_record])
+@pytest.mark.parametrize("damage", [break_the_interpreter, lose_a_package, lose_the_code_but_not_the_record])
 def test_a_damaged_environment_repairs_itself(project: Project, damage) -> None:
     damage(project)
     again = project.start()
