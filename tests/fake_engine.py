@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -242,19 +241,17 @@ def launch(run: RunDir, **options: Any) -> subprocess.Popen[bytes]:
 
 def serve(argv: list[str]) -> int:
     """The real studio; what its runner starts as the engine is this file."""
-    with tempfile.TemporaryDirectory() as folder:
-        stand_in = Path(folder) / "python"
-        stand_in.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" "$@"\n', encoding="utf-8")
-        stand_in.chmod(0o755)
-        sys.executable = str(stand_in)
-        from studio.ui.__main__ import main as studio
+    from studio import runner
 
-        return studio(argv)
+    runner.ENGINE = (sys.executable, str(Path(__file__).resolve()))
+    from studio.ui.__main__ import main as studio
+
+    return studio(argv)
 
 
 def main() -> int:
     """Work on a run, or serve."""
-    argv = [word for word in sys.argv[1:] if word not in ("-m", "studio.engine")]
+    argv = sys.argv[1:]
     if argv[0] == "studio":
         return serve(argv[1:])
     engine = FakeEngine(RunDir(Path(argv[1])), Options(**json.loads(os.environ.get(VARIABLE, "{}"))))

@@ -1,11 +1,11 @@
 // Under the first page: the last runs, and a word when one is going on.
-const { h, t, api, poll, select, goTab, format, store } = window.Studio;
+const { h, t, render, api, poll, select, goTab, format, store } = window.Studio;
 
 export function mount({ element }) {
   const host = element.querySelector(".mount");
   let drawn = "";
   const open = (run) => { select(run.id); goTab("monitor"); };
-  const row = (run) => h("li", {}, h("button.recent-row", { type: "button", onclick: () => open(run) },
+  const row = (run) => h("li", {}, h("button.recent-row", { type: "button", id: `recent-${run.id}`, onclick: () => open(run) },
     h("span.recent-name", { dir: "auto" }, run.name), h(`span.chip.${run.state}`, {}, t("state." + run.state)),
     run.verdict_passed === null ? null : h(run.verdict_passed ? "span.passed" : "span.missed", {}, t(run.verdict_passed ? "passed" : "missed")),
     h("span.spring"), h("span.quiet.num", {}, format.ago(run.created_at))));
@@ -14,8 +14,8 @@ export function mount({ element }) {
     const key = JSON.stringify(runs.slice(0, 5).map((run) => [run.id, run.state, run.verdict_passed, format.ago(run.created_at)]));
     if (key === drawn) return;
     drawn = key;
-    if (!runs.length) { host.replaceChildren(); return; }
-    host.replaceChildren(h("section.card", { "aria-label": t("recent.title") }, h("h3", {}, t("recent.title")), h("ul.recent", {}, runs.slice(0, 5).map(row))));
+    if (!runs.length) { render(host); return; }
+    render(host, h("section.card", { "aria-label": t("recent.title") }, h("h3", {}, t("recent.title")), h("ul.recent", {}, runs.slice(0, 5).map(row))));
   };
   poll(element, draw, 3000);
 }

@@ -1,10 +1,10 @@
 // The first page while a lesson runs: data -> train -> exam -> chat, each step with what is really happening.
-const { h, t, api, run, feed, format, poll, goTab, select, store, elapsed, cachedRead, sampleReader } = window.Studio;
+const { h, t, render, api, run, feed, format, poll, goTab, select, store, elapsed, cachedRead, sampleReader } = window.Studio;
 const ORDER = ["data", "train", "exam", "chat"];
 
 const icon = (state, number) => h("span.step-icon", { "aria-hidden": "true" }, state === "done" ? "✓" : state === "bad" ? "!" : String(number));
 
-const bubble = (kind, who, text) => h(`div.bubble.${kind}`, {}, h("span.who", {}, who), h("span.say", { dir: "auto" }, text));
+const bubble = (kind, who, text) => h(`div.speech.${kind}`, {}, h("span.who", {}, who), h("span.say", { dir: "auto" }, text));
 
 const bar = (share) => {
   const fill = h("span.fill");
@@ -21,11 +21,10 @@ export const sparkline = (values, { width = 300, height = 56, className = "spark
   svg.setAttribute("aria-hidden", "true");
   if (real.length < 2) return svg;
   const low = Math.min(...real); const high = Math.max(...real); const span = high - low || 1;
-  const at = (value, index) => `${((index / (real.length - 1)) * width).toFixed(1)},${(height - 4 - ((value - low) / span) * (height - 8)).toFixed(1)}`;
   const thin = real.length > 400 ? real.filter((_, index) => index % Math.ceil(real.length / 400) === 0) : real;
-  real.length = 0; real.push(...thin);
+  const at = (value, index) => `${((index / (thin.length - 1)) * width).toFixed(1)},${(height - 4 - ((value - low) / span) * (height - 8)).toFixed(1)}`;
   const line = document.createElementNS(svg.namespaceURI, "polyline");
-  line.setAttribute("points", real.map(at).join(" "));
+  line.setAttribute("points", thin.map(at).join(" "));
   svg.append(line);
   return svg;
 };
@@ -44,7 +43,7 @@ const dataBody = (dataset, beat) => {
   const examples = dataset.examples.filter((messages) => messages.length > 1);
   const shown = examples.length ? examples[Math.floor(beat / 4) % examples.length].filter((message) => message.role !== "system") : [];
   return [h("p.step-note", {}, t("home.data.counts", { rows: dataset.info.rows, heldout: dataset.heldout })),
-    h("div.talk", {}, shown.slice(0, 2).map((message) => bubble(message.role === "user" ? "ask" : "answer", t(message.role === "user" ? "home.question" : "home.answer"), message.content)))];
+    h("div.lesson-talk", {}, shown.slice(0, 2).map((message) => bubble(message.role === "user" ? "ask" : "answer", t(message.role === "user" ? "home.question" : "home.answer"), message.content)))];
 };
 
 const phaseText = (state) => {
@@ -102,14 +101,14 @@ const chatBody = (state, report, name) => {
     pairs.map((pair) => h("div.pair", {}, h("span", { dir: "auto" }, pair.prompt), h("span.quiet", { dir: "auto" }, pair.before), h("span.after", { dir: "auto" }, pair.after))));
   return [table, h("div.step-actions", {},
     h("button.btn.go.big", { type: "button", id: "home-chat", onclick: () => goTab("chat") }, t("home.chat", { name })),
-    h("button.btn", { type: "button", onclick: () => goTab("export") }, t("home.take")),
-    h("button.btn.link", { type: "button", onclick: () => goTab("monitor") }, t("home.curves")))];
+    h("button.btn", { type: "button", id: "home-take", onclick: () => goTab("export") }, t("home.take")),
+    h("button.btn.link", { type: "button", id: "home-curves", onclick: () => goTab("monitor") }, t("home.curves")))];
 };
 
 const trouble = (status) => {
   const error = status.error;
   const text = error ? [h("b", {}, t("error." + error.kind)), h("p", {}, error.message), error.hint && h("p.quiet", {}, error.hint)] : [h("b", {}, t("ended." + status.state))];
-  return h("div.trouble", { role: "alert" }, text, h("div.step-actions", {}, h("button.btn", { type: "button", onclick: () => goTab("monitor") }, t("home.details"))));
+  return h("div.trouble", { role: "alert" }, text, h("div.step-actions", {}, h("button.btn", { type: "button", id: "home-details", onclick: () => goTab("monitor") }, t("home.details"))));
 };
 
 export function mount({ element }) {
@@ -125,21 +124,22 @@ export function mount({ element }) {
     h(`li.step.${state}`, { "aria-current": state === "now" ? "step" : null }, icon(state, index + 1),
       h("div.step-text", {}, h("h3", {}, title), body))));
 
-  const drawPending = () => host.replaceChildren(h("div.card.lesson", { "aria-live": "polite" }, h("div.lesson-head", {}, h("h2", {}, t("home.lesson.new"))),
-    steps(ORDER.map((name, index) => ({ state: index ? "todo" : "now", title: t(`home.step.${name}`),
+  const typed = () => (document.querySelector("#home-name textarea, #home-name input")?.value || "").trim();
+  const drawPending = () => render(host, h("div.card.lesson", {}, h("div.lesson-head", {}, h("h2", {}, t("home.lesson.new"))),
+    steps(ORDER.map((name, index) => ({ state: index ? "todo" : "now", title: t(`home.step.${name}`, { name: typed() }),
       body: index ? [] : [bar(null), h("p.step-note.num", {}, t("home.writing"), h("span.clock", {}, `${((Date.now() - pending) / 1000).toFixed(1)} s`))] })))));
 
   const draw = async () => {
     const state = feed.state;
     if (pending && !(state && state.id === pendingRun && state.status)) { drawPending(); return; }
-    if (!wanted(state)) { show("form"); if (host.firstChild) host.replaceChildren(); drawn = ""; return; }
+    if (!wanted(state)) { show("form"); render(host); drawn = ""; return; }
     pending = 0;
     if (state.status.live && store.get("home") !== state.id) store.set("home", state.id);
     const [report, dataset, samples] = await Promise.all([
       readReport(state.id, state.status.state), readDataset(state.id, ""), readSamples(state)]);
     if (feed.state !== state) return;
-    beat += 1;
-    const key = [state.id, state.version, state.status.live ? beat : Math.floor(beat / 4), Boolean(report), Boolean(dataset), samples.length].join("|");
+    if (state.status.live) beat += 1;
+    const key = [state.id, state.version, beat, Boolean(report), Boolean(dataset), samples.length].join("|");
     if (key === drawn) return;
     drawn = key;
     const name = dataset?.info.identity?.name || state.status.name;
@@ -147,12 +147,10 @@ export function mount({ element }) {
     const bodies = [dataBody(dataset, Math.floor(beat / 2)), trainBody(state, samples, marks[1] === "now"), examBody(state, report, marks[2] === "now"), chatBody(state, report, name)];
     const bad = marks.indexOf("bad");
     if (bad >= 0) bodies[bad] = [...bodies[bad], trouble(state.status)];
-    const focus = host.contains(document.activeElement) ? document.activeElement.id : "";
-    host.replaceChildren(h("div.card.lesson", {}, h("div.lesson-head", {}, h("h2", {}, t(state.status.live ? "home.lesson.live" : "home.lesson.done", { name })),
+    render(host, h("div.card.lesson", {}, h("div.lesson-head", {}, h("h2", {}, t(state.status.live ? "home.lesson.live" : "home.lesson.done", { name })),
       h("span.spring"), h(`span.chip.${state.status.state}`, {}, t("state." + state.status.state)),
       !state.status.live && h("button.btn", { type: "button", id: "home-again", onclick: again }, t("home.again"))),
     steps(ORDER.map((part, index) => ({ state: marks[index], title: t(`home.step.${part}`, { name }), body: bodies[index] })))));
-    if (focus) document.getElementById(focus)?.focus();
     show("run");
   };
   const again = () => { dismissed = run(); drawn = ""; draw(); document.querySelector("#home-name input, #home-name textarea")?.focus(); };

@@ -29,6 +29,25 @@
     return node;
   };
 
+  // Makes the children of `host` equal to `nodes` and touches only what differs, so that animations, focus, open folds
+  // and selected text survive. A button is kept only for the same id: its listener belongs to that id.
+  const patch = (old, fresh) => {
+    if (old.isEqualNode(fresh)) return;
+    const foreign = old.nodeName !== fresh.nodeName || (old.id || "") !== (fresh.id || "") || (old.nodeName === "BUTTON" && !old.id);
+    if (foreign) { old.replaceWith(fresh); return; }
+    if (old.nodeType === Node.TEXT_NODE) { old.data = fresh.data; return; }
+    for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+    for (const { name, value } of fresh.attributes) if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
+    render(old, ...fresh.childNodes);
+  };
+  const render = (host, ...nodes) => {
+    const wanted = nodes.flat(Infinity).filter((node) => node !== null && node !== undefined && node !== false)
+      .map((node) => (typeof node === "string" ? document.createTextNode(node) : node));
+    const have = [...host.childNodes];
+    wanted.forEach((node, index) => { if (index < have.length) patch(have[index], node); else host.append(node); });
+    for (const extra of have.slice(wanted.length)) extra.remove();
+  };
+
   const api = async (path) => {
     const answer = await fetch(root() + path, { headers: { accept: "application/json" } });
     if (!answer.ok) throw Object.assign(new Error(path), { status: answer.status });
@@ -103,6 +122,7 @@
       state.warnings.push(...part.warnings);
       state.counts = part.counts || state.counts;
       state.progress = part.progress || state.progress;
+      if (part.status.eta_seconds !== null) state.eta = part.status.eta_seconds;
       state.status = part.status;
       state.offset = part.offset;
       state.received = Date.now();
@@ -297,5 +317,5 @@
     }
   });
 
-  window.Studio = { root, api, t, h, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme, teaching, teachingFailed, elapsed, cachedRead, sampleReader };
+  window.Studio = { root, api, t, h, render, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme, teaching, teachingFailed, elapsed, cachedRead, sampleReader };
 })();

@@ -57,6 +57,13 @@ def head() -> str:
     return f"<script>window.STUDIO_TEXTS={texts};\n{core}</script>"
 
 
+def stylesheets() -> list[Path]:
+    """The frame first, so that the sheets of the parts may differ from it."""
+    frame = ASSETS / "studio.css"
+    parts = sorted(path for path in ASSETS.glob("*.css") if path != frame)
+    return [ASSETS / "vendor" / "uPlot.min.css", frame, *parts]
+
+
 def create_app(workspace: Workspace, token: str | None = None, cookie: str = "studio") -> FastAPI:
     """The whole application over one workspace; ``token`` None means that only this machine may use it."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -67,7 +74,7 @@ def create_app(workspace: Workspace, token: str | None = None, cookie: str = "st
         build_ui(workspace),
         path="/",
         theme=theme.build(),
-        css_paths=[ASSETS / "vendor" / "uPlot.min.css", *sorted(ASSETS.glob("*.css"))],
+        css_paths=stylesheets(),
         head=head(),
         i18n=translations(),
         favicon_path=str(ASSETS / "favicon.png"),

@@ -1,7 +1,56 @@
-"""The first page."""
+"""The tab where a run is watched: list of runs, phases, figures, curves, answers, log, verdict, stop and resume."""
 
-from studio.ui.context import Context
+from collections.abc import Callable
+
+import gradio as gr
+
+from studio import runner
+from studio.rundir import RunDir
+from studio.ui.context import ACTION, Context, refuse, safe
+from studio.ui.widgets import scripted
+from studio.ui.widgets.confirm import hidden_button
+
+KICK = "() => Studio.feed.kick()"
 
 
 def build(ctx: Context) -> None:
-    """Build the tab."""
+    """Build the tab; everything in it but the two hidden buttons is drawn by scripts from the REST reads."""
+    ctx.heading("monitor")
+    with gr.Row(elem_id="monitor-split", equal_height=False):
+        with gr.Column(scale=1, min_width=240, elem_id="monitor-runs"):
+            scripted("runlist")
+        with gr.Column(scale=4, min_width=320, elem_id="monitor-run"):
+            for name in ("runhead", "verdict", "tiles", "chart", "samples", "logtail"):
+                scripted(name)
+    for elem_id, action in (("run-stop", stop), ("run-resume", resume)):
+        button = hidden_button(elem_id)
+        done = button.click(safe(action(ctx)), ctx.selected_run, None, trigger_mode="once", **ACTION)
+        done.success(None, None, None, js=KICK)
+        done.failure(None, None, None, js=KICK)
+
+
+def stop(ctx: Context) -> Callable[[str], None]:
+    """The handler of stop-and-save; only asks, the page follows the run's directory."""
+
+    def ask(run_id: str) -> None:
+        run: RunDir = ctx.run(run_id)
+        if not run.state().live:
+            raise refuse("monitor.error.not_live")
+        runner.stop_in_background(run)
+
+    return ask
+
+
+def resume(ctx: Context) -> Callable[[str], None]:
+    """The handler of resume: continues from the last checkpoint."""
+
+    def go_on(run_id: str) -> None:
+        run: RunDir = ctx.run(run_id)
+        if not run.state().resumable:
+            raise refuse("monitor.error.not_resumable")
+        live = runner.live_run(ctx.workspace)
+        if live is not None:
+            raise refuse("problem.live", run=live.id)
+        runner.resume(run)
+
+    return go_on

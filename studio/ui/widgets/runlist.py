@@ -1,4 +1,4 @@
-"""Which run the page looks at: the hidden component that holds its id, and the list it is chosen from."""
+"""Which run the page looks at: the hidden component that holds its id, and how it is found again after a reload."""
 
 from collections.abc import Callable
 
@@ -23,14 +23,15 @@ def selected_run() -> gr.HTML:
 
 
 def attach(workspace: Workspace) -> Callable[[str, gr.Request], str]:
-    """Handler of the page load: the run of ``?run=``, else the one remembered by the browser, else the newest live one."""
+    """Handler of the page load: the run of ``?run=``, else the newest live one, else the one the browser remembers."""
 
     def find(remembered: str, request: gr.Request) -> str:
-        known = [run.id for run in workspace.list_runs()]
-        for candidate in (request.query_params.get("run", ""), remembered):
-            if candidate in known:
-                return candidate
-        live = [run.id for run in workspace.list_runs() if run.state().live]
-        return (live or known or [""])[0]
+        runs = workspace.list_runs()
+        known = [run.id for run in runs]
+        asked = request.query_params.get("run", "")
+        if asked in known:
+            return asked
+        live = next((run.id for run in runs if run.state().live), "")
+        return live or (remembered if remembered in known else "") or (known or [""])[0]
 
     return find
