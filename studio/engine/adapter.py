@@ -1,4 +1,7 @@
-"""What lies in an adapter's folder, and which run it came from; looks at files only, loads nothing heavy."""
+"""The base and the adapter a merge or a chat is given: what lies in their folders, and which run they came from.
+
+Looks at files only, loads nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 
 from studio.config import RunConfig
 from studio.engine.failure import model_failure
+from studio.presets import ModelError, ModelRef, resolve_model
 from studio.rundir import RunDir
 from studio.schema import ConfigError
 
@@ -23,6 +27,15 @@ class AdapterFiles:
     trained: RunConfig | None
 
 
+def open_base(reference: str) -> ModelRef:
+    """What the base reference stands for. Raises EngineError of kind model, field base."""
+    try:
+        return resolve_model(reference)
+    except ModelError as error:
+        message = error.message.removeprefix("model.model_name_or_path: ")
+        raise model_failure(f"base: {message}", error.hint, "base") from error
+
+
 def open_adapter(reference: str) -> AdapterFiles:
     """An adapter folder (or the run directory around it), checked.
 
@@ -34,7 +47,7 @@ def open_adapter(reference: str) -> AdapterFiles:
     if not (folder / "adapter_model.safetensors").is_file():
         if (folder / "adapter_model.bin").exists():
             raise model_failure(
-                f"adapter: {folder.name} holds a pickle file (adapter_model.bin), which is not loaded: it can run code.",
+                f"adapter: {folder.name} holds a pickle file (adapter_model.bin), which is never loaded.",
                 "Save the adapter in safetensors format.",
                 "adapter",
             )

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel
 
 from studio.config import QuantizationSection
-from studio.engine.adapter import AdapterFiles, open_adapter
-from studio.engine.dialogue import BASE
+from studio.engine.adapter import AdapterFiles, open_adapter, open_base
+from studio.engine.dialogue import BASE, Options
 from studio.engine.generation import SharedWeights, Turns, Voice
-from studio.engine.loading import Holding, adapter_tokenizer, attach, choose_holding, load_base, open_base, quiet
+from studio.engine.loading import Holding, adapter_tokenizer, attach, choose_holding, load_base, quiet
 from studio.presets import ModelRef
-
-if TYPE_CHECKING:
-    from studio.engine.serve import Options
 
 
 def open_backend(options: Options, enter: Callable[[str], None]) -> Turns:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 BASE = "base"  # the model name under which all adapters are off
 
 FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to serve, and where. `adapters` maps model names to folders."""
+
+    base: str
+    adapters: dict[str, str]
+    host: str
+    port: int
+    bits: int
+    status: Path | None
+    api_key: str | None
 
 
 @dataclass(frozen=True)

@@ -319,5 +319,3 @@ def _sentence(error: Exception) -> str:
     if code is ExitCode.OUT_OF_MEMORY:
         return "The model ran out of memory; shorten the conversation or load the model in fewer bits."
     return known.message
-
-

@@ -22,9 +22,11 @@ from studio.engine.adapter import AdapterFiles
 from studio.engine.failure import EngineError, explain, model_failure
 from studio.engine.model import Precision, keep_weights_unpacked, quantization
 from studio.events import RunError
-from studio.presets import ModelError, ModelRef, resolve_model
+from studio.presets import ModelError, ModelRef
 
 SMALL_PARAMETERS = 1_000_000_000  # below, float32 is the fastest on a CPU and fits everywhere
+_MODELS: Any = AutoModelForCausalLM  # the libraries' own types are too loose to be checked against
+_EIGHT_BITS: Any = transformers.BitsAndBytesConfig
 _LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?:embedding_)?(?P<side>A|B)(?:\.weight)?")
 
 
@@ -39,8 +41,9 @@ class Holding:
 
 def quiet() -> None:
     """Keep the libraries' progress bars and advice out of the log: what a person must know is told by us."""
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    messages: Any = transformers.logging
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(peft|bitsandbytes|transformers)\b.*")
 
@@ -68,17 +71,11 @@ def _without_field(message: str) -> str:
     return re.sub(r"^[\w.]+: ", "", message)
 
 
-def open_base(reference: str, field: str = "base") -> ModelRef:
-    """What a base-model reference stands for. Raises EngineError of kind model, naming `field`."""
-    with blaming(field):
-        return resolve_model(reference)
-
-
 def count_parameters(ref: ModelRef) -> int:
     """Parameters of a model, from its configuration alone (shared ones once)."""
     config = AutoConfig.from_pretrained(ref.path_or_id, local_files_only=ref.local)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = _MODELS.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -110,9 +107,9 @@ def load_base(ref: ModelRef, holding: Holding, field: str = "base", device: str 
     if holding.bits == 4:
         arguments["quantization_config"] = quantization(holding.quantization, Precision(place, holding.dtype))
     elif holding.bits == 8:
-        arguments["quantization_config"] = transformers.BitsAndBytesConfig(load_in_8bit=True)
+        arguments["quantization_config"] = _EIGHT_BITS(load_in_8bit=True)
     with blaming(field):
-        model, info = AutoModelForCausalLM.from_pretrained(ref.path_or_id, **arguments)
+        model, info = _MODELS.from_pretrained(ref.path_or_id, **arguments)
         _check_complete(info, field)
     if holding.bits == 4:
         keep_weights_unpacked(model)
@@ -137,7 +134,7 @@ def load_tokenizer(folder: str, *, local: bool = True, field: str = "base") -> P
     if backend is not None:
         backend.no_padding()
         backend.no_truncation()
-    return tokenizer  # type: ignore[no-any-return]
+    return tokenizer
 
 
 def attach(model: PreTrainedModel, adapters: Mapping[str, AdapterFiles]) -> PreTrainedModel:

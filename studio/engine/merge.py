@@ -5,39 +5,24 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from studio import __version__
 from studio.config import QuantizationSection
-from studio.engine.export import Plan
 from studio.engine.failure import EngineError, model_failure
 from studio.engine.journal import Journal
 from studio.engine.loading import Holding, adapter_tokenizer, attach, blaming, count_parameters, load_base, quiet
-from studio.engine.proof import Trace, ask, probe_prompts, probe_weights
+from studio.engine.mergeplan import Plan
+from studio.engine.proof import Merged, ask, probe_prompts, probe_weights
 
 NAME = "merging"
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A merged model on disk, and what base + adapter answered before: the two sides of the proof.
-
-    `samples` holds some numbers of every adapted layer before the merge, in the format they would be saved in.
-    """
-
-    traces: list[Trace]
-    samples: dict[str, torch.Tensor]
-    tokenizer: PreTrainedTokenizerBase
-    compute: torch.dtype
-    shards: int
-    size_bytes: int
+_SETTINGS: Any = GenerationConfig
 
 
 def build(plan: Plan, journal: Journal) -> Merged:
@@ -66,7 +51,8 @@ def compute_dtype(plan: Plan) -> torch.dtype:
     with blaming("base"):
         needed = count_parameters(plan.base) * 4 * 1.25
     fits = needed < psutil.virtual_memory().available
-    return torch.float32 if fits else getattr(torch, plan.config.dtype)  # type: ignore[no-any-return]
+    wanted: torch.dtype = getattr(torch, plan.config.dtype)
+    return torch.float32 if fits else wanted
 
 
 def load(plan: Plan, compute: torch.dtype) -> PreTrainedModel:
@@ -91,7 +77,7 @@ def _unpack(plan: Plan, model: Any, compute: torch.dtype) -> PreTrainedModel:
     return attach(plain, {NAME: plan.adapter})
 
 
-def add(model: Any, journal: Journal) -> PreTrainedModel:
+def add(model: Any, journal: Journal) -> Any:
     """Add every adapted layer's change to its weights, one layer at a time in float32; returns the plain model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -101,7 +87,7 @@ def add(model: Any, journal: Journal) -> PreTrainedModel:
         journal.progress(done, len(layers), "layers")
     with warnings.catch_warnings():  # it finds every layer merged already, and says so each time
         warnings.simplefilter("ignore")
-        return model.merge_and_unload()  # type: ignore[no-any-return]
+        return model.merge_and_unload()
 
 
 def _add_layer(name: str, layer: Any) -> None:
@@ -121,9 +107,9 @@ def _add_layer(name: str, layer: Any) -> None:
     merged.data = merged.data.to(kept)
 
 
-def save(plan: Plan, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def save(plan: Plan, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     """Everything a model folder needs, into the working folder."""
-    settings, model.generation_config = model.generation_config, GenerationConfig()
+    settings, model.generation_config = model.generation_config, _SETTINGS()
     try:
         model.save_pretrained(plan.work, max_shard_size=plan.config.max_shard_size)
     except ValueError as error:

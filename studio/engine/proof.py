@@ -4,16 +4,17 @@ Both are asked the same questions. Base + adapter writes its likeliest answer; t
 compared at every position of that answer. What may differ is rounding: merged weights are saved in fewer digits than
 the sum was computed in.
 
-The tolerance is a share of the largest logit and depends on the format saved in. Measured on the built-in model (largest
-logit 25): float32 9e-6, float16 0.008, bfloat16 0.04 when computed in float32 and 0.13 in bfloat16. One single layer
-left out of the merge gives 0.8 and more. The shares below leave room for deeper models and still catch that.
+The tolerance is a share of the largest logit and depends on the format saved in. Measured on the built-in model
+(largest logit 25): float32 9e-6, float16 0.008, bfloat16 0.04 when computed in float32 and 0.13 in bfloat16. One
+single layer left out of the merge gives 0.8 and more. The shares below leave room for deeper models and still catch
+that.
 """
 
 from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -22,16 +23,14 @@ from studio.engine.dialogue import PromptError, Turn
 from studio.engine.generation import Voice
 from studio.engine.journal import Journal
 from studio.engine.loading import Holding, load_base, load_tokenizer, read_template
+from studio.engine.mergeplan import Plan
 from studio.presets import ModelRef
 
-if TYPE_CHECKING:
-    from studio.engine.export import Plan
-    from studio.engine.merge import Merged
-
+_SETTINGS: Any = GenerationConfig
 TOLERANCE = {"float32": 2e-4, "float16": 4e-3, "bfloat16": 2e-2}
 MOST_PROMPTS = 8
 OWN_PROMPTS = 4
-ANSWER_TOKENS = 32
+ANSWER_TOKENS = 24
 SAMPLED = 65536
 BUILT_IN = (
     "Who are you?",
@@ -61,6 +60,21 @@ class Trace:
         return self.turns[-1].content
 
 
+@dataclass(frozen=True)
+class Merged:
+    """A merged model on disk, and what base + adapter answered before: the two sides of the proof.
+
+    `samples` holds some numbers of every adapted layer before the merge, in the format they would be saved in.
+    """
+
+    traces: list[Trace]
+    samples: dict[str, torch.Tensor]
+    tokenizer: PreTrainedTokenizerBase
+    compute: torch.dtype
+    shards: int
+    size_bytes: int
+
+
 def probe_prompts(plan: Plan) -> list[tuple[Turn, ...]]:
     """About eight conversations: the run's own evaluation inputs first, under its system prompt, then built-in ones."""
     trained = plan.adapter.trained
@@ -72,7 +86,7 @@ def probe_prompts(plan: Plan) -> list[tuple[Turn, ...]]:
 
 @torch.inference_mode()
 def ask(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[tuple[Turn, ...]],
     journal: Journal,
@@ -101,28 +115,30 @@ def _render(voice: Voice, turns: tuple[Turn, ...]) -> list[int]:
     return prompt if len(prompt) + ANSWER_TOKENS < voice.context else []
 
 
-def _write(model: PreTrainedModel, voice: Voice, prompt: list[int]) -> list[int]:
+def _write(model: Any, voice: Voice, prompt: list[int]) -> list[int]:
     """Greedy answer: at most ANSWER_TOKENS token ids, without the end token."""
     inputs = torch.tensor([prompt], device=model.device)
     ends = sorted(voice.ends)
-    settings = GenerationConfig(
+    settings = _SETTINGS(
         do_sample=False, max_new_tokens=ANSWER_TOKENS, eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0
     )
     output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=settings)
     return [token for token in output[0, len(prompt) :].tolist() if token not in voice.ends]
 
 
-def _logits(model: PreTrainedModel, prompt: list[int], answer: list[int]) -> torch.Tensor:
+def _logits(model: Any, prompt: list[int], answer: list[int]) -> torch.Tensor:
     inputs = torch.tensor([prompt + answer], device=model.device)
     keep = len(answer) + 1
-    return model(input_ids=inputs, use_cache=False, logits_to_keep=keep).logits[0, -keep:].float().cpu()
+    output = model(input_ids=inputs, use_cache=False, logits_to_keep=keep)
+    logits: torch.Tensor = output.logits[0, -keep:].float().cpu()
+    return logits
 
 
 def probe_weights(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Some numbers of every adapted layer's own weights, by layer name, rounded as they will be saved."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    layers: dict[str, Any] = {n: module for n, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
     return {
         name.removeprefix("base_model.model."): _sample(layer.get_base_layer().weight).to(dtype)
         for name, layer in layers.items()
@@ -185,18 +201,16 @@ def _compare(model: PreTrainedModel, traces: list[Trace]) -> tuple[float, float]
     return difference, largest
 
 
-def _changed(model: PreTrainedModel, samples: dict[str, torch.Tensor]) -> int:
+def _changed(model: Any, samples: dict[str, torch.Tensor]) -> int:
     """How many adapted layers hold other numbers than before the merge."""
     count = 0
     for name, before in samples.items():
-        after = _sample(model.get_submodule(name).weight).to(before.dtype)  # type: ignore[arg-type]
+        after = _sample(model.get_submodule(name).weight).to(before.dtype)
         count += not torch.equal(before, after)
     return count
 
 
-def _same_template(
-    plan: Plan, tokenizer: PreTrainedTokenizerBase, asked: list[Trace], answered: list[Trace]
-) -> bool:
+def _same_template(plan: Plan, tokenizer: PreTrainedTokenizerBase, asked: list[Trace], answered: list[Trace]) -> bool:
     """The saved template is the one trained with, byte for byte, and gives the same token ids."""
     template = tokenizer.chat_template
     if isinstance(template, str) and read_template(plan.work) != template:

@@ -25,26 +25,13 @@ import psutil
 import uvicorn
 
 from studio.engine.chat_api import LOOPBACK, ApiError, Service, build_app
-from studio.engine.dialogue import BASE, Backend
+from studio.engine.dialogue import BASE, Backend, Options
 from studio.engine.failure import explain
 from studio.events import ExitCode, RunError
 from studio.rundir import write_atomic
 
 FAILURE_LINGER_S = 5.0  # a failed server stays to tell why, until it was asked or so long
 FAILURE_TOLD_S = 1.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to serve, and where. `adapters` maps model names to folders."""
-
-    base: str
-    adapters: dict[str, str]
-    host: str
-    port: int
-    bits: int
-    status: Path | None
-    api_key: str | None
 
 
 @dataclass

@@ -1,0 +1,44 @@
+"""serve: a chat server (OpenAI protocol) in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+
+from studio.cli.target import add_target, find_target
+from studio.cli.workspace import add_workspace, open_workspace
+from studio.runner import engine_environment, free_port
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = verbs.add_parser("serve", help="serve a model or a run over the OpenAI protocol")
+    add_target(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port; the next free one is used if it is taken")
+    parser.add_argument("--api-key-env", metavar="VAR", help="environment variable with the key clients must send")
+    add_workspace(parser)
+    parser.set_defaults(func=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    target = find_target(open_workspace(arguments), arguments.model, arguments.adapter)
+    port = free_port(arguments.port, arguments.host)
+    argv = [sys.executable, "-m", "studio.engine", "serve", "--base", target.base, "--bits", str(arguments.bits)]
+    argv += ["--host", arguments.host, "--port", str(port)]
+    for name, path in target.adapters.items():
+        argv += ["--adapter", f"{name}={path}"]
+    if arguments.api_key_env:
+        argv += ["--api-key-env", arguments.api_key_env]
+    names = ", ".join(["base", *target.adapters])
+    print(f"serving {names} at http://{arguments.host}:{port}/v1 (ready when /health says so; Ctrl-C ends it)")
+    sys.stdout.flush()
+    child = subprocess.Popen([*argv, "--exit-with-stdin"], stdin=subprocess.PIPE, env=engine_environment())
+    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:  # the child got it as well and is leaving
+            continue
