@@ -73,7 +73,6 @@ class Place(NamedTuple):
         return self.venv / "install.log"
 
     def packages(self) -> List[str]:
-        """Name and version of everything installed, as pip's folders say. Starts nothing."""
         folders = ("lib/python3*/site-packages", "Lib/site-packages")
         return sorted({path.name for folder in folders for path in self.venv.glob(folder + "/*.dist-info")})
 
@@ -274,7 +273,11 @@ def install_torch(place: Place, version: str, flavour: str) -> None:
     wanted = "torch==%s+cpu" % version if flavour == "cpu" else "torch==%s" % version
     if flavour == "cpu" and pip(place, wanted)[0] == 0:
         return  # the user's own mirror or wheel folder has it
-    install(place, "PyTorch " + version, wanted, *(["--extra-index-url", index] if index else []))
+    try:
+        install(place, "PyTorch " + version, wanted, *(["--extra-index-url", index] if index else []))
+    except Problem as problem:
+        problem.remedy += " A mirror of PyTorch's wheels can be named in CRUCIBLE_TORCH_INDEX."
+        raise
 
 
 def check_installation(place: Place, project: Dict[str, Any]) -> None:
@@ -304,9 +307,9 @@ def installation_steps(place: Place, project: Dict[str, Any], extra: str, flavou
 
 
 def run_steps(steps: List[Step]) -> None:
-    for number, (title, action) in enumerate(steps, 1):
+    for number, (title, act) in enumerate(steps, 1):
         with progress("[%d/%d] %s" % (number, len(steps), title)):
-            action()
+            act()
 
 
 @contextlib.contextmanager

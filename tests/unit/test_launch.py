@@ -88,8 +88,9 @@ def test_the_cpu_index_can_be_a_mirror(place, pip, monkeypatch):
 
 def test_without_gpu_the_build_with_cuda_is_never_asked_for(place, pip):
     fake = pip((1, REFUSED), (1, REFUSED))
-    with pytest.raises(launch.Problem, match="No network: PyTorch 2.13.0"):
+    with pytest.raises(launch.Problem, match="No network: PyTorch 2.13.0") as caught:
         launch.install_torch(place, "2.13.0", "cpu")
+    assert "CRUCIBLE_TORCH_INDEX" in caught.value.remedy
     assert all("torch==2.13.0+cpu" in call for call in fake.calls)
 
 
