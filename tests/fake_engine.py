@@ -83,7 +83,13 @@ class FakeEngine:
         self.phase = phase
         self.say(PhaseEvent(name=phase, detail=detail))
         self.status()
-        print(f"phase {phase} {detail}", flush=True)
+        self.log(f"phase {phase} {detail}")
+
+    @staticmethod
+    def log(line: str) -> None:
+        """A line of engine.log."""
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
     def samples(self, reason: Any) -> None:
         """Answer every evaluation input."""
@@ -148,7 +154,7 @@ class FakeEngine:
                 )
             )
             self.status()
-            print(f"step {self.step} loss {self.loss():.3f}", flush=True)
+            self.log(f"step {self.step} loss {self.loss():.3f}")
             if self.step % max(1, self.options.steps // 4) == 0:
                 self.samples("freq")
             end = self.interrupted()
@@ -176,7 +182,9 @@ class FakeEngine:
         self.prepare()
         end = self.train()
         if end is RunState.FAILED:
-            return self.finish(end, 4, RunError(kind="data", message=self.options.message, hint="Open the Data tab."))
+            kind: Any = self.options.fail
+            hint = "Change that and start again."
+            return self.finish(end, 4, RunError(kind=kind, message=self.options.message, hint=hint))
         self.enter("save")
         (self.run.checkpoints / f"checkpoint-{self.step}").mkdir(parents=True, exist_ok=True)
         self.say(SavedEvent(path=f"checkpoints/checkpoint-{self.step}", what="checkpoint"))

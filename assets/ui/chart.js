@@ -52,7 +52,7 @@ export function mount({ element }) {
       width: area.clientWidth, height: HEIGHT, legend: { show: false },
       cursor: { drag: { x: true, y: false }, points: { size: 7 } },
       scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
-      axes: [axis, { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : column === "memory_bytes" ? format.bytes(tick) : column === "learning_rate" ? format.rate(tick) : format.number(tick, 4))) }],
+      axes: [{ ...axis, size: 32 }, { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : column === "memory_bytes" ? format.bytes(tick) : column === "learning_rate" ? format.rate(tick) : format.number(tick, 4))) }],
       series, hooks: { setCursor: [(u) => say(u.cursor.idx)], setScale: [(u, key) => { if (key === "x" && u.data[0].length) { const x = u.scales.x; reset.hidden = !(x.min > u.data[0][0] || x.max < u.data[0][u.data[0].length - 1]); } }] },
     }, data(), area);
     say(null);

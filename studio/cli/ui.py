@@ -13,7 +13,9 @@ from studio.cli.workspace import add_workspace, open_workspace
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
     parser = verbs.add_parser("ui", help="open the studio in a browser")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; other than this machine needs a token")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; other than this machine needs a token"
+    )
     parser.add_argument("--port", type=int, default=7860, help="first port to try; the next free one is used")
     parser.add_argument("--token", help="secret that the link carries (made up when --host is not this machine)")
     parser.add_argument("--open", action="store_true", help="open the browser")

@@ -9,7 +9,9 @@ from pathlib import Path
 def parser() -> argparse.ArgumentParser:
     """Options of the server process."""
     found = argparse.ArgumentParser(prog="studio ui", description="Serve the studio to a browser.")
-    found.add_argument("--host", default="127.0.0.1", help="address to listen on; other than this machine needs a token")
+    found.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; other than this machine needs a token"
+    )
     found.add_argument("--port", type=int, default=7860, help="first port to try; the next free one is used")
     found.add_argument("--workspace", type=Path, required=True, help="folder of runs, datasets and exports")
     found.add_argument("--token", help="secret that the link carries (made up when --host is not this machine)")

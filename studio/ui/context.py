@@ -33,7 +33,7 @@ class Refused(Exception):
 
 def refuse(key: str, **values: object) -> Refused:
     """``raise refuse("home.error.name")``: the text of ``key`` becomes the visitor's warning."""
-    return Refused(tr(key, **values))
+    return Refused(tr(key, None, **values))
 
 
 @dataclass(slots=True)

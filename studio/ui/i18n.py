@@ -63,6 +63,6 @@ def current_request() -> gr.Request | None:
 
 
 def tr(key: str, request: gr.Request | None = None, **values: object) -> str:
-    """The text of ``key`` in the visitor's language, with ``{name}`` placeholders filled; for toasts and server texts."""
+    """The text of ``key`` in the visitor's language with ``{name}`` placeholders filled; for texts of the server."""
     text = table(language_of(request or current_request()))[key]
     return text.format(**values) if values else text

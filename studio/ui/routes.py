@@ -5,7 +5,7 @@ import json
 import os
 import time
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException
@@ -146,7 +146,7 @@ def summary(run: RunDir) -> dict[str, Any]:
         **facts,
         "id": run.id,
         "name": facts["name"] or run.id,
-        "model": os.path.basename(facts["model"].rstrip("/\\")),
+        "model": PurePath(facts["model"]).name,
         "created_at": run.created_at,
         "verdict_passed": _passed(run.path, report_changed) if report_changed else None,
         **status_of(run),
@@ -203,7 +203,7 @@ def _dataset(folder: Path, name: str, _changed: int) -> dict[str, Any] | None:
 def dataset_of(workspace: Workspace, run: RunDir) -> dict[str, Any] | None:
     """What the run learns from, with a few examples; None for a file that is not a dataset of the workspace."""
     name = _facts(run.path, changed(run.config_file))["dataset"]
-    if not name or name != os.path.basename(name):
+    if not name or name != PurePath(name).name:
         return None
     return _dataset(workspace.datasets, name, changed(workspace.datasets / name / "dataset.json"))
 

@@ -1,4 +1,4 @@
-"""The look Gradio's own parts get: ember on warm paper, ember on graphite. What Gradio has no word for is in studio.css."""
+"""The look of Gradio's own parts: ember on warm paper, ember on graphite. All else is in studio.css."""
 
 import gradio as gr
 from gradio.themes.utils import sizes
@@ -127,7 +127,12 @@ def build() -> gr.themes.Base:
         text_size=sizes.text_md,
         # Latin comes from the bundled file, Chinese from whatever the system has.
         font=["Inter Variable", "PingFang SC", "Noto Sans CJK SC", "Microsoft YaHei", "system-ui", "sans-serif"],
-        font_mono=[LocalFont("IBM Plex Mono", weights=(400, 700)), "ui-monospace", "Noto Sans Mono CJK SC", "monospace"],
+        font_mono=[
+            LocalFont("IBM Plex Mono", weights=(400, 700)),
+            "ui-monospace",
+            "Noto Sans Mono CJK SC",
+            "monospace",
+        ],
     )
     colours = {name: light for name, (light, _) in COLOURS.items()}
     colours |= {f"{name}_dark": dark for name, (_, dark) in COLOURS.items()}

@@ -28,7 +28,7 @@ def attach(workspace: Workspace) -> Callable[[str, gr.Request], str]:
     def find(remembered: str, request: gr.Request) -> str:
         runs = workspace.list_runs()
         known = [run.id for run in runs]
-        asked = request.query_params.get("run", "")
+        asked = str(request.query_params.get("run", ""))
         if asked in known:
             return asked
         live = next((run.id for run in runs if run.state().live), "")
