@@ -156,6 +156,8 @@ def supervise(run: RunDir, work: Callable[[Journal], RunState]) -> int:
     `work` returns FINISHED or STOPPED; whatever it raises is explained in status.json, and the traceback goes to
     stderr (engine.log) only. A second engine on the same directory refuses without touching its files.
     """
+    if not run.config_file.is_file():
+        return _refuse(f"{run.path} is no run directory: it has no config.yaml", ExitCode.BAD_INPUT)
     try:
         with run.engine_lock():
             return _supervised(Journal(run), work)

@@ -47,9 +47,7 @@ def test_the_training_does_not_feel_its_samples(make_run: MakeRun, engine: Engin
 
 
 def test_samples_come_at_the_start_the_given_steps_saves_and_the_end(make_run: MakeRun, engine: Engine) -> None:
-    run = make_run(
-        **{"samples.evaluation_inputs": PROMPTS[:2], "samples.evaluation_freq": 4, "train.save_steps": 3}
-    )
+    run = make_run(**{"samples.evaluation_inputs": PROMPTS[:2], "samples.evaluation_freq": 4, "train.save_steps": 3})
     assert engine(run) == 0
     taken = [(event.step, event.reason, event.index, event.prompt) for event in events_of(run, "sample")]
     plan = [(0, "start"), (3, "save"), (4, "freq"), (6, "end")]
