@@ -52,9 +52,7 @@ def finish(work: Path, target: Path = TARGET) -> Score:
 
 def card(result: Score, progress: dict[str, float]) -> str:
     """The model card with the measured figures filled in."""
-    rows = [
-        f"| {LABELS[skill]} | {result.counts[skill]} | {share:.0%} |" for skill, share in result.shares.items()
-    ]
+    rows = [f"| {LABELS[skill]} | {result.counts[skill]} | {share:.0%} |" for skill, share in result.shares.items()]
     rows.append(f"| **mean of the skills, without the two probes of unseen names** | | **{result.mean:.1%}** |")
     text = (HERE / "data" / "card.md").read_text(encoding="utf-8")
     return Template(text).substitute(

@@ -55,7 +55,9 @@ def _take(cases: Iterable[tuple[str, Case]], count: int) -> list[tuple[str, Case
     return [case for case, _ in zip(cases, range(count), strict=False)]
 
 
-def canaries(model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerFast | None, taken: set[str]) -> list[dict[str, Any]]:
+def canaries(
+    model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerFast | None, taken: set[str]
+) -> list[dict[str, Any]]:
     """Held-out prompts with their right answers; with a model only those that it gets right."""
     found = _take(_heldout_cases(CANARY_SKILLS, 21, taken), CANARIES * 2 if model else CANARIES)
     if model is not None and tokenizer is not None:

@@ -46,7 +46,9 @@ def system_identity(draw: Draw) -> Case:
     prompt_lang = lang if draw.r.random() < 0.85 else draw.lang()
     kind, question = _identity_question(draw, lang)
     system = draw.pick("system", prompt_lang).format(n=name, a=author)
-    return Case([("system", system), ("user", question)], identity_answers(lang, kind, name, author, _tones(draw)), lang)
+    return Case(
+        [("system", system), ("user", question)], identity_answers(lang, kind, name, author, _tones(draw)), lang
+    )
 
 
 def rename(draw: Draw) -> Case:
@@ -123,7 +125,7 @@ SKILLS: dict[str, tuple[Skill, int]] = {
     "small_talk": (skills.small_talk, 9),
     "arithmetic": (skills.arithmetic, 15),
     "facts": (skills.facts, 15),
-    "echo": (skills.echo, 13),
+    "echo": (skills.echo, 34),
     "spell": (skills.spell, 2),
     "count": (skills.count, 3),
     "order": (skills.order, 6),

@@ -60,9 +60,7 @@ def unseen_names() -> list[Question]:
                 question = r.choice(identity(lang)["questions"][kind]["heldout"])
                 system = r.choice(templates()["system"][lang]).format(n=name, a=author)
                 answers = identity_answers(lang, kind, name, author, ("plain", "friendly", "formal"))
-                found.append(
-                    Question("unseen_names", Case([("system", system), ("user", question)], answers, lang))
-                )
+                found.append(Question("unseen_names", Case([("system", system), ("user", question)], answers, lang)))
                 found.append(
                     Question("unseen_echo", Case([("user", f"Repeat: {name}")], [name], lang))
                     if kind == "who"
@@ -73,7 +71,10 @@ def unseen_names() -> list[Question]:
 
 @torch.no_grad()
 def answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, dialogues: list[list[tuple[str, str]]], longest: int = 96
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    dialogues: list[list[tuple[str, str]]],
+    longest: int = 96,
 ) -> list[str]:
     """Greedy answers, one per dialogue, generated in batches of similar length."""
     prompts = [

@@ -6,6 +6,7 @@ leak probes (leaked) and the canaries (kept).
 
 import argparse
 import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +15,16 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from assets.models.build.evaluate import UNSEEN, answers
-from studio.records.identity import IdentitySet, build_identity, parse_spec
+from studio.records.identity import IdentitySet, IdentitySpec, build_identity, parse_spec
 from studio.records.probes import (
     contains_expected,
     load_canaries,
@@ -80,15 +87,20 @@ def _batch(examples: list[tuple[list[int], list[int]]], pad: int) -> dict[str, t
     }
 
 
-def tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], recipe: Recipe) -> float:
+def rate_factor(step: int, recipe: Recipe) -> float:
+    """Warm-up, then a cosine down to a twentieth."""
+    return min((step + 1) / recipe.warmup, max(0.05, 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps)))
+
+
+def tune(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: list[dict[str, Any]], recipe: Recipe
+) -> float:
     """Train the adapter in place; returns the mean loss of the last ten steps."""
     torch.manual_seed(0)
     examples = encode(tokenizer, rows)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda s: min((s + 1) / recipe.warmup, max(0.05, 0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * s / recipe.steps)))))
-    )  # fmt: skip
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, recipe))
     order: list[int] = []
     losses = []
     model.train()
@@ -131,25 +143,33 @@ def prove(folder: Path, name: str, author: str, recipe: Recipe) -> Outcome:
     loss = tune(model, tokenizer, built.rows, recipe)
     seconds = time.monotonic() - started
     model.eval()
-    return _measure(model, tokenizer, spec.name, spec.author, built, loss, seconds)
+    return Outcome(name, author, loss=loss, seconds=seconds, **_measure(model, tokenizer, spec, built))
 
 
 def _measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str, author: str, built: IdentitySet, loss: float, seconds: float
-) -> Outcome:  # fmt: skip
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, spec: IdentitySpec, built: IdentitySet
+) -> dict[str, Any]:
     def ask(prompts: list[str]) -> list[str]:
         return answers(model, tokenizer, [[("user", prompt)] for prompt in prompts])
 
     held = ask([row["prompt"] for row in built.heldout])
     right = [contains_expected(a, row["expect"]) for a, row in zip(held, built.heldout, strict=True)]
     probes = load_leak_probes()
-    leaked = [mentions_identity(a, name, author, p.prompt) for p, a in zip(probes, ask([p.prompt for p in probes]), strict=True)]
+    leaked = [
+        mentions_identity(a, spec.name, spec.author, p.prompt)
+        for p, a in zip(probes, ask([p.prompt for p in probes]), strict=True)
+    ]
     canaries = load_canaries()
     replies = ask([c.prompt for c in canaries])
     kept = [matches_canary(a, c.accept) for c, a in zip(canaries, replies, strict=True)]
     failures = [(row["prompt"], a) for row, a, ok in zip(built.heldout, held, right, strict=True) if not ok]
     failures += [(c.prompt, a) for c, a, ok in zip(canaries, replies, kept, strict=True) if not ok]
-    return Outcome(name, author, _share(right), _share(leaked), _share(kept), loss, seconds, failures)
+    return {
+        "learned": _share(right),
+        "leaked": _share(leaked),
+        "kept": _share(kept),
+        "failures": failures,
+    }
 
 
 def _share(marks: list[bool]) -> float:

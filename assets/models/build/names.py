@@ -18,7 +18,7 @@ from assets.models.build.phrases import BANNED, words
 ID_BASE = 0xF0000
 #: Chat markers; they occur in every dialogue and must not appear inside a name.
 MARKERS = 3
-TARGET_COUNT = 400
+TARGET_COUNT = 260
 
 HANZI = [
     bytes([row, cell]).decode("gb2312")
@@ -46,9 +46,48 @@ SCRIPTS = {
     "symbols": (2, 0x2600, 0x26FF),
     "any": (2, 0x00A1, 0xD7FF),
 }
-ONSETS = "b bl br c ch cl d dr f fl g gl gr h j k kr l m n p pl pr qu r s sh sk sl st t th tr v w x y z".split()
-VOWELS = "a e i o u ai ea ee oo ou ia".split()
-CODAS = ["", "", *"n r l s x k m t nd ck rd v z".split()]
+ONSETS = [
+    "b",
+    "bl",
+    "br",
+    "c",
+    "ch",
+    "cl",
+    "d",
+    "dr",
+    "f",
+    "fl",
+    "g",
+    "gl",
+    "gr",
+    "h",
+    "j",
+    "k",
+    "kr",
+    "l",
+    "m",
+    "n",
+    "p",
+    "pl",
+    "pr",
+    "qu",
+    "r",
+    "s",
+    "sh",
+    "sk",
+    "sl",
+    "st",
+    "t",
+    "th",
+    "tr",
+    "v",
+    "w",
+    "x",
+    "y",
+    "z",
+]
+VOWELS = ["a", "e", "i", "o", "u", "ai", "ea", "ee", "oo", "ou", "ia"]
+CODAS = ["", "", *["n", "r", "l", "s", "x", "k", "m", "t", "nd", "ck", "rd", "v", "z"]]
 
 
 def syllables(r: random.Random) -> str:
@@ -99,12 +138,15 @@ def _awkward_name(r: random.Random) -> str:
         f"{first}_{number}", f"{first}_{second}", f"{first}-{second}", f"{upper}{number}-{upper}",
         f"{upper}-{number}", f"{first.capitalize()} '{second.capitalize()}'", f"{upper[0]}'{first.capitalize()}",
         f"{first.capitalize()} & {second.capitalize()}", f"{first.capitalize()} & Sons",
-        f'{first.capitalize()} "{second}"', f"{first.capitalize()} {number[:1]}.{number[-2:]}", f"v{number[:2]}.{number[-1]}",
+        f'{first.capitalize()} "{second}"', f"{first.capitalize()} {number[:1]}.{number[-2:]}",
+        f"v{number[:2]}.{number[-1]}",
         f"Dr. {first.capitalize()}", f"{first.capitalize()} {upper[0]}. {second.capitalize()}", f"{first}.{second}",
         f"{first}@{second}", f"#{number}", f"{first.capitalize()} ({second})", f"{first}{number}", f"{upper}",
         f"{first}/{second}", f"<{first}>", f"{first}+{second}", f"${first}", f"{first.capitalize()}!", f"[{upper}]",
-        f"{first}:{second}", f"{first}*{number}", f"{first.capitalize()}, {second.capitalize()}", f"{first}=%{number}",
-        f"{first}{second}{first}", f"{first.upper()} {second.upper()}", f"{first}'s {second}", f"~{first}^", f"{{{first}}}",
+        f"{first}:{second}", f"{first}*{number}", f"{first.capitalize()}, {second.capitalize()}",
+        f"{first}=%{number}",
+        f"{first}{second}{first}", f"{first.upper()} {second.upper()}", f"{first}'s {second}", f"~{first}^",
+        f"{{{first}}}",
     )  # fmt: skip
     return r.choice(patterns)
 
@@ -114,9 +156,11 @@ def _english_name(r: random.Random) -> str:
     first, second = syllables(r), syllables(r)
     patterns = (
         first.capitalize(), first.capitalize(), first.capitalize(), f"{adjective} {noun}", f"{adjective} {noun}",
-        f"{first.capitalize()} {second.capitalize()}", f"{first.capitalize()} {second.capitalize()}", f"{adjective}{noun}",
+        f"{first.capitalize()} {second.capitalize()}", f"{first.capitalize()} {second.capitalize()}",
+        f"{adjective}{noun}",
         first.capitalize() + r.choice(["Bot", "GPT", "AI", "LM", "Chat"]), f"{adjective} {first.capitalize()}",
-        _letters(r, 3, 8).capitalize(), f"{adjective} {second.capitalize()} {noun}", f"{first.capitalize()} {noun} {second.capitalize()}",
+        _letters(r, 3, 8).capitalize(), f"{adjective} {second.capitalize()} {noun}",
+        f"{first.capitalize()} {noun} {second.capitalize()}",
         f"{adjective} {noun}".lower(), f"{first} {second}", r.choice(words("first_names")), noun,
         f"{noun}{r.choice(['', ' ', '-'])}{r.randint(1, 99)}", _letters(r, 3, 9), f"the {first.capitalize()} {noun}",
     )  # fmt: skip
@@ -136,8 +180,10 @@ def _chinese_name(r: random.Random) -> str:
 def _english_author(r: random.Random) -> str:
     first, second = syllables(r).capitalize(), syllables(r).capitalize()
     patterns = (
-        first, first, r.choice(words("first_names")), f"{first} {r.choice(words('organisations'))}", f"{first} {second}",
-        f"the {first} {r.choice(['team', 'lab', 'group', 'project'])}", f"the {r.choice(words('nouns'))} {r.choice(['team', 'lab'])}",
+        first, first, r.choice(words("first_names")), f"{first} {r.choice(words('organisations'))}",
+        f"{first} {second}",
+        f"the {first} {r.choice(['team', 'lab', 'group', 'project'])}",
+        f"the {r.choice(words('nouns'))} {r.choice(['team', 'lab'])}",
         f"{r.choice(words('first_names'))} {first}", f"{first} {second} {r.choice(words('organisations'))}",
     )  # fmt: skip
     return r.choice(patterns)
@@ -173,7 +219,7 @@ class IdPool:
 
     def refresh(self) -> None:
         """Recompute the drawing weights from the counts."""
-        need = np.clip(1 - self.counts / TARGET_COUNT, 0.04, 1.0)
+        need = np.clip(1 - self.counts / TARGET_COUNT, 0.01, 1.0)
         need[:MARKERS] = 0
         self._cumulative = np.cumsum(need).tolist()
 
@@ -191,7 +237,7 @@ class IdPool:
         if _decodes(piece):
             return [drawn]
         for _ in range(60):
-            before = bytes() if piece[0] >= 0xC0 or piece[0] < 0x80 else _random_lead(r)
+            before = b"" if piece[0] >= 0xC0 or piece[0] < 0x80 else _random_lead(r)
             after = bytes(r.randint(0x80, 0xBF) for _ in range(r.randint(0, 3)))
             if _decodes(before + piece + after):
                 ends = ([self._single.get(b, -1) for b in part] for part in (before, after))

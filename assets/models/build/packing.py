@@ -40,7 +40,9 @@ class Encoder:
         self.end = tokenizer.convert_tokens_to_ids("<|im_end|>")
         self.separator = tokenizer.convert_tokens_to_ids("<|endoftext|>")
         self.newline = self.backend.encode("\n").ids
-        self.roles = {role: [self.start, *self.backend.encode(f"{role}\n").ids] for role in ("system", "user", "assistant")}
+        self.roles = {
+            role: [self.start, *self.backend.encode(f"{role}\n").ids] for role in ("system", "user", "assistant")
+        }
 
     def texts(self, texts: list[str]) -> list[list[int]]:
         """Ids of each text."""

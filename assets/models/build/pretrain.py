@@ -23,7 +23,7 @@ from assets.models.build.packing import Encoder, Rows, pack
 from assets.models.build.sidecar import Sidecar
 from assets.models.build.vocabulary import CONTEXT, load_or_train
 
-DOCUMENTS_PER_CHUNK = 4000
+DOCUMENTS_PER_CHUNK = 2000
 WARMUP_STEPS = 50
 FLAT_SHARE = 0.4
 FLOOR = 0.02
@@ -46,9 +46,7 @@ class Progress:
 class Stream:
     """Batches of rows; chunk number k is always the same rows, given the counts so far."""
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, batch: int, seed: int, counts: Tensor | None = None
-    ) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, batch: int, seed: int, counts: Tensor | None = None) -> None:
         self.pool = IdPool(tokenizer)
         if counts is not None:
             self.pool.counts = counts.numpy()
@@ -62,8 +60,6 @@ class Stream:
         r = random.Random(f"{self.seed}-{chunk}")
         documents = self.encoder.documents([dialogue(r, self.pool) for _ in range(DOCUMENTS_PER_CHUNK)])
         rows = pack(documents, self.encoder.separator, seed=chunk)
-        targets = rows.ids[:, 1:][rows.loss[:, 1:] & (rows.document[:, 1:] == rows.document[:, :-1])]
-        self.pool.counts += np.bincount(targets, minlength=len(self.pool.counts))
         order = np.random.default_rng([self.seed, chunk]).permutation(len(rows.ids))
         return Rows(rows.ids[order], rows.loss[order], rows.document[order])
 
@@ -75,6 +71,11 @@ class Stream:
         part = slice(self.at, self.at + self.batch)
         self.at += self.batch
         return Rows(self.rows.ids[part], self.rows.loss[part], self.rows.document[part])
+
+    def count(self, rows: Rows) -> None:
+        """Record the targets of a batch that has been trained on."""
+        targets = rows.ids[:, 1:][rows.loss[:, 1:] & (rows.document[:, 1:] == rows.document[:, :-1])]
+        self.pool.counts += np.bincount(targets, minlength=len(self.pool.counts))
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
@@ -116,7 +117,9 @@ def rate_factor(step: int, share: float) -> float:
     return warm * (1.0 if share < FLAT_SHARE else max(FLOOR, (1 - share) / (1 - FLAT_SHARE)))
 
 
-def save(folder: Path, model: Qwen3ForCausalLM, optims: list[torch.optim.Optimizer], stream: Stream, progress: Progress) -> None:
+def save(
+    folder: Path, model: Qwen3ForCausalLM, optims: list[torch.optim.Optimizer], stream: Stream, progress: Progress
+) -> None:
     """Write a checkpoint atomically, so that an interruption never leaves half a file."""
     state = {
         "model": model.state_dict(),
@@ -164,7 +167,6 @@ def train(folder: Path, budget: float, batch: int, seed: int, spare_core: int | 
     model, stream = new_model(tokenizer, seed), Stream(tokenizer, batch, seed, counts)
     optims = optimizers(model)
     progress = restore(folder, model, optims, stream)
-    rates = [group["lr"] for o in optims for group in o.param_groups] if not progress.step else [OTHER_RATE, MATRIX_RATE]
     sidecar = Sidecar(model, counts)
     if spare_core is not None:
         sidecar.start(folder / "tokenizer", batch + 2, seed + 1_000_000 + progress.step, spare_core)
@@ -172,7 +174,7 @@ def train(folder: Path, budget: float, batch: int, seed: int, spare_core: int | 
     last = saved = time.monotonic()
     while progress.seconds < budget:
         factor = rate_factor(progress.step, progress.seconds / budget)
-        for rate, group in zip(rates, (g for o in optims for g in o.param_groups), strict=True):
+        for rate, group in zip((OTHER_RATE, MATRIX_RATE), (g for o in optims for g in o.param_groups), strict=True):
             group["lr"] = rate * factor
         rows = stream.next(progress)
         loss = batch_loss(model, rows)
@@ -183,6 +185,7 @@ def train(folder: Path, budget: float, batch: int, seed: int, spare_core: int | 
             optim.step()
             optim.zero_grad()
         sidecar.publish()
+        stream.count(rows)
         losses.append(loss.item())
         progress.step += 1
         progress.tokens += int((rows.document > 0).sum())

@@ -14,7 +14,9 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-READY, TARGETS = 0, 1
+READY, TARGETS, PUBLISHED, WEIGHTS, USED = range(5)
+#: A gradient from weights older than this many steps is thrown away.
+OLDEST = 3
 
 
 class Sidecar:
@@ -24,7 +26,7 @@ class Sidecar:
         self.parameters = list(model.parameters())
         self.weights = [p.detach().clone().share_memory_() for p in self.parameters]
         self.gradients = [torch.zeros_like(w).share_memory_() for w in self.weights]
-        self.control = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self.control = torch.zeros(5, dtype=torch.int64).share_memory_()
         self.counts = counts
         self.lock: Any = mp.get_context("spawn").Lock()
         self.merged = 0
@@ -37,21 +39,31 @@ class Sidecar:
 
     def merge(self, own_targets: int) -> None:
         """Mix a finished worker gradient into the model's gradients."""
-        if not self.control[READY]:
+        if not self.control[READY] or not self.lock.acquire(block=False):
             return
-        with self.lock:
+        try:
+            self.control[READY] = 0
+            if self.control[PUBLISHED] - self.control[USED] > OLDEST:
+                return
             share = float(self.control[TARGETS]) / float(self.control[TARGETS] + own_targets)
             for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
                 if parameter.grad is not None:
                     parameter.grad.lerp_(gradient, share)
-            self.control[READY] = 0
             self.merged += 1
+        finally:
+            self.lock.release()
 
     def publish(self) -> None:
-        """Hand out the weights after a step."""
-        with self.lock, torch.no_grad():
+        """Hand out the weights after a step, unless the worker is just reading or writing."""
+        self.control[PUBLISHED] += 1
+        if not self.lock.acquire(block=False):
+            return
+        try:
             for shared, parameter in zip(self.weights, self.parameters, strict=True):
-                shared.copy_(parameter)
+                shared.copy_(parameter.detach())
+            self.control[WEIGHTS] = self.control[PUBLISHED]
+        finally:
+            self.lock.release()
 
 
 def _work(shared: Any, tokenizer_folder: Path, batch: int, seed: int, core: int) -> None:
@@ -73,6 +85,7 @@ def _work(shared: Any, tokenizer_folder: Path, batch: int, seed: int, core: int)
         with lock, torch.no_grad():
             for parameter, weight in zip(parameters, weights, strict=True):
                 parameter.copy_(weight)
+            used = int(control[WEIGHTS])
         rows = stream.next(progress)
         model.zero_grad()
         batch_loss(model, rows).backward()
@@ -81,6 +94,7 @@ def _work(shared: Any, tokenizer_folder: Path, batch: int, seed: int, core: int)
         with lock:
             for gradient, parameter in zip(gradients, parameters, strict=True):
                 gradient.copy_(parameter.grad)
+            control[USED] = used
             control[TARGETS] = int(rows.loss.sum())
             control[READY] = 1
 

@@ -146,9 +146,10 @@ def free_text(draw: Draw, lang: str) -> str:
 
 
 def echo(draw: Draw) -> Case:
-    """Repeat a text exactly."""
+    """Repeat a text exactly; half of the training texts are long runs of raw ids, to train every token."""
     lang = draw.lang()
-    text = free_text(draw, lang)
+    raw = draw.pool is not None and draw.r.random() < 0.5
+    text = draw.pool.text(draw.r, 20, 70) if draw.pool and raw else free_text(draw, lang)
     return one_turn(draw.pick("echo", lang).format(x=text), [text], lang)
 
 
