@@ -247,6 +247,52 @@ def launch(run: RunDir, **options: Any) -> subprocess.Popen[bytes]:
     return child
 
 
+class Studio:
+    """A real studio process whose runs are made by the fake; ``url`` is where it answers."""
+
+    def __init__(self, workspace: Path, port: int = 0, arguments: tuple[str, ...] = (), **options: Any) -> None:
+        self.workspace = workspace
+        self.port = port or free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        env = {**os.environ, VARIABLE: json.dumps(asdict(Options(**options))), "PYTHONUNBUFFERED": "1"}
+        argv = [sys.executable, str(Path(__file__).resolve()), "studio", f"--workspace={workspace}"]
+        self.process = subprocess.Popen(
+            [*argv, f"--port={self.port}", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=env,
+            text=True,
+        )
+        self.greeting = self._read_greeting()
+
+    def _read_greeting(self) -> str:
+        """What it prints until it answers (or until it ends)."""
+        assert self.process.stdout is not None
+        lines = []
+        for line in self.process.stdout:
+            lines.append(line)
+            if "Ctrl+C" in line:
+                break
+        return "".join(lines)
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        return code
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def serve(argv: list[str]) -> int:
     """The real studio; what its runner starts as the engine is this file."""
     from studio import runner

@@ -79,8 +79,7 @@ def metrics(run: RunDir, after: int) -> dict[str, Any]:
                 found["warnings"].append({"message": event.message, "field": event.field})
     status = summary(run)
     status["eta_seconds"] = found.pop("eta_seconds")
-    size = run.events_file.stat().st_size if run.events_file.exists() else 0
-    more = offset > after and size - offset > EVENT_BYTES // 4
+    more = offset > after and _size(run) - after > EVENT_BYTES
     return {
         "points": points.columns,
         "rewind": points.rewind,
@@ -90,6 +89,10 @@ def metrics(run: RunDir, after: int) -> dict[str, Any]:
         "more": more,
         "status": status,
     }
+
+
+def _size(run: RunDir) -> int:
+    return run.events_file.stat().st_size if run.events_file.exists() else 0
 
 
 def status_of(run: RunDir) -> dict[str, Any]:
@@ -158,7 +161,7 @@ def samples(run: RunDir, after: int) -> dict[str, Any]:
     events, offset = run.read_events(after, EVENT_BYTES)
     fields = {"step", "index", "prompt", "answer", "reason"}
     found = [event.model_dump(include=fields) for event in events if isinstance(event, SampleEvent)]
-    return {"samples": found, "offset": offset, "more": bool(events) and offset < run.events_file.stat().st_size}
+    return {"samples": found, "offset": offset, "more": offset > after and _size(run) - after > EVENT_BYTES}
 
 
 def log_text(run: RunDir, after: int) -> dict[str, Any]:

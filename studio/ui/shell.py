@@ -65,10 +65,12 @@ class Guard:
 
     @staticmethod
     def _cross_site(headers: dict[str, str]) -> bool:
-        site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+        site, origin = headers.get("sec-fetch-site"), headers.get("origin", "")
         if site is not None:
             return site in ("cross-site", "same-site")
-        return bool(origin) and urlsplit(origin or "").netloc != headers.get("host")
+        # A page of another site cannot set X-Forwarded-Host: that would need a preflight, which is refused too.
+        ours = (headers.get("host"), headers.get("x-forwarded-host"))
+        return bool(origin) and urlsplit(origin).netloc not in ours
 
     def _same(self, presented: str) -> bool:
         return secrets.compare_digest(presented.encode(), (self.token or "").encode())
@@ -144,6 +146,9 @@ class PageEditor:
         """Take one ASGI message of the response."""
         if message["type"] == "http.response.start":
             self._start = message
+            return
+        if message["type"] != "http.response.body":
+            await self._send(message)
             return
         self._body += message.get("body", b"")
         if message.get("more_body"):

@@ -7,7 +7,7 @@ import gradio as gr
 
 from studio import demo, runner
 from studio.records import DataError, IdentitySpec, parse_spec
-from studio.ui.context import ACTION, Context, refuse, safe
+from studio.ui.context import ACTION, READ, Context, refuse, safe
 from studio.ui.i18n import T, tr
 from studio.ui.sentences import translated
 from studio.ui.widgets import scripted
@@ -49,7 +49,7 @@ def build(ctx: Context) -> None:
         trigger_mode="once",
         **ACTION,
     )
-    started.failure(None, None, None, js="() => Studio.teachingFailed()")
+    started.failure(None, None, None, js="() => Studio.teachingFailed()", **READ)
 
 
 def values_of(name: str, author: str, languages: list[str]) -> dict[str, Any]:

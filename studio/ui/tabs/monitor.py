@@ -6,7 +6,7 @@ import gradio as gr
 
 from studio import runner
 from studio.rundir import RunDir
-from studio.ui.context import ACTION, Context, refuse, safe
+from studio.ui.context import ACTION, READ, Context, refuse, safe
 from studio.ui.widgets import scripted
 from studio.ui.widgets.confirm import hidden_button
 
@@ -25,8 +25,8 @@ def build(ctx: Context) -> None:
     for elem_id, action in (("run-stop", stop), ("run-resume", resume)):
         button = hidden_button(elem_id)
         done = button.click(safe(action(ctx)), ctx.selected_run, None, trigger_mode="once", **ACTION)
-        done.success(None, None, None, js=KICK)
-        done.failure(None, None, None, js=KICK)
+        done.success(None, None, None, js=KICK, **READ)
+        done.failure(None, None, None, js=KICK, **READ)
 
 
 def stop(ctx: Context) -> Callable[[str], None]:
