@@ -168,8 +168,9 @@ async def _begin(backend: Backend, body: ChatRequest, pieces: asyncio.Queue[Piec
 
 def _check_key(request: Request) -> None:
     key = request.app.state.api_key
+    # Header bytes reach us read as latin-1.
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if key and not secrets.compare_digest(given.encode(), key.encode()):
+    if key and not secrets.compare_digest(given.encode("latin-1"), key.encode()):
         raise ApiError(401, "authorization: the key is missing or wrong; send it as bearer token", "invalid_api_key")
 
 

@@ -180,6 +180,8 @@ class Answer:
         self.stops = StopStrings(sampling.stop)
         self.room = min(sampling.max_tokens, voice.context - len(prompt))
         self.cancelled = threading.Event()
+        self.computed = 0
+        """Tokens that went through the model in the last turn."""
 
     def cancel(self) -> None:
         """No further token is computed."""
@@ -187,11 +189,13 @@ class Answer:
 
     def advance(self, model: PreTrainedModel) -> bool:
         """Read some prompt or write one token; False when the answer is over."""
+        self.computed = 0
         if self.cancelled.is_set():
             return self._end("cancelled")
         if self.cache is None:
             self.cache = DynamicCache(config=model.config)
         chunk, self.pending = self.pending[:PREFILL], self.pending[PREFILL:]
+        self.computed = len(chunk)
         inputs = torch.tensor([chunk], device=model.device)
         output = model(input_ids=inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         if self.pending:
@@ -265,6 +269,7 @@ class Turns:
         self.weights, self.voices, self.facts = weights, voices, facts
         self._waiting: deque[Answer] = deque()
         self._busy = 0
+        self._tokens = 0
         self._wake = threading.Condition()
         threading.Thread(target=self._run, name="turns", daemon=True).start()
 
@@ -274,8 +279,8 @@ class Turns:
         return list(self.voices)
 
     def describe(self) -> dict[str, object]:
-        """Facts for /health."""
-        return self.facts
+        """Facts for /health: what was loaded, answers under way, tokens read and written so far."""
+        return self.facts | {"answers": self._busy, "tokens": self._tokens}
 
     def begin(self, model: str, turns: Sequence[Turn], sampling: Sampling, emit: Callable[[Piece], None]) -> Answer:
         """Start an answer. Raises PromptError, UnknownModel or Busy."""
@@ -307,7 +312,9 @@ class Turns:
     def _turn(self, answer: Answer) -> bool:
         try:
             self.weights.select(answer.model)
-            return answer.advance(self.weights.model)
+            goes_on = answer.advance(self.weights.model)
+            self._tokens += answer.computed
+            return goes_on
         except Exception as error:
             traceback.print_exc()
             answer.fail(_sentence(error))
