@@ -1,5 +1,6 @@
 // What the Data, Train, Export and Chat tabs draw from JSON. All text is set as text (`h` makes text nodes).
-const { h, t, api, goTab, confirm, format, poll } = window.Studio;
+const { t, api, goTab, confirm, format, poll } = window.Studio;
+const h = (spec, options, ...children) => window.Studio.h(spec, options, ...children.flat(9));
 
 const button = (spec, text, onclick, options = {}) => h("button." + spec, { type: "button", onclick, ...options }, text);
 const plural = (key, n, values = {}) => t(`tabs.${key}.${n === 1 ? "one" : "many"}`, { n: format.number(n), ...values });
@@ -147,7 +148,7 @@ const flow = (counts) => {
   if (!counts) return null;
   const steps = [[counts.rows, "conversations"], [counts.packs, "packs"], [counts.updates, "updates"]];
   return h("div.flow" + (counts.few ? ".few" : ""), {}, steps.flatMap(([n, key], i) => [i ? h("span.arrow", { "aria-hidden": "true" }, "→") : null,
-    h("span.step", {}, h("b.num", {}, format.number(n)), " ", t("tabs.flow." + key + (n === 1 ? ".one" : "")))]));
+    h("span.leg", {}, h("b.num", {}, format.number(n)), " ", t("tabs.flow." + key + (n === 1 ? ".one" : "")))]));
 };
 const issueList = (issues) => h("ul.issues", {}, issues.map((issue) => h("li." + issue.level, {},
   h("span.mark", { "aria-label": t("tabs.level." + issue.level) }),

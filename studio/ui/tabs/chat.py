@@ -1,13 +1,13 @@
 """Chat: the base model and the trained one answer the same message side by side, from one copy of the weights."""
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import gradio as gr
 
+from studio.chat_client import ChatError, astream_chat
 from studio.rundir import RunDir
 from studio.runner import StartRefused
 from studio.ui.context import EVENT, PREVIEW, READ, Context, refuse, safe
@@ -15,14 +15,13 @@ from studio.ui.i18n import T, tr
 from studio.ui.tabs.chat_server import BASE, TUNED, Loaded, Servers, finished_runs, run_config
 from studio.ui.tabs.train_preview import display_name
 from studio.ui.widgets.bubbles import event_data, panel
-from studio.ui.widgets.chatview import Message, chatbot, flushed, plain, prompt
+from studio.ui.widgets.chatview import Message, chatbot, flushed, plain, prompt, shown
 
 POLL_S = 0.4
 CHIPS = 6
 MAX_MESSAGE = 20_000
 SIDES = (BASE, TUNED)
 STREAM: dict[str, Any] = {**EVENT, "concurrency_limit": None}
-log = logging.getLogger("studio.ui")
 
 
 class Handlers:
@@ -32,11 +31,11 @@ class Handlers:
         self.ctx = ctx
         self.servers = Servers(ctx.workspace)
 
-    def opened(self, selected: str, shown: str | None) -> tuple[Any, ...]:
+    def opened(self, selected: str, current: str | None) -> tuple[Any, ...]:
         """Fresh list of runs; the shown run stays, else the selected one, else the newest with a result."""
         runs = finished_runs(self.ctx.workspace)
         ids = [run.id for run in runs]
-        chosen = next((run_id for run_id in (selected, shown, *ids) if run_id in ids), None)
+        chosen = next((run_id for run_id in (selected, current, *ids) if run_id in ids), None)
         choices = [(f"{display_name(run)} · {run.id[:15]}", run.id) for run in runs]
         return gr.update(choices=choices, value=chosen), gr.update(visible=bool(runs)), {"empty": not runs}
 
@@ -101,7 +100,7 @@ class Handlers:
         if len(text) > MAX_MESSAGE:
             raise refuse("chat.error.long", limit=MAX_MESSAGE)
         asked = {"role": "user", "content": text}
-        return "", *([*plain(history), asked] for history in histories)
+        return "", *(shown([*plain(history), asked]) for history in histories)
 
     def send_chip(self, event: gr.EventData, *histories: list[Message]) -> tuple[Any, ...]:
         """Send one of the quick questions."""
@@ -111,20 +110,17 @@ class Handlers:
         """The handler that streams one side's answer."""
 
         async def stream(history: list[Message], run_id: str | None, *options: Any) -> AsyncIterator[list[Message]]:
-            from studio.chat_client import astream_chat
-
             loaded = await self._ready(run_id)
             system, wishes = str(options[0] or ""), sampling(*options[1:])
             where = loaded.sides[side]
             pieces = astream_chat(where.server.base_url, where.model, prompt(history, system), **wishes)
             try:
-                async for shown in flushed(history, pieces):
-                    yield shown
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                log.warning("an answer broke off", exc_info=error)
-                raise await asyncio.to_thread(self._broken, loaded, error) from error
+                async for grown in flushed(history, pieces):
+                    yield grown
+            except ChatError as error:
+                if not all(server.alive for server in loaded.servers()):
+                    raise refuse("chat.error.gone") from error
+                raise refuse("chat.error.broken", reason=str(error).rstrip(".")) from error
 
         return stream
 
@@ -138,11 +134,6 @@ class Handlers:
             if state != "loading":
                 raise refuse("chat.error.gone" if state == "dead" else "chat.error.not_loaded")
             await asyncio.sleep(POLL_S)
-
-    def _broken(self, loaded: Loaded, error: Exception) -> Exception:
-        if not all(server.alive for server in loaded.servers()):
-            return refuse("chat.error.gone")
-        return refuse("chat.error.broken", reason=str(error)[:300] or type(error).__name__)
 
 
 def sampling(temperature: float, max_tokens: float, seed: str) -> dict[str, Any]:
@@ -188,7 +179,15 @@ def build(ctx: Context) -> None:
     nothing = panel("chat_empty", "chat-nothing")
     with gr.Column(visible=False, elem_id="chat-room") as room:
         with gr.Row(elem_id="chat-head"):
-            run = gr.Dropdown([], show_label=False, label=T("chat.run"), container=False, elem_id="chat-run", scale=2)
+            run = gr.Dropdown(
+                [],
+                show_label=False,
+                label=T("chat.run"),
+                container=False,
+                allow_custom_value=True,  # the list grows later; the handlers check what comes
+                elem_id="chat-run",
+                scale=2,
+            )
             status = panel("chat_status", "chat-status", scale=3)
         with gr.Row(elem_id="chat-pair"):
             chats = [chatbot(side) for side in SIDES]
@@ -206,15 +205,17 @@ def build(ctx: Context) -> None:
                 scale=8,
             )
             look: dict[str, Any] = {"scale": 0, "min_width": 84}
-            send = gr.Button(T("chat.send"), variant="primary", elem_id="chat-send", elem_classes=["primary-action"], **look)
+            send = gr.Button(
+                T("chat.send"), variant="primary", elem_id="chat-send", elem_classes=["primary-action"], **look
+            )
             stop = gr.Button(T("chat.stop"), elem_id="chat-stop", **look)
             clear = gr.Button(T("chat.clear"), elem_id="chat-clear", **look)
         options = _settings()
     fresh = [chips, options[0], *chats]
     connect = safe(handlers.connect)
-    ctx.tab["chat"].select(
-        safe(handlers.opened), [ctx.selected_run, run], [run, room, nothing], **READ
-    ).success(connect, run, status, **STREAM)
+    ctx.tab["chat"].select(safe(handlers.opened), [ctx.selected_run, run], [run, room, nothing], **READ).success(
+        connect, run, status, **STREAM
+    )
     run.change(safe(handlers.chosen), run, fresh, **READ).success(connect, run, status, **STREAM)
     status.apply(connect, run, status, **STREAM)
     answers = _wire_messages(handlers, (box, send, chips), chats, (run, status), options)

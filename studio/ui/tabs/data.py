@@ -72,7 +72,10 @@ def edited(row: dv.Row, contents: list[str]) -> dv.Row:
     return row | {"messages": [message | {"content": text.strip()} for message, text in texts]}
 
 
-NEW_ROW: dv.Row = {"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}], "origin": "upload"}
+NEW_ROW: dv.Row = {
+    "messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}],
+    "origin": "upload",
+}
 
 
 class Handlers:
@@ -101,18 +104,22 @@ class Handlers:
         if ask.source.startswith(dv.SAVED):
             return dv.view(self._saved(ask.source), ask)
         if ask.source == "upload":
-            return dv.view(dv.from_upload(path, name, author), ask) if path else {"source": "upload", "empty": True}
+            return (
+                dv.view(dv.from_upload(path, _text(name), _text(author)), ask)
+                if path
+                else {"source": "upload", "empty": True}
+            )
         return self._builder(ask, tuple(spec))
 
     def _saved(self, source: str) -> dv.Source:
         return dv.from_store(self.store, source.removeprefix(dv.SAVED))
 
-    def upload(self, path: str | None, name: str, author: str) -> dict[str, Any]:
+    def upload(self, path: str | None, name: Any, author: Any) -> dict[str, Any]:
         """An uploaded file in the viewer: what it is, what was skipped, its rows as they would be saved."""
         if not path:
             return {"source": "upload", "empty": True}
         try:
-            return dv.view(dv.from_upload(path, name, author), dv.Ask())
+            return dv.view(dv.from_upload(path, _text(name), _text(author)), dv.Ask())
         except DataError as error:
             return {"source": "upload", "empty": True, "notes": [error.message]}
 
@@ -129,14 +136,14 @@ class Handlers:
         spec = parse_spec(spec_values(tuple(given)))
         found = dv.identity_set(spec)
         info = DatasetInfo(kind="identity", languages=spec.languages, identity=spec)
-        return self._saved_now(self.store.save(title.strip() or spec.name, found.rows, found.heldout, info))
+        return self._saved_now(self.store.save(_text(title) or spec.name, found.rows, found.heldout, info))
 
-    def save_upload(self, path: str | None, name: str, author: str, title: str) -> tuple[Any, ...]:
+    def save_upload(self, path: str | None, name: Any, author: Any, title: Any) -> tuple[Any, ...]:
         """Save the uploaded file's rows with its placeholders filled."""
         if not path:
             raise refuse("data.error.no_file")
-        rows = dv.upload_rows(path, name, author)
-        return self._saved_now(self.store.save(title.strip() or _stem(path), rows, [], DatasetInfo(kind="upload")))
+        rows = dv.upload_rows(path, _text(name), _text(author))
+        return self._saved_now(self.store.save(_text(title) or _stem(path), rows, [], DatasetInfo(kind="upload")))
 
     def _saved_now(self, info: DatasetInfo) -> tuple[Any, ...]:
         shown = dv.view(dv.from_store(self.store, info.name), dv.Ask())
@@ -188,6 +195,11 @@ class Handlers:
         return name, gr.Tabs(selected="train")
 
 
+def _text(value: Any) -> str:
+    """A text field's value; one that was never shown holds None."""
+    return str(value or "").strip()
+
+
 def _stem(path: str) -> str:
     return path.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
@@ -200,20 +212,27 @@ def _builder() -> tuple[dict[str, gr.components.Component], gr.Textbox, gr.Butto
     field: dict[str, Any] = {}
 
     def look(name: str) -> dict[str, Any]:
-        return {"label": T(f"data.{name}"), "info": T(f"data.{name}.help"), "elem_id": f"data-{name}"}
+        texts = {"label": T(f"data.{name}"), "info": T(f"data.{name}.help")}
+        return {**texts, "elem_id": f"data-{name}", "elem_classes": ["field"]}
 
-    field["name"] = gr.Textbox(placeholder=T("data.name.example"), max_length=200, **look("name"))
-    field["author"] = gr.Textbox(placeholder=T("data.author.example"), max_length=200, **look("author"))
-    languages = [("English", "en"), ("中文", "zh")]
-    field["languages"] = gr.CheckboxGroup(languages, value=["en", "zh"], **look("languages"))
-    tones = [(T(f"data.tone.{tone}"), tone) for tone in ("plain", "friendly", "formal")]
-    field["tone"] = gr.Radio(tones, value="plain", **look("tone"))
-    field["facts"] = gr.Textbox(lines=2, max_lines=6, placeholder=T("data.facts.example"), **look("facts"))
-    with gr.Accordion(T("data.more"), open=False, elem_id="data-more"):
+    def line(name: str, value: str = "") -> gr.Textbox:
+        example = {"placeholder": T(f"data.{name}.example")} if name != "seed" else {}
+        return gr.Textbox(value, max_lines=1, max_length=200, **example, **look(name))
+
+    with gr.Group(elem_classes=["form-section"], elem_id="data-builder"):
+        field["name"], field["author"] = line("name"), line("author")
+        languages = [("English", "en"), ("中文", "zh")]
+        field["languages"] = gr.CheckboxGroup(languages, value=["en", "zh"], **look("languages"))
+        tones = [(T(f"data.tone.{tone}"), tone) for tone in ("plain", "friendly", "formal")]
+        field["tone"] = gr.Radio(tones, value="plain", **look("tone"))
+        field["facts"] = gr.Textbox(lines=2, max_lines=6, placeholder=T("data.facts.example"), **look("facts"))
+    with gr.Accordion(T("data.more"), open=False, elem_id="data-more"), gr.Group(elem_classes=["form-section"]):
         field["replay_share"] = gr.Slider(0, 0.9, value=0.5, step=0.05, buttons=[], **look("replay_share"))
         field["rows_per_language"] = gr.Slider(60, 300, value=96, step=12, buttons=[], **look("rows_per_language"))
-        field["seed"] = gr.Textbox("42", **look("seed"))
-    title = gr.Textbox(placeholder=T("data.title_field.example"), max_length=200, **look("title_field"))
+        field["seed"] = gr.Textbox("42", max_lines=1, **look("seed"))
+        title = gr.Textbox(
+            placeholder=T("data.title_field.example"), max_lines=1, max_length=200, **look("title_field")
+        )
     save = gr.Button(T("data.save"), variant="primary", elem_id="data-save", elem_classes=["primary-action"])
     return {name: field[name] for name in SPEC}, title, save
 
@@ -226,7 +245,9 @@ def _upload() -> dict[str, Any]:
     with gr.Group(visible=False, elem_id="data-fill") as found["names"]:
         found["name"] = gr.Textbox(label=T("data.fill_name"), info=T("data.fill_name.help"), elem_id="data-fill-name")
         found["author"] = gr.Textbox(label=T("data.fill_author"), elem_id="data-fill-author")
-    found["title"] = gr.Textbox(label=T("data.title_field"), info=T("data.title_field.help"), elem_id="data-upload-title")
+    found["title"] = gr.Textbox(
+        label=T("data.title_field"), info=T("data.title_field.help"), elem_id="data-upload-title"
+    )
     found["save"] = gr.Button(T("data.save"), variant="primary", elem_id="data-upload-save")
     return found
 
@@ -249,9 +270,7 @@ def build(ctx: Context) -> None:
     _wire_builder(ctx, handlers, (fields, title, save), viewer, saved)
     source = [upload["file"], upload["name"], upload["author"]]
     upload["file"].change(safe(handlers.asks_names), upload["file"], upload["names"], **PREVIEW)
-    gr.on(
-        [item.change for item in source] + [upload_tab.select], safe(handlers.upload), source, viewer, **PREVIEW
-    )
+    gr.on([item.change for item in source] + [upload_tab.select], safe(handlers.upload), source, viewer, **PREVIEW)
     upload["save"].click(
         safe(handlers.save_upload), [*source, upload["title"]], [viewer, ctx.selected_dataset, saved], **ACTION
     )
@@ -284,5 +303,3 @@ def _wire_builder(
         validator=check_spec,
         **ACTION,
     )
-
-

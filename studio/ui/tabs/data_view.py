@@ -158,4 +158,7 @@ def from_store(store: DatasetStore, name: str) -> Source:
 def saved_list(store: DatasetStore) -> dict[str, Any]:
     """The saved datasets, newest first, as JSON."""
     keys = {"name", "title", "kind", "rows", "languages", "created_at"}
-    return {"datasets": [info.model_dump(mode="json", include=keys) for info in store.list()], "notes": store.problems()}
+    return {
+        "datasets": [info.model_dump(mode="json", include=keys) for info in store.list()],
+        "notes": store.problems(),
+    }

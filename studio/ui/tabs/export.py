@@ -136,7 +136,13 @@ def _is_merge(run: RunDir) -> bool:
 def _radio(name: str, value: str) -> gr.Radio:
     choices = [(T(f"export.{name}.{choice}"), choice) for choice in CHOICES[name]]
     look = {"label": T(f"export.{name}"), "info": T(f"export.{name}.help"), "elem_id": f"export-{name}"}
-    return gr.Radio(choices, value=value, **look)
+    return gr.Radio(choices, value=value, elem_classes=["field"], **look)
+
+
+def _list(name: str) -> gr.Dropdown:
+    """A drop-down filled when the tab is opened. Any value passes: the handlers check what comes."""
+    look = {"label": T(f"export.{name}"), "info": T(f"export.{name}.help"), "elem_id": f"export-{name}"}
+    return gr.Dropdown([], allow_custom_value=True, elem_classes=["field"], **look)
 
 
 def build(ctx: Context) -> None:
@@ -145,10 +151,9 @@ def build(ctx: Context) -> None:
     ctx.heading("export")
     nothing = panel("export_empty", "export-empty")
     with gr.Row(elem_id="export-columns", equal_height=False):
-        with gr.Column(scale=5, min_width=320, visible=False) as form:
+        with gr.Column(scale=6, min_width=320, visible=False) as form:
             with gr.Group(elem_classes=["form-section"]):
-                run = gr.Dropdown([], label=T("export.run"), info=T("export.run.help"), elem_id="export-run")
-                source = gr.Dropdown([], label=T("export.source"), info=T("export.source.help"), elem_id="export-source")
+                run, source = _list("run"), _list("source")
                 merge_base = _radio("merge_base", "original")
                 dtype = _radio("dtype", "bfloat16")
                 size = gr.Dropdown(
@@ -158,10 +163,15 @@ def build(ctx: Context) -> None:
                     label=T("export.size"),
                     info=T("export.size.help"),
                     elem_id="export-size",
+                    elem_classes=["field"],
                 )
-                name = gr.Textbox(label=T("export.name"), info=T("export.name.help"), elem_id="export-name", max_length=80)
-            merge = gr.Button(T("export.merge"), variant="primary", elem_id="export-merge", elem_classes=["primary-action"])
-        with gr.Column(scale=7, min_width=360):
+                name = gr.Textbox(
+                    label=T("export.name"), info=T("export.name.help"), elem_id="export-name", max_length=80
+                )
+            merge = gr.Button(
+                T("export.merge"), variant="primary", elem_id="export-merge", elem_classes=["primary-action"]
+            )
+        with gr.Column(scale=6, min_width=360):
             shown = panel("merge", "export-result")
     opened = [run, source, name, shown, form, nothing]
     ctx.tab["export"].select(safe(handlers.opened), [ctx.selected_run, run], opened, **READ)

@@ -90,12 +90,12 @@ class Handlers:
         return gr.Tabs(selected="monitor"), run.id
 
 
-def _choose(form: Form) -> tuple[gr.Dropdown, gr.UploadButton]:
+def _choose(form: Form) -> gr.Dropdown:
     """The first card: preset, model, dataset, method, name."""
     with gr.Group(elem_classes=["form-section", "two"], elem_id="train-first"):
         preset = gr.Dropdown(
             presets.list_presets(),
-            value=None,
+            value=tp.FIRST_PRESET,
             label=T("train.preset"),
             info=T("train.preset.help"),
             allow_custom_value=True,
@@ -103,19 +103,23 @@ def _choose(form: Form) -> tuple[gr.Dropdown, gr.UploadButton]:
             elem_classes=["field"],
         )
         form.place(FIRST)
-    upload = gr.UploadButton(T("train.load_yaml"), file_types=[".yaml", ".yml"], size="sm", elem_id="train-yaml-upload")
-    return preset, upload
+    return preset
 
 
-def _settings(form: Form) -> gr.Textbox:
+def _settings(form: Form) -> tuple[gr.Textbox, gr.UploadButton]:
     """Basic fields, then everything else behind Advanced, grouped by section."""
-    search = gr.Textbox(
-        placeholder=T("train.search"),
-        label=T("train.search"),
-        show_label=False,
-        container=False,
-        elem_id="train-search",
-    )
+    with gr.Row(elem_id="train-tools"):
+        search = gr.Textbox(
+            placeholder=T("train.search"),
+            label=T("train.search"),
+            show_label=False,
+            container=False,
+            max_lines=1,
+            elem_id="train-search",
+            scale=4,
+        )
+        yaml = [".yaml", ".yml"]
+        upload = gr.UploadButton(T("train.load_yaml"), file_types=yaml, elem_id="train-yaml-upload", scale=0)
     with gr.Group(elem_classes=["form-section"], elem_id="train-basic"):
         form.place([path for path in form.paths(advanced=False) if path not in FIRST])
     with gr.Accordion(T("train.advanced"), open=False, elem_id="train-advanced"):
@@ -123,7 +127,7 @@ def _settings(form: Form) -> gr.Textbox:
             with gr.Group(elem_classes=["form-section"]):
                 gr.HTML(f"<h3>{T('form.section.' + section)}</h3>", elem_classes=["section-head"], padding=False)
                 form.place_rest(section)
-    return search
+    return search, upload
 
 
 def build(ctx: Context) -> None:
@@ -132,8 +136,8 @@ def build(ctx: Context) -> None:
     ctx.heading("train")
     with gr.Row(elem_id="train-columns", equal_height=False):
         with gr.Column(scale=7, min_width=360):
-            preset, upload = _choose(form)
-            search = _settings(form)
+            preset = _choose(form)
+            search, upload = _settings(form)
         with gr.Column(scale=5, min_width=320, elem_id="train-side"):
             side = panel("review", "train-review")
     with gr.Row(elem_id="train-bar", elem_classes=["action-bar"]):
@@ -165,6 +169,4 @@ def _wire(
     gr.on(triggers, safe(handlers.review), fields, list(shown), **PREVIEW)
     form.listen(READ)
     search.change(None, search, None, js="(text) => Studio.filterFields(text)", **PREVIEW)
-    start.click(
-        safe(handlers.start), fields, [ctx.tabs, ctx.selected_run], validator=form.validator, **ACTION
-    )
+    start.click(safe(handlers.start), fields, [ctx.tabs, ctx.selected_run], validator=form.validator, **ACTION)

@@ -46,7 +46,13 @@ def review(form: Form, values: Sequence[Any], workspace: Workspace) -> dict[str,
     except ConfigError as error:
         return {"ok": False, "issues": [_issue(form, item) for item in error.errors]}
     issues = [
-        {"level": a.level, "field": a.field, "label": label(a.field), "message": _first_up(a.message, a.field), "fix": a.fix}
+        {
+            "level": a.level,
+            "field": a.field,
+            "label": label(a.field),
+            "message": _first_up(a.message, a.field),
+            "fix": a.fix,
+        }
         for a in preflight(config, workspace)
     ]
     file_name = f"{slug(config.name)}.yaml"

@@ -1,5 +1,10 @@
-"""Two conversations side by side that are asked the same thing: histories, flushing, what one side looks like."""
+"""Two conversations side by side that are asked the same thing: histories, flushing, what one side looks like.
 
+Gradio inserts a message as HTML, even with Markdown switched off, and would fetch a picture an answer names. So a
+chatbot's value holds escaped text; `plain` gives back what was really said.
+"""
+
+import html
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -13,14 +18,14 @@ FLUSH_S = 0.05
 
 
 def chatbot(side: str) -> gr.Chatbot:
-    """One side. Text is shown as it is, never as Markdown: an answer cannot load a picture or draw a link."""
+    """One side. Its value comes from `shown`; no copy button, as that would copy the escaped text."""
     return gr.Chatbot(
         label=T(f"chat.{side}"),
         elem_id=f"chat-{side}",
         height="100%",
         render_markdown=False,
         sanitize_html=True,
-        buttons=["copy"],
+        buttons=[],
         group_consecutive_messages=False,
         layout="bubble",
         placeholder=T(f"chat.{side}.empty"),
@@ -28,8 +33,13 @@ def chatbot(side: str) -> gr.Chatbot:
 
 
 def plain(history: list[Message] | None) -> list[Message]:
-    """A chatbot's value as messages with plain text; Gradio may hand the text over in parts."""
-    return [{"role": message["role"], "content": _text(message["content"])} for message in history or []]
+    """What was really said, from a chatbot's value; Gradio may hand the text over in parts."""
+    return [{"role": item["role"], "content": html.unescape(_text(item["content"]))} for item in history or []]
+
+
+def shown(messages: list[Message]) -> list[Message]:
+    """Messages as a chatbot's value: every character is shown, none is markup."""
+    return [{"role": item["role"], "content": html.escape(item["content"])} for item in messages]
 
 
 def _text(content: Any) -> str:
@@ -60,10 +70,10 @@ def _alternating(messages: list[Message]) -> list[Message]:
 async def flushed(history: list[Message], pieces: AsyncIterator[str]) -> AsyncIterator[list[Message]]:
     """The history with the growing answer, at most every 50 ms: a browser cannot draw every token."""
     answer, last = "", 0.0
-    history = plain(history)
+    before = shown(plain(history))
     async for piece in pieces:
         answer += piece
         if time.monotonic() - last >= FLUSH_S:
             last = time.monotonic()
-            yield [*history, {"role": "assistant", "content": answer}]
-    yield [*history, {"role": "assistant", "content": answer}]
+            yield [*before, *shown([{"role": "assistant", "content": answer}])]
+    yield [*before, *shown([{"role": "assistant", "content": answer}])]

@@ -22,14 +22,14 @@ UNSET = ""
 
 
 def error_text(error: FieldError, request: gr.Request | None = None) -> str:
-    """The sentence of an error in the visitor's language; English where no translation of its code exists."""
-    language = language_of(request)
-    text = table(language).get(f"form.error.{error.code}")
-    if language == "en" or not text:
+    """The sentence of an error in the visitor's language, by its code; the model's own English where there is none."""
+    texts = table(language_of(request))
+    text = texts.get(f"form.error.{error.code}:{error.path}") or texts.get(f"form.error.{error.code}")
+    if not text:
         return error.message[:1].upper() + error.message[1:]
     try:
         return text.format(**error.context)
-    except (KeyError, IndexError):
+    except (KeyError, IndexError):  # the context lacks a number the sentence wants
         return error.message
 
 
@@ -95,7 +95,9 @@ class Form:
     ``suggestions`` gives the path of a text field a drop-down of values; anything else may still be typed there.
     """
 
-    def __init__(self, model: type[BaseModel], suggestions: Mapping[str, Sequence[tuple[str, str]]] | None = None) -> None:
+    def __init__(
+        self, model: type[BaseModel], suggestions: Mapping[str, Sequence[tuple[str, str]]] | None = None
+    ) -> None:
         self.model = model
         self.specs = [spec for spec in walk(model) if spec.path not in FIXED]
         self.suggestions = dict(suggestions or {})
@@ -136,10 +138,10 @@ class Form:
         return [self._placed[spec.path] for spec in self.specs]
 
     def _control(self, spec: FieldSpec) -> gr.components.Component:
-        names = " ".join(f"`{name}`" for name in (spec.name, *spec.ui.aliases))
+        names = " · ".join((spec.name, *spec.ui.aliases))
         look: dict[str, Any] = {
             "label": T(label_key(spec.path)),
-            "info": f"{names} {T(help_key(spec.path))}",
+            "info": f"`{names}` {T(help_key(spec.path))}",
             "elem_id": "f-" + spec.path.replace(".", "-"),
             "elem_classes": ["field"],
             "visible": self._applies(spec, self.defaults()),
@@ -237,7 +239,9 @@ class Form:
         return [
             gr.update(visible=self._applies(spec, shown))
             if spec.path in keep
-            else gr.update(value=shown[spec.path] or _empty(self._placed[spec.path]), visible=self._applies(spec, shown))
+            else gr.update(
+                value=shown[spec.path] or _empty(self._placed[spec.path]), visible=self._applies(spec, shown)
+            )
             for spec in self.specs
         ]
 
