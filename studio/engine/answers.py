@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from studio.engine.model import Precision
 from studio.records.chat_tokenizer import ChatTokenizer
@@ -39,7 +39,7 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
 class Respondent:
     """A model that answers: with the run's chat template and its system prompt, if it has one."""
 
-    model: PreTrainedModel
+    model: Any
     tokenizer: PreTrainedTokenizerBase
     chat: ChatTokenizer
     precision: Precision
@@ -93,7 +93,7 @@ class Respondent:
         """Greedy, whatever the model's own generation settings say; its end tokens are kept."""
         own = self.model.generation_config.eos_token_id
         ends = set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}
-        return GenerationConfig(
+        return GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             use_cache=True,  # the trainer has switched it off in the model's own settings
             num_beams=1,

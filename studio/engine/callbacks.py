@@ -68,7 +68,7 @@ class Clock:
         return steps_left * sum(self._times) / len(self._times) if self._times else None
 
 
-class Watch(TrainerCallback):  # type: ignore[misc]
+class Watch(TrainerCallback):
     """Reports the training to the journal and obeys its stop."""
 
     def __init__(self, journal: Journal, sampler: Sampler) -> None:
@@ -138,7 +138,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self.sampler.ask("save")
 
 
-class SampleWhileTraining(TrainerCallback):  # type: ignore[misc]
+class SampleWhileTraining(TrainerCallback):
     """Asks the evaluation inputs every `evaluation_freq` steps; the end has its own."""
 
     def __init__(self, sampler: Sampler) -> None:

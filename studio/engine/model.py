@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import (
@@ -30,6 +30,9 @@ from studio.config import LoraSection, QuantizationSection, RunConfig
 from studio.engine.failure import EngineError, explain, model_failure
 from studio.events import ExitCode, RunError
 from studio.presets import ModelRef
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 SMALL_WEIGHTS = 60 * 2**20  # bytes; below, 16-bit arithmetic gains nothing on a CPU
 
@@ -53,7 +56,7 @@ class Loaded:
     """A model ready to be trained: `model` is a PeftModel unless every weight is trained."""
 
     ref: ModelRef
-    model: PreTrainedModel
+    model: Any  # PreTrainedModel or PeftModel, which share no type
     tokenizer: PreTrainedTokenizerBase
     precision: Precision
     saved_dtype: torch.dtype
@@ -81,7 +84,7 @@ def load(config: RunConfig, ref: ModelRef) -> Loaded:
         tokenizer.pad_token = tokenizer.eos_token
     saved_dtype = getattr(found, "dtype", None) or torch.float32
     if config.method != "full":
-        model = add_adapter(model, config.lora, config.train.seed)
+        return Loaded(ref, add_adapter(model, config.lora, config.train.seed), tokenizer, precision, saved_dtype)
     return Loaded(ref, model, tokenizer, precision, saved_dtype)
 
 
@@ -163,6 +166,7 @@ def _check_causal(found: Any, ref: ModelRef) -> None:
 
 
 def _load_weights(config: RunConfig, ref: ModelRef, precision: Precision) -> PreTrainedModel:
+    loader: Any = AutoModelForCausalLM
     arguments: dict[str, Any] = {"local_files_only": ref.local, "output_loading_info": True}
     # Every weight trained: float32 master weights under autocast. Frozen weights need no more than 16 bits.
     arguments["dtype"] = torch.float32 if config.method == "full" else precision.dtype
@@ -171,7 +175,7 @@ def _load_weights(config: RunConfig, ref: ModelRef, precision: Precision) -> Pre
     if config.method == "qlora":
         arguments["quantization_config"] = quantization(config.quantization, precision)
         arguments["device_map"] = {"": 0 if precision.device == "cuda" else "cpu"}
-    model, info = AutoModelForCausalLM.from_pretrained(ref.path_or_id, **arguments)
+    model, info = loader.from_pretrained(ref.path_or_id, **arguments)
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if lacking:  # transformers would go on with random numbers
         raise model_failure(
@@ -187,7 +191,7 @@ def quantization(section: QuantizationSection, precision: Precision) -> BitsAndB
     values = section.model_dump()
     if section.bnb_4bit_compute_dtype == "auto":
         values["bnb_4bit_compute_dtype"] = precision.dtype
-    return BitsAndBytesConfig(load_in_4bit=True, **values)
+    return BitsAndBytesConfig(load_in_4bit=True, **values)  # type: ignore[no-untyped-call]
 
 
 def keep_weights_unpacked(model: torch.nn.Module) -> None:
@@ -197,15 +201,15 @@ def keep_weights_unpacked(model: torch.nn.Module) -> None:
     enough) and then uses a kernel that has no derivative: every later gradient is wrong, without an error. Switched
     off before anything runs; should the kernel be reached all the same, its warning becomes an error.
     """
-    import bitsandbytes as bnb  # seconds to import: only where 4-bit layers can be
+    from bitsandbytes.nn.modules import Linear4bit  # seconds to import: only where 4-bit layers can be
 
     for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
+        if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
     warnings.filterwarnings("error", message=".*an autograd kernel was not registered.*")
 
 
-def add_adapter(model: PreTrainedModel, section: LoraSection, seed: int) -> PreTrainedModel:
+def add_adapter(model: PreTrainedModel, section: LoraSection, seed: int) -> PeftModel:
     """Freeze the model and put LoRA matrices beside its layers. Raises EngineError for unknown layer names."""
     from peft import LoraConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -218,7 +222,7 @@ def add_adapter(model: PreTrainedModel, section: LoraSection, seed: int) -> PreT
         raise _lora_failure(" ".join(str(error).split())[:300]) from error
     if isinstance(wrapped.get_output_embeddings(), BaseTunerLayer):
         raise _lora_failure("an adapter on the output layer (lm_head) is not supported")
-    return wrapped  # type: ignore[no-any-return]
+    return wrapped
 
 
 def target_modules(value: str | list[str]) -> str | list[str]:

@@ -151,7 +151,7 @@ def _prepare_process(ref: ModelRef) -> None:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(hardware.recommended_threads())
 
@@ -164,7 +164,7 @@ def _prepare_examples(
 
     config, numbers = inputs.config, numbers_of(inputs.config)
     examples, counts = prepared(inputs.source, chat, numbers)
-    _check_vocabulary(examples, loaded)
+    _check_fits(journal, examples, loaded)
     if examples.packing and leaks(loaded.model, loaded.vocabulary, flat=_wants_flat(config)):
         message = "data.packing: this model's attention would let packed conversations see each other."
         if config.data.packing:
@@ -175,12 +175,20 @@ def _prepare_examples(
     return examples, counts
 
 
-def _check_vocabulary(examples: Prepared, loaded: Loaded) -> None:
+def _check_fits(journal: Journal, examples: Prepared, loaded: Loaded) -> None:
+    """Token ids must have an embedding; examples longer than the model's context are worth a warning."""
     highest = max(max(example.ids) for example in examples.examples)
     if highest >= loaded.vocabulary:
         raise model_failure(
             f"model.model_name_or_path: the tokenizer writes token {highest}, the model knows {loaded.vocabulary}.",
             "Tokenizer and weights do not belong together; copy the model again.",
+        )
+    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(len(example.ids) for example in examples.examples)
+    if context and longest > context:
+        journal.warn(
+            f"The longest conversation has {longest} tokens, the model was made for {context}. Lower data.max_length.",
+            "data.max_length",
         )
 
 

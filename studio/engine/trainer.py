@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 
 from studio.config import RunConfig
 from studio.engine.attention import Collator
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class Trainer(SFTTrainer):  # type: ignore[misc]
+class Trainer(SFTTrainer):
     """SFTTrainer without the model card it writes at each checkpoint; ours is written with the adapter."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
@@ -59,7 +60,7 @@ def build_trainer(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
-    for parameter in trainer.model.parameters():
+    for parameter in loaded.model.parameters():
         if parameter.requires_grad:  # TRL makes a 4-bit model's adapter bfloat16: too coarse for small updates
             parameter.data = parameter.data.float()
     return trainer

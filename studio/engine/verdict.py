@@ -48,7 +48,8 @@ class Probes:
     @property
     def prompts(self) -> list[str]:
         """Every different question once."""
-        asked = [row["prompt"] for row in self.heldout] + [p.prompt for p in (*self.leak, *self.canaries)]
+        asked = [row["prompt"] for row in self.heldout]
+        asked += [probe.prompt for probe in self.leak] + [canary.prompt for canary in self.canaries]
         return list(dict.fromkeys(asked))
 
 

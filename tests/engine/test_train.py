@@ -130,6 +130,60 @@ def test_packing_changes_nothing_but_the_rows(make_run: MakeRun, engine: Engine)
         assert alone.grad_norm == pytest.approx(packed.grad_norm, rel=1e-4)
 
 
+OPTIMIZERS = get_args(Optimizer)
+SCHEDULERS = get_args(Scheduler)
+COMBINATIONS = [(optim, SCHEDULERS[index % len(SCHEDULERS)]) for index, optim in enumerate(OPTIMIZERS)]
+
+
+@pytest.mark.parametrize(("optim", "scheduler"), COMBINATIONS)
+def test_every_optimizer_and_schedule_on_offer_trains(
+    make_run: MakeRun, engine: Engine, optim: str, scheduler: str
+) -> None:
+    run = make_run(**{"train.optim": optim, "train.lr_scheduler_type": scheduler, "train.max_steps": 3})
+    assert engine(run) == 0
+    assert len(set(losses(run).values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "option"),
+    [
+        ("qlora", "train.gradient_checkpointing"),
+        ("full", "train.gradient_checkpointing"),
+        ("qlora", "lora.use_dora"),
+        ("lora", "lora.use_rslora"),
+    ],
+)
+def test_every_switch_on_offer_trains(make_run: MakeRun, engine: Engine, method: str, option: str) -> None:
+    run = make_run(method, **{option: True, "samples.evaluation_inputs": ["Hi"], "train.learning_rate": 1e-2})
+    assert engine(run) == 0
+    curve = losses(run)
+    assert curve[6] < curve[1]
+
+
+def test_gradient_checkpointing_changes_nothing(make_run: MakeRun, engine: Engine) -> None:
+    curves = []
+    for on in (False, True):
+        run = make_run("qlora", **{"train.gradient_checkpointing": on})
+        assert engine(run) == 0
+        curves.append(losses(run))
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
+def test_targets_by_name(make_run: MakeRun, engine: Engine) -> None:
+    run = make_run(**{"lora.target_modules": "q_proj, v_proj"})
+    assert engine(run) == 0
+    names = load_file(run.adapter / "adapter_model.safetensors").keys()
+    assert {name.split(".")[-3] for name in names} == {"q_proj", "v_proj"}
+
+
+def test_longer_than_the_model_was_made_for_is_said(make_run: MakeRun, engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"instruction": "x" * 600, "output": "y"}), encoding="utf-8")
+    run = make_run(**{"data.dataset": str(path), "data.max_length": 700, "train.max_steps": 1})
+    assert engine(run) == 0
+    assert "data.max_length" in [event.field for event in events_of(run, "warning")]
+
+
 def test_only_answers_carry_loss(make_run: MakeRun, engine: Engine) -> None:
     run = make_run()
     assert engine(run) == 0
