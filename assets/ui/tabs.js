@@ -164,7 +164,7 @@ function review({ draw }) {
     const card = (title, actions, ...inside) => h("section.card", {}, h("div.card-head", {}, h("h3", {}, title), h("span.spring"), actions), inside);
     const copyButton = (text) => { const node = button("btn.small", t("tabs.copy"), () => copy(text, node)); return node; };
     const checks = card(t("tabs.checks"), null,
-      v.counts && [flow(v.counts), h("p.quiet", {}, v.counts.few ? h("span.few", {}, t("tabs.few")) : t("tabs.flow.detail", { tokens: format.number(v.counts.tokens), batch: v.counts.batch }))],
+      v.counts && [flow(v.counts), h("p.quiet", {}, t("tabs.flow.detail", { tokens: format.number(v.counts.tokens), batch: v.counts.batch }))],
       v.issues.length ? issueList(v.issues) : h("p.note.good", {}, t("tabs.checks.good")));
     if (!v.yaml) return [checks];
     return [checks,
@@ -195,7 +195,7 @@ function proofCard(report) {
   const small = (value) => (value === null || value === undefined ? "–" : Number(value).toPrecision(2));
   const path = h("button.path.btn.link", { type: "button" }, report.out || "");
   path.onclick = () => copy(report.out || "", path);
-  return h("section.card.proof", {},
+  return h("section.card.merge-proof", {},
     h("div.card-head", {}, h("h3", {}, t(proof.passed ? "tabs.proof.passed" : "tabs.proof.failed")), h("span.spring"), h("span.chip" + (proof.passed ? ".finished" : ".failed"), {}, t(proof.passed ? "tabs.proof.ok" : "tabs.proof.bad"))),
     h("ul.facts", {},
       fact(proof.max_logit_difference <= proof.tolerance, t("tabs.proof.difference"), `${small(proof.max_logit_difference)} ≤ ${small(proof.tolerance)}`.replace("≤", proof.max_logit_difference <= proof.tolerance ? "≤" : ">")),

@@ -1,4 +1,4 @@
-"""Labels and helps of every `RunConfig` field as interface texts: English from the fields themselves, Chinese from a file."""
+"""Labels and helps of all `RunConfig` fields as interface texts: English from the fields, Chinese from a file."""
 
 import json
 from functools import cache

@@ -3,6 +3,7 @@
 import re
 
 from studio.ui.i18n import current_request, language_of, table
+from studio.ui.wording import in_chinese
 
 # What the English sentence contains -> key of the text in the visitor's language.
 PATTERNS = (
@@ -26,4 +27,4 @@ def translated(sentence: str) -> str:
         found = re.search(pattern, sentence)
         if found:
             return table(language)[key].format(**found.groupdict())
-    return sentence
+    return in_chinese(sentence) or sentence

@@ -16,6 +16,7 @@ from studio.ui.tabs.chat_server import BASE, TUNED, Loaded, Servers, finished_ru
 from studio.ui.tabs.train_preview import display_name
 from studio.ui.widgets.bubbles import event_data, panel
 from studio.ui.widgets.chatview import Message, chatbot, flushed, plain, prompt, shown
+from studio.ui.widgets.form import judged
 
 POLL_S = 0.4
 CHIPS = 6
@@ -154,10 +155,10 @@ def seed_error(seed: Any) -> str:
 
 
 def _check_seed(seed: Any) -> dict[str, Any]:
-    return gr.validate(not seed_error(seed), seed_error(seed))
+    return judged(seed_error(seed))
 
 
-def _settings() -> list[gr.components.Component]:
+def _settings() -> list[Any]:
     """System prompt, temperature, longest answer, seed."""
 
     def look(name: str) -> dict[str, Any]:
@@ -228,9 +229,9 @@ def _wire_messages(
     senders: tuple[gr.Textbox, gr.Button, gr.HTML],
     chats: list[gr.Chatbot],
     place: tuple[gr.Dropdown, gr.HTML],
-    options: list[gr.components.Component],
+    options: list[Any],
 ) -> list[Any]:
-    """Enter, the button and the chips send; both sides stream at once. Returns the streaming events, to be cancelled."""
+    """Enter, the button and the chips send; both sides stream at once. Returns the streams, to be cancelled."""
     box, button, chips = senders
     run, status = place
     sent = gr.on([box.submit, button.click], safe(handlers.send), [box, *chats], [box, *chats], **PREVIEW)

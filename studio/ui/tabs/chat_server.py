@@ -1,4 +1,4 @@
-"""The chat server of this studio: one child process per model that must be loaded, started on demand, shared by all pages."""
+"""The chat servers of this studio: a child process per base model, started on demand, shared by all pages."""
 
 import threading
 from dataclasses import dataclass, field

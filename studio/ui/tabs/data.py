@@ -9,8 +9,10 @@ from pydantic import ValidationError
 from studio.records import DataError, DatasetInfo, DatasetStore, parse_spec
 from studio.ui.context import ACTION, PREVIEW, READ, Context, refuse, safe
 from studio.ui.i18n import T, tr
+from studio.ui.sentences import translated
 from studio.ui.tabs import data_view as dv
 from studio.ui.widgets.bubbles import event_data, panel
+from studio.ui.widgets.form import judged
 
 SPEC = ("name", "author", "languages", "tone", "facts", "replay_share", "rows_per_language", "seed")
 VALID = {"name": "Nova", "author": "Nova", "languages": ("en",), "facts": (), "tone": "plain"}
@@ -34,14 +36,15 @@ def spec_errors(values: tuple[Any, ...]) -> dict[str, str]:
         try:
             parse_spec(VALID | {name: given[name]})
         except DataError as error:
-            wrong[name] = error.message if given["languages"] or name != "languages" else tr("data.error.languages")
+            no_language = name == "languages" and not given["languages"]
+            wrong[name] = tr("data.error.languages") if no_language else translated(error.message)
     return wrong
 
 
 def check_spec(*values: Any) -> list[dict[str, Any]]:
     """Validator of the whole identity form, its title last."""
     wrong = spec_errors(values[: len(SPEC)])
-    return [*(gr.validate(name not in wrong, wrong.get(name, "")) for name in SPEC), gr.validate(True, "")]
+    return [*(judged(wrong.get(name, "")) for name in SPEC), judged("")]
 
 
 def check_field(name: str) -> Callable[[Any], dict[str, Any]]:
@@ -49,8 +52,7 @@ def check_field(name: str) -> Callable[[Any], dict[str, Any]]:
 
     def check(value: Any) -> dict[str, Any]:
         sample = tuple(value if field == name else VALID.get(field) or "" for field in SPEC)
-        message = spec_errors(sample).get(name, "")
-        return gr.validate(not message, message)
+        return judged(spec_errors(sample).get(name, ""))
 
     return check
 
@@ -121,7 +123,7 @@ class Handlers:
         try:
             return dv.view(dv.from_upload(path, _text(name), _text(author)), dv.Ask())
         except DataError as error:
-            return {"source": "upload", "empty": True, "notes": [error.message]}
+            return {"source": "upload", "empty": True, "notes": [translated(error.message)]}
 
     def asks_names(self, path: str | None) -> Any:
         """Show the fields for the names when the file has placeholders."""
@@ -207,7 +209,7 @@ def _stem(path: str) -> str:
 # ---- layout ----------------------------------------------------------------------------------------------------------
 
 
-def _builder() -> tuple[dict[str, gr.components.Component], gr.Textbox, gr.Button]:
+def _builder() -> tuple[dict[str, Any], gr.Textbox, gr.Button]:
     """The identity form: its controls by name, the title, the save button."""
     field: dict[str, Any] = {}
 
@@ -216,7 +218,7 @@ def _builder() -> tuple[dict[str, gr.components.Component], gr.Textbox, gr.Butto
         return {**texts, "elem_id": f"data-{name}", "elem_classes": ["field"]}
 
     def line(name: str, value: str = "") -> gr.Textbox:
-        example = {"placeholder": T(f"data.{name}.example")} if name != "seed" else {}
+        example: dict[str, Any] = {"placeholder": T(f"data.{name}.example")} if name != "seed" else {}
         return gr.Textbox(value, max_lines=1, max_length=200, **example, **look(name))
 
     with gr.Group(elem_classes=["form-section"], elem_id="data-builder"):
@@ -286,7 +288,7 @@ def build(ctx: Context) -> None:
 def _wire_builder(
     ctx: Context,
     handlers: Handlers,
-    form: tuple[dict[str, gr.components.Component], gr.Textbox, gr.Button],
+    form: tuple[dict[str, Any], gr.Textbox, gr.Button],
     viewer: gr.HTML,
     saved: gr.HTML,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What the row viewer of the Data tab shows: one page of an identity set, an uploaded file or a saved dataset, as JSON."""
+"""What the row viewer of the Data tab shows: a page of an identity set, an uploaded file or a dataset, as JSON."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ from studio.records import (
 )
 from studio.records.placeholders import any_placeholder
 from studio.records.store import to_rows
+from studio.ui.sentences import translated
 
 PAGE = 8
 SKIPPED_SHOWN = 50
@@ -29,7 +30,7 @@ Row = dict[str, Any]
 
 
 class Ask(BaseModel):
-    """Which page the viewer asks for: of `source` ("builder", "upload" or "saved:NAME"), rows of one origin from `offset`."""
+    """The page the viewer wants: of `source` ("builder", "upload", "saved:NAME"), rows of an origin from `offset`."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -39,7 +40,7 @@ class Ask(BaseModel):
 
 
 class RowEdit(Ask):
-    """A changed row: its number `n` in the dataset (-1: a new one) and its texts; `sha256` is the dataset that was seen."""
+    """A changed row: its number `n` in the dataset (-1: a new one), its texts, and the `sha256` that was seen."""
 
     n: int = -1
     sha256: str = ""
@@ -83,8 +84,8 @@ def view(source: Source, ask: Ask) -> dict[str, Any]:
         "rows": chosen[offset : offset + PAGE],
         "counts": {"": len(source.rows), **per_origin, **({"heldout": len(source.heldout)} if source.heldout else {})},
         "facts": dict(source.facts),
-        "notes": list(source.notes),
-        "skipped": [list(item) for item in source.skipped[:SKIPPED_SHOWN]],
+        "notes": [translated(note) for note in source.notes],
+        "skipped": [[row, translated(reason)] for row, reason in source.skipped[:SKIPPED_SHOWN]],
         "skipped_total": len(source.skipped),
         "editable": source.source.startswith(SAVED),
         "sha256": source.sha256,

@@ -7,11 +7,13 @@ import gradio as gr
 from studio.config import MergeConfig, RunConfig
 from studio.events import RunState
 from studio.rundir import RunDir, Workspace, slug
-from studio.schema import ConfigError, build as build_config, walk
+from studio.schema import ConfigError, walk
+from studio.schema import build as build_config
 from studio.ui.context import ACTION, READ, Context, refuse, safe
 from studio.ui.i18n import T, tr
 from studio.ui.tabs.train_preview import display_name, launch
 from studio.ui.widgets.bubbles import panel
+from studio.ui.widgets.form import judged
 
 ADAPTER = "adapter"
 SIZES = ("200MB", "500MB", "1GB", "2GB", "5GB")
@@ -114,8 +116,8 @@ class Handlers:
         if name and (self.workspace.exports / name).exists():
             sentence = tr("export.error.exists", name=name)
         wrong_size = _size_error(size.replace(" ", "").upper())
-        kept = [gr.validate(True, "") for _ in values[:-2]]
-        return [*kept, gr.validate(not wrong_size, wrong_size), gr.validate(not sentence, sentence)]
+        kept = [judged("") for _ in values[:-2]]
+        return [*kept, judged(wrong_size), judged(sentence)]
 
 
 def _size_error(size: str) -> str:
@@ -135,13 +137,13 @@ def _is_merge(run: RunDir) -> bool:
 
 def _radio(name: str, value: str) -> gr.Radio:
     choices = [(T(f"export.{name}.{choice}"), choice) for choice in CHOICES[name]]
-    look = {"label": T(f"export.{name}"), "info": T(f"export.{name}.help"), "elem_id": f"export-{name}"}
+    look: dict[str, Any] = {"label": T(f"export.{name}"), "info": T(f"export.{name}.help"), "elem_id": f"export-{name}"}
     return gr.Radio(choices, value=value, elem_classes=["field"], **look)
 
 
 def _list(name: str) -> gr.Dropdown:
     """A drop-down filled when the tab is opened. Any value passes: the handlers check what comes."""
-    look = {"label": T(f"export.{name}"), "info": T(f"export.{name}.help"), "elem_id": f"export-{name}"}
+    look: dict[str, Any] = {"label": T(f"export.{name}"), "info": T(f"export.{name}.help"), "elem_id": f"export-{name}"}
     return gr.Dropdown([], allow_custom_value=True, elem_classes=["field"], **look)
 
 

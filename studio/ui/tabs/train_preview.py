@@ -16,7 +16,8 @@ from studio.rundir import RunDir, Workspace, slug
 from studio.schema import ConfigError, FieldError, build, dump_yaml, flatten
 from studio.ui.context import refuse
 from studio.ui.fieldtexts import label_key
-from studio.ui.i18n import language_of, table
+from studio.ui.i18n import current_request, language_of, table
+from studio.ui.sentences import translated
 from studio.ui.widgets.form import Form, error_text, to_control
 
 FIRST_PRESET = "ember_qlora_identity_e3"
@@ -36,7 +37,7 @@ def named(config: RunConfig) -> RunConfig:
 
 def label(path: str) -> str:
     """The label of a field in the visitor's language; the path itself when it is no field."""
-    return table(language_of(None)).get(label_key(path), path)
+    return table(language_of(current_request())).get(label_key(path), path)
 
 
 def review(form: Form, values: Sequence[Any], workspace: Workspace) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def review(form: Form, values: Sequence[Any], workspace: Workspace) -> dict[str,
             "field": a.field,
             "label": label(a.field),
             "message": _first_up(a.message, a.field),
-            "fix": a.fix,
+            "fix": translated(a.fix),
         }
         for a in preflight(config, workspace)
     ]
@@ -73,7 +74,7 @@ def _issue(form: Form, error: FieldError) -> dict[str, Any]:
 
 
 def _first_up(message: str, field: str) -> str:
-    text = message.removeprefix(f"{field}: ")
+    text = translated(message.removeprefix(f"{field}: "))
     return text[:1].upper() + text[1:]
 
 
@@ -150,7 +151,7 @@ def preset_mapping(name: str, dataset: str) -> dict[str, Any]:
     return found
 
 
-# ---- starting ----------------------------------------------------------------------------------------------------------
+# ---- starting --------------------------------------------------------------------------------------------------------
 
 
 def start(config: RunConfig, workspace: Workspace) -> RunDir:

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from studio.schema import ConfigError, FieldError, FieldSpec, build, flatten, nest, walk
 from studio.ui.fieldtexts import help_key, label_key
-from studio.ui.i18n import T, language_of, table
+from studio.ui.i18n import T, current_request, language_of, table
 
 # These say what a file is; a person has nothing to choose there.
 FIXED = ("kind", "schema_version")
@@ -23,7 +23,7 @@ UNSET = ""
 
 def error_text(error: FieldError, request: gr.Request | None = None) -> str:
     """The sentence of an error in the visitor's language, by its code; the model's own English where there is none."""
-    texts = table(language_of(request))
+    texts = table(language_of(request or current_request()))
     text = texts.get(f"form.error.{error.code}:{error.path}") or texts.get(f"form.error.{error.code}")
     if not text:
         return error.message[:1].upper() + error.message[1:]
@@ -31,6 +31,11 @@ def error_text(error: FieldError, request: gr.Request | None = None) -> str:
         return text.format(**error.context)
     except (KeyError, IndexError):  # the context lacks a number the sentence wants
         return error.message
+
+
+def judged(problem: str) -> dict[str, Any]:
+    """The answer of a validator: what is wrong with a value, or "" when all is well."""
+    return dict(gr.validate(not problem, problem))
 
 
 def to_control(spec: FieldSpec, value: Any) -> Any:
@@ -90,7 +95,7 @@ def _items(spec: FieldSpec, text: str) -> Any:
 
 
 class Form:
-    """The controls of one model. Create it inside ``gr.Blocks``, then place fields with :meth:`place` until none is left.
+    """The controls of one model. Create it inside ``gr.Blocks``, then :meth:`place` fields until none is left.
 
     ``suggestions`` gives the path of a text field a drop-down of values; anything else may still be typed there.
     """
@@ -101,7 +106,7 @@ class Form:
         self.model = model
         self.specs = [spec for spec in walk(model) if spec.path not in FIXED]
         self.suggestions = dict(suggestions or {})
-        self._placed: dict[str, gr.components.Component] = {}
+        self._placed: dict[str, Any] = {}
 
     # ---- building ------------------------------------------------------------------------------------------------
 
@@ -129,15 +134,15 @@ class Form:
         """The field at ``path``."""
         return next(spec for spec in self.specs if spec.path == path)
 
-    def __getitem__(self, path: str) -> gr.components.Component:
+    def __getitem__(self, path: str) -> Any:
         return self._placed[path]
 
     @property
-    def components(self) -> list[gr.components.Component]:
+    def components(self) -> list[Any]:
         """All controls in order of declaration; KeyError while a field has none."""
         return [self._placed[spec.path] for spec in self.specs]
 
-    def _control(self, spec: FieldSpec) -> gr.components.Component:
+    def _control(self, spec: FieldSpec) -> Any:
         names = " · ".join((spec.name, *spec.ui.aliases))
         look: dict[str, Any] = {
             "label": T(label_key(spec.path)),
@@ -172,7 +177,7 @@ class Form:
         return spec.ui.when is None or shown.get(spec.ui.when[0]) in spec.ui.when[1]
 
     def mapping(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Control values in the order of :attr:`components` -> nested mapping; fields that do not apply are left out."""
+        """Control values in the order of :attr:`components` -> nested mapping, without what does not apply."""
         shown = {spec.path: value for spec, value in zip(self.specs, values, strict=True)}
         flat: dict[str, Any] = {}
         for spec in self.specs:
@@ -204,10 +209,7 @@ class Form:
     def validator(self, *values: Any) -> list[dict[str, Any]]:
         """For ``validator=`` of an event that has all controls as inputs: the error of each field, inside the field."""
         wrong = self.errors(values)
-        return [
-            gr.validate(spec.path not in wrong, error_text(wrong[spec.path]) if spec.path in wrong else "")
-            for spec in self.specs
-        ]
+        return [judged(error_text(wrong[spec.path]) if spec.path in wrong else "") for spec in self.specs]
 
     def check_one(self, path: str) -> Callable[[Any], dict[str, Any]]:
         """A validator of the field at ``path`` alone, for its ``blur``."""
@@ -220,8 +222,8 @@ class Form:
                 build(self.model, nest(others | {path: "" if value is None and not spec.optional else value}))
             except ConfigError as error:
                 found = [item for item in error.errors if self.blamed(item) == path]
-                return gr.validate(not found, error_text(found[0]) if found else "")
-            return gr.validate(True, "")
+                return judged(error_text(found[0]) if found else "")
+            return judged("")
 
         return check
 
@@ -233,7 +235,7 @@ class Form:
                 control.blur(_nothing, control, None, validator=self.check_one(spec.path), **noop_options)
 
     def show(self, mapping: Mapping[str, Any], *, keep: Sequence[str] = ()) -> list[Any]:
-        """Updates that make the controls show a (partial) mapping over the defaults; fields in ``keep`` stay as they are."""
+        """Updates that make the controls show a mapping over the defaults; fields in ``keep`` stay as they are."""
         flat = flatten(self.model, mapping)
         shown = self.defaults() | {s.path: to_control(s, flat[s.path]) for s in self.specs if s.path in flat}
         return [
@@ -250,7 +252,7 @@ class Form:
         return {spec.path for spec in self.specs if self._applies(spec, shown)}
 
 
-def _empty(control: gr.components.Component) -> Any:
+def _empty(control: Any) -> Any:
     """What an empty control holds: nothing chosen in a drop-down, no tick, no text."""
     if isinstance(control, gr.Dropdown):
         return None
