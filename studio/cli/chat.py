@@ -83,6 +83,7 @@ class _Talk:
         """Read questions until there are no more; returns the exit code."""
         if sys.stdin.isatty():
             print(HELP, file=sys.stderr)
+        code = ExitCode.FINISHED
         for question in _questions():
             if question == "/clear":
                 self.histories = {name: list(self.start) for name in self.histories}
@@ -94,7 +95,9 @@ class _Talk:
                 print(f"\nerror: {error}", file=sys.stderr)
                 if not self.server.alive:
                     return ExitCode.INTERNAL
-        return ExitCode.FINISHED
+                if not sys.stdin.isatty():  # nobody is there to read it and ask again
+                    code = ExitCode.BAD_INPUT
+        return code
 
     def _answer(self, name: str, question: str) -> None:
         history = self.histories[name]

@@ -9,6 +9,7 @@ import sys
 
 from studio.cli.target import add_target, find_target
 from studio.cli.workspace import add_workspace, open_workspace
+from studio.events import ExitCode
 from studio.runner import engine_environment, free_port
 
 
@@ -35,10 +36,20 @@ def _serve(arguments: argparse.Namespace) -> int:
     names = ", ".join(["base", *target.adapters])
     print(f"serving {names} at http://{arguments.host}:{port}/v1 (ready when /health says so; Ctrl-C ends it)")
     sys.stdout.flush()
-    child = subprocess.Popen([*argv, "--exit-with-stdin"], stdin=subprocess.PIPE, env=engine_environment())
+    # A session of its own: Ctrl-C reaches the child through us, as a plain request to end.
+    child = subprocess.Popen(
+        [*argv, "--exit-with-stdin"], stdin=subprocess.PIPE, env=engine_environment(), start_new_session=True
+    )
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     while True:
         try:
-            return child.wait()
-        except KeyboardInterrupt:  # the child got it as well and is leaving
-            continue
+            return _exit_code(child.wait())
+        except KeyboardInterrupt:
+            child.terminate()
+
+
+def _exit_code(code: int) -> int:
+    """Being told to end is a good end, also before the child could say so itself; any other signal is not."""
+    if code == -signal.SIGTERM:
+        return ExitCode.FINISHED
+    return code if code >= 0 else ExitCode.INTERNAL

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny import EMBER, events_of, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from studio.cli import main as cli
 from studio.config import MergeConfig, RunConfig
 from studio.engine import export
 from studio.events import RunState
@@ -439,6 +440,25 @@ def test_too_little_disk_is_said_before_anything_is_loaded(
     assert "10 MB free" in error_of(run).message
     assert events_of(run, "phase") == []
     assert_nothing_left(out)
+
+
+def test_the_verb_merges_a_run_and_names_what_is_wrong(
+    workspace: Workspace, tiny_llama: Path, tiny_adapter: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"method": "lora", "model": {"model_name_or_path": str(tiny_llama)}, "data": {"dataset": "x"}}
+    trained = workspace.create_run(build(RunConfig, settings | {"name": "nova"}))
+    shutil.copytree(tiny_adapter, trained.adapter)
+    where = ["--workspace", str(workspace.path)]
+    assert cli(["merge", "nova", *where]) == 0
+    out = workspace.exports / trained.id
+    assert str(out) in capfd.readouterr().out
+    assert (out / "config.json").is_file()
+    three = [str(tiny_llama), str(tiny_adapter), str(out)]
+    assert cli(["merge", *three, *where]) == 4
+    assert "never overwrites" in capfd.readouterr().err
+    assert cli(["merge", "no such run", *where]) == 4
+    assert cli(["merge", *three, "--dtype", "int3", *where]) == 4
+    assert "dtype" in capfd.readouterr().err
 
 
 def test_a_goal_inside_a_file_is_refused(start: Start, out: Path) -> None:

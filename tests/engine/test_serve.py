@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -487,6 +488,24 @@ def test_faults_of_the_backend_keep_the_error_shape() -> None:
     assert "half" in stream
     assert "ran out of memory" in stream
     assert "[DONE]" not in stream
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_verb_serves_until_it_is_told_to_stop(tiny_llama: Path, tmp_path: Path, number: signal.Signals) -> None:
+    code = "import sys; from studio.cli import main; sys.exit(main(sys.argv[1:]))"
+    options = ["serve", str(tiny_llama), "--port", "0", "--workspace", str(tmp_path)]
+    with subprocess.Popen([sys.executable, "-c", code, *options], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[3]
+        assert url.startswith("http://127.0.0.1:")
+        assert url.endswith("/v1")
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url.removesuffix('/v1')}/health", trust_env=False).json()["state"] == "ready":
+                    break
+            time.sleep(0.1)
+        process.send_signal(number)
+        assert process.wait(60) == 0
 
 
 def test_the_terminal_chat_in_a_pipe(ember_adapter: Path, tmp_path: Path, reference: dict[str, str]) -> None:
