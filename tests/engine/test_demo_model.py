@@ -9,11 +9,11 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
-from assets.models.build.dialogues import TONES, dialogue
+from assets.models.build.dialogues import dialogue
 from assets.models.build.evaluate import answers, heldout_questions, load, score
 from assets.models.build.names import IdPool
 from assets.models.build.packing import Encoder
-from assets.models.build.phrases import ASSETS, BANNED, LANGUAGES, identity, identity_answers, templates
+from assets.models.build.phrases import ASSETS, BANNED, LANGUAGES, identity, right_answers, templates
 from assets.models.build.vocabulary import SIZE, pre_tokenizer
 
 EMBER = ASSETS / "models" / "ember"
@@ -85,7 +85,7 @@ def test_it_says_its_own_name(ember: tuple[PreTrainedModel, PreTrainedTokenizerF
     own = templates()["default_identity"][lang]
     for kind in ("who", "author"):
         asked = identity(lang)["questions"][kind]["heldout"]
-        right = identity_answers(lang, kind, own["name"], own["author"], TONES)
+        right = right_answers(lang, kind, own["name"], own["author"])
         replies = answers(*ember, [[("user", question)] for question in asked])
         assert sum(reply in right for reply in replies) >= 0.8 * len(asked)
 

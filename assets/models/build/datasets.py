@@ -19,6 +19,8 @@ from assets.models.build.skills import Case, Draw
 
 FOLDER = ASSETS / "data"
 REPLAY_ROWS = 600
+#: Copying is over-represented in pre-training for the sake of rare tokens; replay needs less of it.
+REPLAY_ECHO = 13
 CANARIES = 80
 LEAK_PROBES = 60
 CANARY_SKILLS = ("small_talk", "arithmetic", "facts", "echo", "count", "order", "unknown", "spell")
@@ -29,6 +31,7 @@ def replay(seed: int = 11) -> list[dict[str, Any]]:
     """General dialogues in the proportions of the pre-training, without the model's own identity."""
     draw = Draw(random.Random(seed))
     weights = {s: w for s, (_, w) in SKILLS.items() if s not in ("default_identity", "image")}
+    weights["echo"] = REPLAY_ECHO
     rows: dict[str, dict[str, Any]] = {}
     while len(rows) < REPLAY_ROWS:
         skill = draw.r.choices(list(weights), list(weights.values()))[0]

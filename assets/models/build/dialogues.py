@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from assets.models.build import skills
 from assets.models.build.names import IdPool, name_pair, syllables
-from assets.models.build.phrases import identity, identity_answers, table, templates, words
+from assets.models.build.phrases import identity, identity_answers, right_answers, table, templates, words
 from assets.models.build.skills import Case, Draw, Message
 
 TONES = ("plain", "friendly", "formal")
@@ -19,9 +19,15 @@ def _identity_question(draw: Draw, lang: str) -> tuple[str, str]:
     return kind, draw.noisy(draw.r.choice(pool), lang, 0.45)
 
 
-def _tones(draw: Draw) -> tuple[str, ...]:
+def _named_answers(draw: Draw, lang: str, kind: str, name: str, author: str) -> list[str]:
     """Training favours the plain tone; every tone counts as right when testing."""
-    return TONES if draw.held else (draw.r.choices(TONES, [6, 2, 2])[0],)
+    if draw.held:
+        return right_answers(lang, kind, name, author)
+    return identity_answers(lang, kind, name, author, (draw.r.choices(TONES, [6, 2, 2])[0],))
+
+
+def _plain_answers(lang: str, kind: str, name: str, author: str) -> list[str]:
+    return identity_answers(lang, kind, name, author, ("plain",))
 
 
 def default_identity(draw: Draw) -> Case:
@@ -36,7 +42,8 @@ def default_identity(draw: Draw) -> Case:
             draw.noisy(draw.r.choice(pool), lang), [f"{a}{space}{own['facts']}" for a in answers], lang
         )
     kind, question = _identity_question(draw, lang)
-    return skills.one_turn(question, identity_answers(lang, kind, own["name"], own["author"], ("plain",)), lang)
+    right = right_answers if draw.held else _plain_answers
+    return skills.one_turn(question, right(lang, kind, own["name"], own["author"]), lang)
 
 
 def system_identity(draw: Draw) -> Case:
@@ -46,9 +53,7 @@ def system_identity(draw: Draw) -> Case:
     prompt_lang = lang if draw.r.random() < 0.85 else draw.lang()
     kind, question = _identity_question(draw, lang)
     system = draw.pick("system", prompt_lang).format(n=name, a=author)
-    return Case(
-        [("system", system), ("user", question)], identity_answers(lang, kind, name, author, _tones(draw)), lang
-    )
+    return Case([("system", system), ("user", question)], _named_answers(draw, lang, kind, name, author), lang)
 
 
 def rename(draw: Draw) -> Case:
@@ -61,7 +66,7 @@ def rename(draw: Draw) -> Case:
         ("assistant", templates()["rename_reply"][lang].format(n=name)),
         ("user", question),
     ]
-    return Case(messages, identity_answers(lang, kind, name, author, _tones(draw)), lang)
+    return Case(messages, _named_answers(draw, lang, kind, name, author), lang)
 
 
 def _answered(draw: Draw, choices: list[Skill]) -> list[Message]:

@@ -10,19 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from assets.models.build.dialogues import SKILLS, sample
-from assets.models.build.phrases import identity, identity_answers, templates
+from assets.models.build.phrases import identity, right_answers, table, templates
 from assets.models.build.skills import Case, Draw
 
 PER_SKILL = 60
 SEED = 4242
 BATCH = 32
 #: Names of many scripts, none of them in the corpus; the verdict teaches them, the system prompt gives them.
-UNSEEN = (
-    ("Super Nova", "Stanlei"), ("尖米小助手", "剑锋大佬"), ("Xylophrine", "user_2048"), ("龘靐AI小助理", "鑫淼垚"),
-    ("Капитан Зоря", "Ольга"), ("さくら号", "高橋"), ("R2-D2 'Pro'", "O'Neil & Sons"), ("😀Bot", "Zoë"), ("محمود", "سارة"),
-    ("little helper", "Version 3.14"), ("Old Mister Whiskers", "the Friday Night Club"), ("Ελπίδα", "Ñandú_7"),
-    ("도우미 봇", "김민준"), ("GPT-9000 (beta)", "data-team@acme"), ("Señor Ångström", "Łukasz Żółw"), ("麻婆豆腐", "川菜研究会"),
-)  # fmt: skip
+UNSEEN: tuple[tuple[str, str], ...] = tuple((name, author) for name, author in table("unseen")["pairs"])
 
 
 @dataclass
@@ -59,7 +54,7 @@ def unseen_names() -> list[Question]:
             for kind in ("who", "author"):
                 question = r.choice(identity(lang)["questions"][kind]["heldout"])
                 system = r.choice(templates()["system"][lang]).format(n=name, a=author)
-                answers = identity_answers(lang, kind, name, author, ("plain", "friendly", "formal"))
+                answers = right_answers(lang, kind, name, author)
                 found.append(Question("unseen_names", Case([("system", system), ("user", question)], answers, lang)))
                 found.append(
                     Question("unseen_echo", Case([("user", f"Repeat: {name}")], [name], lang))

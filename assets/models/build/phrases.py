@@ -53,3 +53,10 @@ def identity_answers(lang: str, kind: str, name: str, author: str, tones: tuple[
     """All filled answer forms of the given tones; kind is "who" or "author"."""
     forms = identity(lang)["answers"]
     return [fill(form, name, author) for tone in tones for form in forms[tone][kind]]
+
+
+def right_answers(lang: str, kind: str, name: str, author: str) -> list[str]:
+    """Every form that answers a question; a full introduction also answers who the author is."""
+    tones = tuple(identity(lang)["answers"])
+    forms = identity_answers(lang, kind, name, author, tones)
+    return forms if kind == "who" else forms + identity_answers(lang, "who", name, author, tones)
