@@ -7,7 +7,7 @@ form could not show beside a field.
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -69,10 +69,9 @@ def plan(config: RunConfig, workspace: Workspace) -> Counts | None:
     conversations, encoded = read.conversations[:limit], encoded[:limit]
     by_identity = {id(c): e for c, e in zip(conversations, encoded, strict=True)}
     wanted = numbers(config)
-    found = counts_of(prepare(conversations, lambda c: by_identity[id(c)], wanted), wanted)
-    return Counts(
-        **(vars(found) | {"rows_read": read.rows_read, "rows_skipped": found.rows_skipped + len(read.skipped)})
-    )
+    found = counts_of(prepare(conversations, lambda c: by_identity[id(c)], wanted, read.rows[:limit]), wanted)
+    rows_read = read.rows_read - (len(read.conversations) - len(conversations))
+    return replace(found, rows_read=rows_read, rows_skipped=found.rows_skipped + len(read.skipped))
 
 
 @dataclass(frozen=True)

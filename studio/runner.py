@@ -7,9 +7,11 @@ browser, the studio and the SSH line. Everything this module knows about a run i
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,14 +28,17 @@ import psutil
 from filelock import Timeout
 
 from studio import hardware
+from studio.config import AnyConfig
 from studio.events import Launch, RunState
 from studio.presets import ROOT
 from studio.rundir import RunDir, Workspace
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 ENGINE = (sys.executable, "-m", "studio.engine")
-STOP_GRACE_S = 30.0
-TERM_GRACE_S = 30.0
+# A stop is obeyed at the end of a step: a long step, a round of samples or a large checkpoint on a slow machine is
+# waited for, since killing it would lose what the stop was to save.
+STOP_GRACE_S = 60.0
+TERM_GRACE_S = 600.0
 
 
 class StartRefused(RuntimeError):
@@ -79,41 +85,71 @@ def live_run(workspace: Workspace) -> RunDir | None:
     return next((run for run in workspace.list_runs() if run.state().live), None)
 
 
+def create_and_start(workspace: Workspace, config: AnyConfig) -> RunDir:
+    """A new run, at work. Nothing is left behind when it is refused.
+
+    Raises:
+        StartRefused: another run is live, or the engine cannot be started.
+        WorkspaceError: the run directory cannot be written.
+    """
+    with _starting(workspace):
+        run = workspace.create_run(config)
+        try:
+            _spawn(run, resume=False)
+        except StartRefused:
+            shutil.rmtree(run.path, ignore_errors=True)
+            raise
+    return run
+
+
 def start(run: RunDir) -> None:
     """Start the engine on a queued run. Raises StartRefused (also when another run is live)."""
-    _launch(run, resume=False)
+    state = run.state()
+    if state is not RunState.QUEUED:
+        raise StartRefused(f"run {run.id} has been started already (it is {state})", run.id)
+    with _starting(Workspace(run.path.parent.parent)):
+        _spawn(run, resume=False)
 
 
 def resume(run: RunDir) -> None:
     """Continue a stopped, failed or lost run from its last complete checkpoint. Raises StartRefused."""
-    _launch(run, resume=True)
+    state = run.state()
+    if not state.resumable:
+        raise StartRefused(f"run {run.id} is {state}; only a stopped, failed or lost run can be resumed", run.id)
+    with _starting(Workspace(run.path.parent.parent)):
+        _spawn(run, resume=True)
 
 
-def _launch(run: RunDir, *, resume: bool) -> None:
-    workspace = Workspace(run.path.parent.parent)
+@contextlib.contextmanager
+def _starting(workspace: Workspace) -> Iterator[None]:
+    """Inside, this process is the only one that starts a run in the workspace, and no run is live."""
     try:
-        with workspace.lock():
-            _check_may_start(run, workspace, resume=resume)
-            _spawn(run, resume=resume)
+        lock = workspace.lock().acquire()
     except Timeout:
         raise StartRefused("another studio is starting a run in this workspace; try again in a moment") from None
-
-
-def _check_may_start(run: RunDir, workspace: Workspace, *, resume: bool) -> None:
-    state = run.state()
-    if resume and not state.resumable:
-        raise StartRefused(f"run {run.id} is {state}; only a stopped, failed or lost run can be resumed", run.id)
-    if not resume and state is not RunState.QUEUED:
-        raise StartRefused(f"run {run.id} has been started already (it is {state})", run.id)
-    live = live_run(workspace)
-    if live:
-        raise StartRefused(f"run {live.id} is {live.state()}; stop it or wait until it has finished", live.id)
+    except OSError as error:
+        raise StartRefused(f"the workspace cannot be written ({error.strerror}); free some disk space") from None
+    with lock:
+        live = live_run(workspace)
+        if live:
+            raise StartRefused(f"run {live.id} is {live.state()}; stop it or wait until it has finished", live.id)
+        yield
 
 
 def _spawn(run: RunDir, *, resume: bool) -> None:
     kind = run.config().kind
     argv = [*ENGINE, kind, str(run.path)] + (["--resume"] if resume else [])
     before = run.read_launch()
+    # Everything slow is found out first: between the child's birth and its record a killed studio would lose it.
+    launch = Launch(
+        argv=argv,
+        pid=0,
+        create_time=0.0,  # stays so for a child that is gone at once: a time no later process can have
+        host=socket.gethostname(),
+        attempt=before.attempt + 1 if before else 1,
+        versions=_versions(),
+        git_commit=_git_commit(),
+    )
     with contextlib.suppress(FileNotFoundError):
         run.stop_file.unlink()
     try:
@@ -130,27 +166,14 @@ def _spawn(run: RunDir, *, resume: bool) -> None:
     except OSError as error:
         raise StartRefused(f"the engine cannot be started ({error.strerror or error})") from None
     _reap(child)
+    with contextlib.suppress(psutil.Error):
+        launch.create_time = psutil.Process(child.pid).create_time()
+    launch.pid = child.pid
     try:
-        run.write_launch(_describe(child, argv, attempt=before.attempt + 1 if before else 1))
+        run.write_launch(launch)
     except OSError as error:  # a run nobody can find again must not go on
         os.killpg(child.pid, signal.SIGKILL)
         raise StartRefused(f"the run directory cannot be written ({error.strerror}); free some disk space") from None
-
-
-def _describe(child: subprocess.Popen[bytes], argv: list[str], attempt: int) -> Launch:
-    try:
-        create_time = psutil.Process(child.pid).create_time()
-    except psutil.Error:  # gone already: any time that no later process can have
-        create_time = 0.0
-    return Launch(
-        argv=argv,
-        pid=child.pid,
-        create_time=create_time,
-        host=socket.gethostname(),
-        attempt=attempt,
-        versions=_versions(),
-        git_commit=_git_commit(),
-    )
 
 
 def _reap(child: subprocess.Popen[bytes]) -> None:
@@ -198,16 +221,28 @@ def _signal_group(run: RunDir, number: int) -> None:
 
 
 def free_port(preferred: int = 0, host: str = "127.0.0.1") -> int:
-    """`preferred` if it can be bound, else the next free port after it (0: any free port)."""
-    for port in range(preferred, preferred + 100) if preferred else (0,):
-        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise StartRefused(f"no port from {preferred} to {preferred + 99} is free on {host}; choose another with --port")
+    """`preferred` if it can be bound, else the next free port after it (0: any free port). Raises StartRefused."""
+    if not 0 <= preferred <= 65535:
+        raise StartRefused(f"port {preferred} does not exist; choose one from 1024 to 65535 with --port")
+    last = min(preferred + 99, 65535)
+    for port in range(preferred, last + 1) if preferred else (0,):
+        found = _bindable(host, port)
+        if found:
+            return found
+    raise StartRefused(f"no port from {preferred} to {last} is free on {host}; choose another with --port")
+
+
+def _bindable(host: str, port: int) -> int | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return None
+            raise StartRefused(f"nothing can listen on {host} ({error.strerror}); choose another with --host") from None
+        return int(probe.getsockname()[1])
 
 
 @dataclass
@@ -266,13 +301,12 @@ def start_chat_server(workspace: Workspace, base: str, adapters: dict[str, str],
     `base` is a base-model reference, `adapters` maps a model name ("tuned") to an adapter folder. Raises StartRefused.
     """
     port = free_port()
-    folder = workspace.path / "chat"
-    folder.mkdir(exist_ok=True)
-    log_file = folder / f"server-{port}.log"
+    log_file = workspace.path / "chat" / f"server-{port}.log"
     argv = [*ENGINE, "serve", "--base", base, "--port", str(port), "--bits", str(bits)]
     for name, path in adapters.items():
         argv += ["--adapter", f"{name}={path}"]
     try:
+        log_file.parent.mkdir(exist_ok=True)
         with log_file.open("wb") as log:
             process = subprocess.Popen(
                 [*argv, "--exit-with-stdin"],

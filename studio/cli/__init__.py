@@ -58,3 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `… | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}; free some space or choose --workspace", file=sys.stderr)
+        return ExitCode.INTERNAL

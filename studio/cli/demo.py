@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from studio import demo, runner
+from studio import demo
 from studio.cli.follow import follow, print_json
 from studio.cli.workspace import add_workspace, open_workspace
 from studio.events import ExitCode
@@ -19,6 +19,7 @@ from studio.rundir import RunDir
 
 LANGUAGES = {"en": ("en",), "zh": ("zh",), "both": ("en", "zh")}
 MAX_ROWS = 24
+CHECKS = ("learned", "leaked", "forgot")
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,8 +37,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     workspace = open_workspace(arguments)
     spec = parse_spec({"name": arguments.name, "author": arguments.author, "languages": LANGUAGES[arguments.lang]})
-    run = demo.prepare(workspace, spec)
-    runner.start(run)
+    run = demo.start(workspace, spec)
     try:
         code = follow(run)
     except KeyboardInterrupt:
@@ -51,7 +51,12 @@ def _demo(arguments: argparse.Namespace) -> int:
         print_json({"run": run.id, "seconds": round(seconds, 1), **report})
     else:
         _print_report(run, report, seconds)
-    return ExitCode.FINISHED if report["verdict"]["passed"] else ExitCode.INTERNAL
+    return ExitCode.FINISHED if proven(report["verdict"]) else ExitCode.INTERNAL
+
+
+def proven(verdict: dict[str, Any] | None) -> bool:
+    """True only if all three checks were made and passed: a check that could not be made proves nothing."""
+    return verdict is not None and all((verdict.get(key) or {}).get("ok") for key in CHECKS)
 
 
 def _print_report(run: RunDir, report: dict[str, Any], seconds: float) -> None:
@@ -64,9 +69,10 @@ def _print_report(run: RunDir, report: dict[str, Any], seconds: float) -> None:
     if len(rows) > MAX_ROWS:
         console.print(f"… and {len(rows) - MAX_ROWS} more in {run.report_file}")
     console.print()
-    for line in verdict_lines(report["verdict"]):
+    verdict = report["verdict"] or {"summary": "There is no verdict; engine.log of the run says why."}
+    for line in verdict_lines(verdict):
         console.print(line)
-    console.print(f"\n{report['verdict']['summary']}")
+    console.print(f"\n{verdict['summary']}")
     console.print(f"{seconds:.0f} seconds in all; run {run.id}")
 
 

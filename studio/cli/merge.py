@@ -48,8 +48,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         "merge_base": arguments.merge_base,
         "name": f"merge_{Path(out).name}"[:120],
     }
-    run = workspace.create_run(build(MergeConfig, settings))
-    runner.start(run)
+    run = runner.create_and_start(workspace, build(MergeConfig, settings))
     try:
         code = follow(run, as_json=arguments.json)
     except KeyboardInterrupt:

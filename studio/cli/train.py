@@ -40,7 +40,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def load_config(reference: str, overrides: dict[str, Any]) -> RunConfig:
     """A file or a preset name, with overrides laid over it. Raises ConfigError."""
     path = Path(reference)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.suffix in (".yaml", ".yml") or _is_file(path):
         try:
             settings = parse_yaml(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
@@ -51,6 +51,13 @@ def load_config(reference: str, overrides: dict[str, Any]) -> RunConfig:
     return build(RunConfig, merge(RunConfig, settings, overrides))
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name no file can have
+        return False
+
+
 def _train(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(arguments)
     overrides = parse_overrides(arguments.overrides)
@@ -59,8 +66,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, overrides)
     if not _fit(preflight(config, workspace)):
         return ExitCode.BAD_INPUT
-    run = workspace.create_run(config)
-    runner.start(run)
+    run = runner.create_and_start(workspace, config)
     if arguments.detach:
         return _started(run, as_json=arguments.json)
     try:

@@ -85,7 +85,7 @@ def chat_tokenizer(ref: ModelRef, tokenizer: PreTrainedTokenizerBase | None, tem
 
 def prepared(source: Source, chat: ChatTokenizer, numbers: Numbers) -> tuple[Prepared, CountsEvent]:
     """The examples to train on, and what became of the rows on the way. Raises DataError when nothing is left."""
-    examples = prepare(source.conversations, chat.encode, numbers)
+    examples = prepare(source.conversations, chat.encode, numbers, source.read.rows)
     counts = counts_of(examples, numbers)
     skipped = [*source.read.skipped, *examples.dropped]
     reasons = [f"row {item.row}: {item.reason}" for item in skipped[:MAX_REASONS]]

@@ -97,7 +97,8 @@ def judge(probes: Probes, before: Answers, after: Answers) -> dict[str, Any]:
     learned, leaked = _learned(probes, after), _leaked(probes, before, after)
     forgot = _forgot(probes, before, after)
     parts = [part for part in (learned, leaked, forgot) if part]
-    verdict = {"learned": learned, "leaked": leaked, "forgot": forgot, "passed": all(part["ok"] for part in parts)}
+    passed = all(part["ok"] for part in parts) if parts else None  # a check that was not made proves nothing
+    verdict = {"learned": learned, "leaked": leaked, "forgot": forgot, "passed": passed}
     return verdict | {"summary": _summary(verdict)}
 
 
@@ -183,7 +184,7 @@ def _forgot(probes: Probes, before: Answers, after: Answers) -> dict[str, Any] |
 
 def _summary(verdict: Mapping[str, Any]) -> str:
     learned, leaked, forgot = verdict["learned"], verdict["leaked"], verdict["forgot"]
-    said = ["Passed." if verdict["passed"] else "Not passed."]
+    said = [{True: "Passed.", False: "Not passed.", None: "Nothing could be checked."}[verdict["passed"]]]
     if learned:
         said.append(f"It answers {learned['right']} of {learned['total']} new phrasings of the questions as taught.")
     else:

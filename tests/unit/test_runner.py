@@ -14,9 +14,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from studio import runner
+from studio import demo, runner
 from studio.config import RunConfig
 from studio.events import RunState
+from studio.records import parse_spec
 from studio.rundir import RunDir
 from studio.schema import build
 
@@ -98,6 +99,44 @@ def test_many_starts_at_once_give_one_engine(ws, monkeypatch):
         thread.join()
     assert sorted(outcomes) == ["refused"] * 5 + ["started"]
     assert run.read_launch().attempt == 1
+
+
+def test_a_refused_start_leaves_nothing_behind(ws, monkeypatch):
+    fake(monkeypatch, hang_at=2)
+    first = runner.create_and_start(ws, CONFIG)
+    with pytest.raises(runner.StartRefused):
+        runner.create_and_start(ws, CONFIG)
+    assert [run.id for run in ws.list_runs()] == [first.id]
+    with pytest.raises(runner.StartRefused):
+        demo.start(ws, parse_spec({"name": "Nova", "author": "us"}))
+    assert list(ws.datasets.iterdir()) == []
+
+
+def test_a_run_is_recorded_before_it_can_be_missed(ws, monkeypatch):
+    monkeypatch.setattr(runner, "ENGINE", (sys.executable, "-c", "pass"))
+    slow = threading.Event()
+    monkeypatch.setattr(runner, "_versions", lambda: slow.set() or {})
+    seen: list[bool] = []
+    real = subprocess.Popen
+
+    def recording(*args, **kwargs):
+        seen.append(slow.is_set())
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(subprocess, "Popen", recording)
+    runner.create_and_start(ws, CONFIG)
+    assert seen[-1], "package versions are looked up before the engine is born, not after"
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_a_port_that_does_not_exist_is_refused(port):
+    with pytest.raises(runner.StartRefused, match="does not exist"):
+        runner.free_port(port)
+
+
+def test_a_host_that_is_not_this_machine_is_refused_at_once():
+    with pytest.raises(runner.StartRefused, match="--host"):
+        runner.free_port(8000, "203.0.113.7")
 
 
 def test_stop_saves_and_stops(ws, monkeypatch):

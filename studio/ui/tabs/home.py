@@ -85,8 +85,6 @@ def teach(ctx: Context) -> Callable[[str, str, list[str]], str]:
         live = runner.live_run(ctx.workspace)
         if live is not None:
             raise refuse("problem.live", run=live.id)
-        run = demo.prepare(ctx.workspace, spec)
-        runner.start(run)
-        return run.id
+        return demo.start(ctx.workspace, spec).id
 
     return start

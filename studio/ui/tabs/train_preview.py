@@ -165,26 +165,12 @@ def start(config: RunConfig, workspace: Workspace) -> RunDir:
 
 def launch(workspace: Workspace, config: Any) -> RunDir:
     """Create a run of any kind and start it; one run at a time. Raises Refused naming the run in the way."""
-    live = runner.live_run(workspace)
-    if live:
-        raise refuse("train.error.live", name=display_name(live))
-    run = workspace.create_run(config)
     try:
-        runner.start(run)
+        return runner.create_and_start(workspace, config)
     except runner.StartRefused as refused:
-        _forget(run)
-        if refused.blocking and refused.blocking != run.id:
+        if refused.blocking:
             raise refuse("train.error.live", name=display_name(workspace.run(refused.blocking))) from refused
         raise
-    return run
-
-
-def _forget(run: RunDir) -> None:
-    """Remove the directory of a run that never started."""
-    if run.read_launch() is None:
-        for path in run.path.iterdir():
-            path.unlink()
-        run.path.rmdir()
 
 
 def display_name(run: RunDir) -> str:
