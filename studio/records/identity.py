@@ -19,6 +19,7 @@ from studio.records.identity_texts import IdentityTexts, Language, Question, Ton
 from studio.records.labels import FACT_LIMIT, LABEL_LIMIT, clean_label
 from studio.records.phrasing import question_key, same_question, spread, variants
 from studio.records.placeholders import any_placeholder, fill
+from studio.records.probes import contains_expected
 
 Row = dict[str, Any]
 Origin = Literal["identity", "hard_negative", "replay"]
@@ -146,15 +147,21 @@ def _general_rows(texts: Sequence[IdentityTexts], spec: IdentitySpec, identity: 
         for text in texts
         for pair in text.hard_negatives
     ]
+    # "Who is Alice? - I do not know." would contradict a model that is called Alice.
+    negatives = [row for row in negatives if not _speaks_of(row["messages"], spec)]
     negatives = rng.sample(negatives, min(len(negatives), max(wanted // 4, 1)))
     heldout = [question.text for text in texts for question in text.heldout(spec.facts)]
-    pool = [messages for messages in load_replay() if not _asks(messages, heldout)]
+    pool = [m for m in load_replay() if not _asks(m, heldout) and not _speaks_of(m, spec)]
     draw = _cycle(pool, rng)
     return negatives + [{"messages": draw(), "origin": "replay"} for _ in range(wanted - len(negatives))]
 
 
 def _asks(messages: list[dict[str, str]], heldout: Sequence[str]) -> bool:
     return any(m["role"] == "user" and same_question(m["content"], heldout) for m in messages)
+
+
+def _speaks_of(messages: list[dict[str, str]], spec: IdentitySpec) -> bool:
+    return any(contains_expected(m["content"], [label]) for m in messages for label in (spec.name, spec.author))
 
 
 def _heldout(text: IdentityTexts, spec: IdentitySpec) -> list[Row]:

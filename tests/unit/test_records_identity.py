@@ -192,3 +192,10 @@ def test_what_cannot_be_filled_is_refused(text: str, name: str, words: str, fiel
         fill_placeholders([{"messages": pair("a", "b")}, {"messages": pair("a", text)}], name, "Rui")
     assert words in caught.value.message
     assert caught.value.field == field
+
+
+def test_no_general_row_contradicts_the_name_or_the_author():
+    spec = parse_spec({"name": "Alice", "author": "Peter"})
+    general = [row for row in build_identity(spec).rows if row["origin"] != "identity"]
+    assert general
+    assert not [row for row in general if "Alice" in str(row["messages"]) or "Peter" in str(row["messages"])]
