@@ -24,6 +24,11 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 ROOT = Path(__file__).resolve().parent
 OLDEST = (3, 11)
 THIS_PYTHON = "%d.%d" % sys.version_info[:2]
@@ -66,7 +71,7 @@ class Place(NamedTuple):
 
     @property
     def python(self) -> Path:
-        return self.venv / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        return self.venv / "bin" / "python"
 
     @property
     def log(self) -> Path:
@@ -164,6 +169,12 @@ def older_python_advice(words: List[str]) -> str:
         if program and subprocess.call([program, "-c", ""], stderr=subprocess.DEVNULL) == 0:
             return "You have %s; run   %s" % (name, " ".join([name] + words))
     return "Install Python 3.12 (python.org, or your system's package manager) and run the same command with it."
+
+
+def check_system() -> None:
+    """Runs are stopped with signals and their files are locked as POSIX systems do it."""
+    if fcntl is None:
+        raise Problem("Crucible runs on Linux and macOS.", "On Windows, open WSL and run the same command there.")
 
 
 def check_python() -> None:
@@ -359,14 +370,7 @@ def install_lock(root: Path) -> Iterator[None]:
 def try_lock(descriptor: int) -> bool:
     """Take the lock without waiting; True if it is ours (or the file system knows no locks)."""
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
     except OSError:
@@ -405,11 +409,10 @@ def ensure_installed(place: Place, extra: str = "") -> None:
 
 
 def hand_over(place: Place, arguments: List[str]) -> int:
-    """Become the environment's Python (or, on Windows, wait for it)."""
+    """Become the environment's Python."""
     argv = [str(place.python), "-P"] + arguments
-    if os.name != "nt":
-        os.execve(argv[0], argv, clean_environment())
-    return subprocess.call(argv, env=clean_environment())
+    os.execve(argv[0], argv, clean_environment())
+    return 1  # never reached; says to a type checker what a test that replaces execve gets
 
 
 def start(arguments: List[str]) -> int:
@@ -434,6 +437,7 @@ def main() -> int:
         print((__doc__ or "").split("Standard library")[0].strip())
         return 0
     try:
+        check_system()
         if sys.version_info < OLDEST:
             check_python()
         return start(sys.argv[1:])

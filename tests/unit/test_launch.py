@@ -119,7 +119,6 @@ def test_no_driver_means_no_gpu(tmp_path, monkeypatch):
     [
         ("linux", False, "", "cpu"),
         ("linux", True, "", "cuda"),
-        ("win32", False, "", "cpu"),
         ("darwin", False, "", "default"),
         ("linux", True, "cpu", "cpu"),
         ("linux", False, "nonsense", "cpu"),
@@ -130,6 +129,13 @@ def test_flavour(monkeypatch, platform, nvidia, forced, flavour):
     monkeypatch.setattr(launch, "has_nvidia", lambda: nvidia)
     monkeypatch.setenv("CRUCIBLE_TORCH", forced)
     assert launch.torch_flavour() == flavour
+
+
+def test_windows_is_told_to_use_wsl(monkeypatch, capsys):
+    monkeypatch.setattr(launch, "fcntl", None)
+    monkeypatch.setattr(sys, "argv", ["launch.py"])
+    assert launch.main() == 1
+    assert "WSL" in capsys.readouterr().err
 
 
 # The stamp
