@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple
 
 try:
     import fcntl
@@ -408,11 +408,10 @@ def ensure_installed(place: Place, extra: str = "") -> None:
 # The way in
 
 
-def hand_over(place: Place, arguments: List[str]) -> int:
+def hand_over(place: Place, arguments: List[str]) -> NoReturn:
     """Become the environment's Python."""
     argv = [str(place.python), "-P"] + arguments
     os.execve(argv[0], argv, clean_environment())
-    return 1  # never reached; says to a type checker what a test that replaces execve gets
 
 
 def start(arguments: List[str]) -> int:
