@@ -156,6 +156,25 @@ def summary(run: RunDir) -> dict[str, Any]:
     }
 
 
+class Summaries:
+    """Lines of the run list; one of an ended run is kept until a file of the run changes."""
+
+    def __init__(self) -> None:
+        self._ended: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {}
+
+    def of(self, run: RunDir) -> dict[str, Any]:
+        """The line of one run."""
+        files = (run.config_file, run.launch_file, run.status_file, run.report_file)
+        seen = tuple(changed(path) for path in files)
+        kept = self._ended.get(run.id)
+        if kept and kept[0] == seen:
+            return kept[1]
+        line = summary(run)
+        if line["state"] in ("finished", "stopped", "failed"):
+            self._ended[run.id] = (seen, line)
+        return line
+
+
 def samples(run: RunDir, after: int) -> dict[str, Any]:
     """Answers to the evaluation inputs after byte ``after`` of the events."""
     events, offset = run.read_events(after, EVENT_BYTES)
@@ -214,6 +233,7 @@ def dataset_of(workspace: Workspace, run: RunDir) -> dict[str, Any] | None:
 def build(workspace: Workspace) -> APIRouter:
     """The routes over one workspace; an unknown run answers 404 with ``{"detail": …}``."""
     router = APIRouter(prefix="/api")
+    summaries = Summaries()
 
     def chosen(run: str) -> RunDir:
         try:
@@ -230,7 +250,7 @@ def build(workspace: Workspace) -> APIRouter:
     @router.get("/runs")
     def runs(live: bool = False) -> list[dict[str, Any]]:
         newest = workspace.list_runs()[:RUNS_SHOWN]
-        return [line for line in map(summary, newest) if line["live"] or not live]
+        return [line for line in map(summaries.of, newest) if line["live"] or not live]
 
     @router.get("/metrics")
     def read_metrics(run: chosen_run, after: int = 0) -> dict[str, Any]:

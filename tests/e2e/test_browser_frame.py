@@ -1,0 +1,248 @@
+"""The frame in a real browser: any path prefix, two languages, many tabs, no outside requests, signals, tokens."""
+
+import http.client
+import http.server
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from tests.fake_engine import Studio
+
+# A guard against hanging, not a demand: a busy machine may take its time.
+expect.set_options(timeout=60_000)
+
+TABS = ["home", "data", "train", "monitor", "export", "chat"]
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    started = Studio(tmp_path_factory.mktemp("studio 丹炉"))
+    yield started
+    started.end()
+
+
+@pytest.fixture
+def outside() -> list[str]:
+    """Addresses outside the studio that a page asked for."""
+    return []
+
+
+@pytest.fixture
+def context(browser: Browser, studio: Studio, outside: list[str]) -> Iterator[BrowserContext]:
+    opened = browser.new_context(viewport={"width": 1366, "height": 768}, locale="en-US")
+
+    opened.set_default_timeout(60_000)
+
+    def only_ours(route: Any) -> None:
+        if re.match(r"^(http://127\.0\.0\.1[:/]|data:|blob:)", route.request.url):
+            route.continue_()
+        else:
+            outside.append(route.request.url)
+            route.abort()
+
+    opened.route("**/*", only_ours)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def page(context: BrowserContext) -> Iterator[Page]:
+    opened = context.new_page()
+    wrong: list[str] = []
+    opened.on("pageerror", lambda error: wrong.append(str(error)))
+    opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    yield opened
+    # A validator's answer is a 422, which the browser writes to the console.
+    assert [text for text in wrong if "422" not in text] == []
+
+
+def _open(page: Page, url: str) -> None:
+    page.goto(url)
+    expect(page.locator("#nav [role=tab]").first).to_be_visible()
+
+
+def test_every_tab_opens_and_nothing_outside_is_asked_for(page: Page, studio: Studio, outside: list[str]) -> None:
+    _open(page, studio.url)
+    for name in TABS:
+        page.locator(f"#nav [role=tab][data-tab-id={name}]").click()
+        expect(page.locator(f"#tab-{name}")).to_be_visible()
+        assert page.url.endswith(f"#{name}")
+    page.wait_for_load_state("networkidle")
+    assert outside == []
+
+
+def test_the_address_opens_its_tab(page: Page, studio: Studio) -> None:
+    _open(page, f"{studio.url}/#monitor")
+    expect(page.locator("#nav [role=tab][data-tab-id=monitor]")).to_have_attribute("aria-selected", "true")
+
+
+def test_one_heading_of_the_first_order_and_a_title(page: Page, studio: Studio) -> None:
+    _open(page, studio.url)
+    expect(page.locator("h1")).to_have_count(1)
+    expect(page).to_have_title(re.compile("Crucible"))
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+def test_language_switch_is_complete_and_remembered(page: Page, studio: Studio) -> None:
+    _open(page, studio.url)
+    page.get_by_role("button", name="中文").click()
+    expect(page.locator("#home-go")).to_have_text("开始教它")
+    expect(page.locator("#nav [role=tab][data-tab-id=monitor]")).to_have_text("监控")
+    page.reload()
+    expect(page.locator("#home-go")).to_have_text("开始教它")
+    assert page.locator("html").get_attribute("lang") == "zh-CN"
+    for name in TABS:
+        page.locator(f"#nav [role=tab][data-tab-id={name}]").click()
+        expect(page.locator(f"#tab-{name}")).to_be_visible()
+        assert "__i18n__" not in page.locator("body").inner_text()
+    page.get_by_role("button", name="EN", exact=True).click()
+    expect(page.locator("#nav [role=tab][data-tab-id=monitor]")).to_have_text("Monitor")
+
+
+@pytest.mark.parametrize(
+    ("locale", "word"), [("zh-CN", "开始"), ("zh-TW", "开始"), ("en-GB", "Start"), ("fr-FR", "Start")]
+)
+def test_first_visit_follows_the_browser(browser: Browser, studio: Studio, locale: str, word: str) -> None:
+    opened = browser.new_context(locale=locale)
+    page = opened.new_page()
+    _open(page, studio.url)
+    expect(page.locator("#nav [role=tab][data-tab-id=home]")).to_have_text(word)
+    opened.close()
+
+
+def test_theme_is_remembered(page: Page, studio: Studio) -> None:
+    _open(page, studio.url)
+    expect(page.locator("body")).not_to_have_class(re.compile("dark"))
+    page.locator(".topbar .theme").click()
+    expect(page.locator("body")).to_have_class(re.compile("dark"))
+    page.reload()
+    expect(page.locator("body")).to_have_class(re.compile("dark"))
+
+
+def test_eight_tabs_are_open_at_once(context: BrowserContext, studio: Studio) -> None:
+    pages = [context.new_page() for _ in range(8)]
+    for page in pages:
+        _open(page, studio.url)
+    for page in pages:
+        page.locator("#home-name input, #home-name textarea").first.fill("{{name}}")
+        page.locator("#home-go").click()
+        expect(page.locator("#home-name .validation-error")).to_be_visible()
+
+
+def test_narrow_pages_do_not_scroll_sideways(page: Page, studio: Studio) -> None:
+    for width in (390, 900, 1366):
+        page.set_viewport_size({"width": width, "height": 800})
+        _open(page, studio.url)
+        for name in ("home", "monitor"):
+            page.locator(f"#nav [role=tab][data-tab-id={name}]").click()
+            expect(page.locator(f"#tab-{name}")).to_be_visible()
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+class _Prefix(http.server.BaseHTTPRequestHandler):
+    """A proxy that serves the studio under /user/ann/proxy/7860/ and tells it nothing about that."""
+
+    protocol_version = "HTTP/1.1"
+    port = 0
+    prefix = "/user/ann/proxy/7860"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Be quiet."""
+
+    def _pass_on(self) -> None:
+        if not self.path.startswith(self.prefix):
+            self.send_error(404)
+            return
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        upstream = http.client.HTTPConnection("127.0.0.1", self.port)
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}
+        upstream.request(self.command, self.path[len(self.prefix) :] or "/", body or None, headers)
+        answer = upstream.getresponse()
+        self.send_response_only(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection"):
+                self.send_header(name, value)
+        self.send_header("connection", "close")
+        self.end_headers()
+        while chunk := answer.read1(65536):
+            self.wfile.write(chunk)
+            self.wfile.flush()
+        self.close_connection = True
+        upstream.close()
+
+    do_GET = do_POST = do_HEAD = _pass_on
+
+
+@pytest.fixture
+def proxied(studio: Studio) -> Iterator[str]:
+    handler = type("Handler", (_Prefix,), {"port": studio.port})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}{_Prefix.prefix}/"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_behind_any_prefix_without_a_setting(page: Page, proxied: str) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    _open(page, proxied)
+    page.locator("#home-name input, #home-name textarea").first.fill("{{name}}")
+    page.locator("#home-go").click()
+    expect(page.locator("#home-name .validation-error")).to_be_visible()
+    page.locator("#nav [role=tab][data-tab-id=monitor]").click()
+    expect(page.locator("#w-runlist .empty, #w-runlist .runs")).to_be_visible()
+    assert page.evaluate("document.fonts.load('16px \"Inter Variable\"').then((fonts) => fonts.length)") > 0
+    assert [url for url in asked if url.startswith("http") and not url.startswith(proxied.rstrip("/"))] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_the_studio_with_zero_even_while_a_page_is_open(
+    browser: Browser, weird_path: Path, number: signal.Signals
+) -> None:
+    studio = Studio(weird_path)
+    assert "ssh -L" in studio.greeting
+    assert studio.url in studio.greeting
+    opened = browser.new_context()
+    page = opened.new_page()
+    _open(page, studio.url)
+    assert studio.end(number) == 0
+    opened.close()
+
+
+def test_a_taken_port_is_said_and_the_next_one_used(studio: Studio, weird_path: Path) -> None:
+    second = Studio(weird_path, port=studio.port)
+    try:
+        assert f"Port {studio.port} is taken; using " in second.greeting
+        link = re.search(r"http://127\.0\.0\.1:(\d+)/", second.greeting)
+        assert link is not None
+        assert httpx.get(link[0] + "api/health", trust_env=False).json()["workspace"] == str(weird_path)
+    finally:
+        assert second.end() == 0
+
+
+def test_other_machines_need_the_token_of_the_link(browser: Browser, weird_path: Path) -> None:
+    studio = Studio(weird_path, arguments=("--host=0.0.0.0",))
+    try:
+        link = re.search(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{16,}", studio.greeting)
+        assert link is not None
+        assert httpx.get(studio.url + "/api/runs", trust_env=False).status_code == 401
+        opened = browser.new_context()
+        page = opened.new_page()
+        _open(page, link[0])
+        assert "token" not in page.url
+        page.locator("#nav [role=tab][data-tab-id=monitor]").click()
+        expect(page.locator("#w-runlist .empty")).to_be_visible()
+        opened.close()
+    finally:
+        studio.end()

@@ -1,0 +1,127 @@
+"""The first page in a real browser: one typed field, one click, and the whole lesson is seen to the end."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from studio.rundir import Workspace
+from tests.fake_engine import Studio
+
+# A guard against hanging, not a demand: a busy machine may take its time.
+expect.set_options(timeout=60_000)
+
+NAME = "诺娃 O'Neil <b>"
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[Studio]:
+    started = Studio(tmp_path, steps=30, pace=0.1, slow=0.1)
+    yield started
+    started.end()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    opened = browser.new_context(viewport={"width": 1366, "height": 768}, locale="en-US")
+    opened.set_default_timeout(60_000)
+    yield opened.new_page()
+    opened.close()
+
+
+def _teach(page: Page, studio: Studio, name: str = NAME) -> None:
+    page.goto(studio.url)
+    page.locator("#home-name input, #home-name textarea").first.fill(name)
+    page.locator("#home-go").click()
+
+
+def test_one_field_and_one_click_show_every_step_to_the_chat(page: Page, studio: Studio) -> None:
+    page.goto(studio.url)
+    expect(page.locator("#home-go")).to_be_in_viewport()
+    page.locator("#home-name input, #home-name textarea").first.fill(NAME)
+    expect(page.locator("#w-preview .fresh")).to_contain_text(NAME)
+    page.locator("#home-go").click()
+    expect(page.locator("#w-stepper .bar .fill")).to_be_visible()
+    expect(page.locator("#w-stepper h2")).to_have_text(f"{NAME} is learning")
+    steps = page.locator("#w-stepper .step")
+    expect(steps.nth(0)).to_contain_text("rows to learn from")
+    expect(steps.nth(1)).to_contain_text("of 30")
+    expect(steps.nth(1).locator(".answer-row").first).to_be_visible()
+    expect(steps.nth(1).locator(".spark polyline")).to_have_count(1)
+    expect(steps.nth(2).locator(".light.good")).to_have_count(3)
+    expect(steps.nth(3).locator(".pair")).to_have_count(3)
+    page.locator("#home-chat").click()
+    expect(page.locator("#nav [role=tab][data-tab-id=chat]")).to_have_attribute("aria-selected", "true")
+    run = Workspace(studio.workspace).list_runs()[0]
+    assert run.id in page.evaluate("decodeURIComponent(location.search)")
+    assert page.locator("#w-stepper b", has_text="<b>").count() == 0
+
+
+def test_reload_in_the_middle_finds_the_lesson_again(page: Page, browser: Browser, studio: Studio) -> None:
+    _teach(page, studio)
+    expect(page.locator("#w-stepper .step").nth(1)).to_contain_text("of 30")
+    page.reload()
+    expect(page.locator("#w-stepper h2")).to_contain_text("诺娃")
+    other = browser.new_context()
+    second = other.new_page()
+    second.goto(studio.url)
+    expect(second.locator("#w-stepper h2")).to_contain_text("诺娃")
+    other.close()
+    expect(page.locator("#home-chat")).to_be_visible()
+    page.reload()
+    expect(page.locator("#home-chat")).to_be_visible()
+
+
+@pytest.mark.parametrize("name", ["", "   ", "{{name}}", "x" * 81])
+def test_bad_names_are_said_in_the_field_and_start_nothing(page: Page, studio: Studio, name: str) -> None:
+    _teach(page, studio, name)
+    expect(page.locator("#home-name .validation-error")).to_be_visible()
+    expect(page.locator("#w-stepper .lesson")).to_have_count(0)
+    assert Workspace(studio.workspace).list_runs() == []
+
+
+def test_no_language_is_said_in_the_field(page: Page, studio: Studio) -> None:
+    page.goto(studio.url)
+    page.locator("#home-name input, #home-name textarea").first.fill("Nova")
+    for box in page.locator("#home-languages input").all():
+        box.uncheck()
+    page.locator("#home-go").click()
+    expect(page.locator("#home-languages .validation-error")).to_have_text("Choose at least one language.")
+
+
+def test_a_second_lesson_waits_for_the_first(page: Page, browser: Browser, studio: Studio) -> None:
+    other = browser.new_context(locale="en-US")
+    second = other.new_page()
+    second.goto(studio.url)
+    second.locator("#home-name input, #home-name textarea").first.fill("Other")
+    _teach(page, studio)
+    expect(page.locator("#w-stepper .step").nth(1)).to_contain_text("of 30")
+    second.locator("#home-go").click()
+    expect(second.locator(".toast-body")).to_contain_text("still going on")
+    assert second.locator(".toast-body", has_text="Traceback").count() == 0
+    assert len(Workspace(studio.workspace).list_runs()) == 1
+    other.close()
+
+
+def test_teach_another_gives_the_form_back(page: Page, studio: Studio) -> None:
+    _teach(page, studio, "Nova")
+    page.locator("#home-again").click()
+    expect(page.locator("#home-go")).to_be_visible()
+    expect(page.locator("#w-recent .recent-row")).to_have_count(1)
+
+
+def test_enter_in_the_name_is_enough(page: Page, studio: Studio) -> None:
+    page.goto(studio.url)
+    field = page.locator("#home-name input, #home-name textarea").first
+    field.fill("Nova")
+    field.press("Enter")
+    expect(page.locator("#w-stepper h2")).to_have_text("Nova is learning")
+
+
+def test_doors_lead_to_the_tabs(page: Page, studio: Studio) -> None:
+    page.goto(studio.url)
+    for name in ("data", "train", "export", "chat"):
+        page.locator("#nav [role=tab][data-tab-id=home]").click()
+        page.locator(f"[data-door={name}]").click()
+        expect(page.locator(f"#nav [role=tab][data-tab-id={name}]")).to_have_attribute("aria-selected", "true")

@@ -1,0 +1,233 @@
+"""The monitor in a real browser over a fake engine: live, found again, honest about what happened, text stays text."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from studio.config import RunConfig
+from studio.events import RunState
+from studio.rundir import RunDir, Workspace
+from studio.schema import build
+from tests import fake_engine
+from tests.fake_engine import Studio
+
+# A guard against hanging, not a demand: a busy machine may take its time.
+expect.set_options(timeout=60_000)
+
+HOSTILE = '<img src=x onerror="window.pwned=1"> ${Object.assign(window,{pwned:1})} {{x}} `y` 丹炉'
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("monitor")
+
+
+@pytest.fixture(scope="module")
+def studio(home: Path) -> Iterator[Studio]:
+    started = Studio(home, steps=6, pace=0.05)
+    yield started
+    started.end()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    opened = browser.new_context(viewport={"width": 1440, "height": 900}, locale="en-US")
+    opened.set_default_timeout(60_000)
+    yield opened.new_page()
+    opened.close()
+
+
+def _new(home: Path, name: str) -> RunDir:
+    data: dict[str, Any] = {
+        "name": name,
+        "model": {"model_name_or_path": "crucible/ember"},
+        "data": {"dataset": "d"},
+        "samples": {"evaluation_inputs": ["Who are you?", HOSTILE]},
+    }
+    return Workspace(home).create_run(build(RunConfig, data))
+
+
+def _done(home: Path, name: str, **options: Any) -> RunDir:
+    run = _new(home, name)
+    fake_engine.launch(run, **{"steps": 8, "pace": 0, "slow": 0, **options}).wait()
+    return run
+
+
+def _open(page: Page, studio: Studio, run: RunDir | None = None) -> None:
+    page.goto(f"{studio.url}/{'?run=' + run.id if run else ''}#monitor")
+    expect(page.locator("#w-runlist .runs")).to_be_visible()
+
+
+@pytest.fixture
+def live(home: Path) -> Iterator[RunDir]:
+    """A run that waits at step 5 of 1000 until it is stopped."""
+    run = _new(home, "live one")
+    child = fake_engine.launch(run, steps=1000, pace=0.05, slow=0, hang_at=900)
+    yield run
+    if child.poll() is None:
+        child.kill()
+    child.wait()
+
+
+def _step(page: Page) -> int:
+    return int(page.locator("#tile-step dd").inner_text().split("/")[0])
+
+
+def test_a_live_run_moves_by_itself(page: Page, studio: Studio, live: RunDir) -> None:
+    _open(page, studio)
+    expect(page.locator("#w-runhead .run-title")).to_have_text("live one")
+    expect(page.locator("#w-runhead .phase.now")).to_contain_text("Training")
+    first = _step(page)
+    page.wait_for_function(f"+document.querySelector('#tile-step dd')?.innerText.split('/')[0] > {first}")
+    expect(page.locator("#w-chart canvas")).to_be_visible()
+    expect(page.locator("#w-samples tbody tr")).to_have_count(2)
+    expect(page.locator("#w-logtail .log")).to_contain_text("step")
+    expect(page.locator("#w-runhead .count-line")).to_contain_text("384 rows")
+    expect(page.locator(".topbar .live")).to_contain_text("live one")
+
+
+def test_only_new_points_are_fetched(page: Page, studio: Studio, live: RunDir) -> None:
+    offsets: list[int] = []
+    page.on(
+        "request",
+        lambda request: offsets.append(int(request.url.split("after=")[1])) if "/api/metrics" in request.url else None,
+    )
+    _open(page, studio, live)
+    page.wait_for_function("Studio.feed.state && Studio.feed.state.version > 4")
+    assert offsets[0] == 0
+    assert 0 not in offsets[1:]
+    assert offsets == sorted(offsets)
+
+
+def test_nothing_is_polled_for_a_hidden_tab(page: Page, studio: Studio, live: RunDir) -> None:
+    _open(page, studio, live)
+    page.wait_for_function("Studio.feed.state && Studio.feed.state.version > 1")
+    page.locator("#nav [role=tab][data-tab-id=export]").click()
+    asked: list[str] = []
+    page.wait_for_timeout(1200)
+    page.on("request", lambda request: asked.append(request.url) if "/api/metrics" in request.url else None)
+    page.wait_for_timeout(2500)
+    assert asked == []
+
+
+def test_reload_and_another_browser_find_the_live_run(
+    page: Page, browser: Browser, studio: Studio, live: RunDir
+) -> None:
+    _open(page, studio)
+    expect(page.locator("#w-runhead .run-title")).to_have_text("live one")
+    assert live.id in page.evaluate("decodeURIComponent(location.search)")
+    page.reload()
+    expect(page.locator("#w-runhead .run-title")).to_have_text("live one")
+    other = browser.new_context()
+    second = other.new_page()
+    _open(second, studio)
+    expect(second.locator("#w-runhead .run-title")).to_have_text("live one")
+    other.close()
+
+
+def test_stop_asks_saves_and_resume_goes_on(page: Page, studio: Studio, live: RunDir) -> None:
+    _open(page, studio, live)
+    page.locator("#ask-stop").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    assert not live.stop_requested()
+    page.locator("#ask-stop").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop and save").click()
+    expect(page.locator("#w-runhead .chip")).to_have_text("stopped")
+    assert live.state() is RunState.STOPPED
+    # The studio's own fake makes six steps, so the resumed run is past its end at once.
+    page.locator("#ask-resume").click()
+    expect(page.locator("#w-runhead .chip")).to_have_text("finished")
+
+
+def test_a_killed_studio_leaves_the_run_alone_and_finds_it_again(page: Page, tmp_path: Path) -> None:
+    first = Studio(tmp_path)
+    run = _new(tmp_path, "outlives")
+    child = fake_engine.launch(run, steps=1000, pace=0.05, slow=0)
+    try:
+        _open(page, first, run)
+        expect(page.locator("#tile-step dd")).to_contain_text("/ 1000")
+        first.end(signal.SIGKILL)
+        expect(page.locator(".topbar .live.lost")).to_be_visible()
+        before = run.read_status()
+        assert before is not None
+        assert child.poll() is None
+        second = Studio(tmp_path, port=first.port)
+        try:
+            assert second.port == first.port
+            expect(page.locator(".topbar .live.lost")).to_have_count(0)
+            page.wait_for_function(f"+document.querySelector('#tile-step dd')?.innerText.split('/')[0] > {before.step}")
+            expect(page.locator(".topbar .live")).to_contain_text("outlives")
+            page.locator("#ask-stop").click()
+            page.get_by_role("dialog").get_by_role("button", name="Stop and save").click()
+            expect(page.locator("#w-runhead .chip")).to_have_text("stopped")
+        finally:
+            second.end()
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.wait()
+
+
+def test_failed_lost_and_missed_runs_say_so(page: Page, studio: Studio, home: Path) -> None:
+    failed = _done(home, "failed", fail="memory", message=HOSTILE)
+    _open(page, studio, failed)
+    expect(page.locator("#run-error")).to_contain_text("Out of memory")
+    expect(page.locator("#run-error")).to_contain_text(HOSTILE)
+    expect(page.locator("#run-error")).to_contain_text("start again")
+    lost = _done(home, "lost", die_at=3)
+    page.goto(f"{studio.url}/?run={lost.id}#monitor")
+    expect(page.locator("#w-runhead .chip")).to_have_text("lost")
+    expect(page.locator("#ask-resume")).to_be_visible()
+    missed = _done(home, "missed", passes=False)
+    page.goto(f"{studio.url}/?run={missed.id}#monitor")
+    expect(page.locator("#run-verdict .light.poor")).to_have_count(1)
+    expect(page.locator("#run-verdict .light.good")).to_have_count(2)
+    page.locator("#run-verdict summary").first.click()
+    expect(page.locator("#run-verdict .fail")).to_contain_text("<b>I am Ember.</b>")
+
+
+def test_hostile_names_and_answers_stay_text(page: Page, studio: Studio, home: Path) -> None:
+    run = _done(home, HOSTILE)
+    _open(page, studio, run)
+    expect(page.locator("#w-runhead .run-title")).to_have_text(HOSTILE)
+    expect(page.locator("#w-samples tbody th").nth(1)).to_have_text(HOSTILE)
+    expect(page.locator("#w-runlist .run-name", has_text="<img src=x").first).to_be_visible()
+    page.locator("#nav [role=tab][data-tab-id=home]").click()
+    expect(page.locator("#w-recent .recent-name", has_text="<img src=x").first).to_be_visible()
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("img[src=x]").count() == 0
+
+
+def test_chart_has_smoothing_log_scale_and_other_curves(page: Page, studio: Studio, home: Path) -> None:
+    run = _done(home, "curves", steps=40)
+    _open(page, studio, run)
+    expect(page.locator("#w-chart canvas")).to_be_visible()
+    page.locator("#chart-smooth").fill("0")
+    page.locator("#chart-log").check()
+    page.locator("#w-chart [data-column=learning_rate]").click()
+    expect(page.locator("#w-chart [data-column=learning_rate]")).to_have_attribute("aria-pressed", "true")
+    page.locator("#w-chart .u-over").scroll_into_view_if_needed()
+    box = page.locator("#w-chart .u-over").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
+    expect(page.locator("#w-chart .readout")).to_contain_text("Step 2")
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] / 2, steps=4)
+    page.mouse.up()
+    expect(page.get_by_role("button", name="Show all", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Show all", exact=True).click()
+    expect(page.get_by_role("button", name="Show all", exact=True)).to_be_hidden()
+
+
+def test_choosing_a_run_keeps_it_in_the_address(page: Page, studio: Studio, home: Path) -> None:
+    first, second = _done(home, "choose me"), _done(home, "newer")
+    _open(page, studio, second)
+    page.locator(f"[id='row-{first.id}']").click()
+    expect(page.locator("#w-runhead .run-title")).to_have_text("choose me")
+    assert first.id in page.evaluate("decodeURIComponent(location.search)")
+    page.reload()
+    expect(page.locator("#w-runhead .run-title")).to_have_text("choose me")
