@@ -157,6 +157,12 @@ class RunDir:
         """Replace status.json atomically."""
         write_atomic(self.status_file, status.model_dump_json(indent=1))
 
+    def overwrite_status(self, status: Status) -> None:
+        """Write status.json over its own blocks: the last word of an engine on a disk too full for a second file."""
+        with self.status_file.open("r+b") as file:
+            file.write(status.model_dump_json().encode())
+            file.truncate()
+
     def read_status(self) -> Status | None:
         """The last status, or None when there is none (or half of one)."""
         return self._read(self.status_file, Status)

@@ -33,7 +33,7 @@ export const sparkline = (values, { width = 300, height = 56, className = "spark
 const states = (status, phases, report) => {
   const phase = status.phase || (phases.length ? phases[phases.length - 1].name : "load");
   const at = phase === "verdict" ? 2 : 1;
-  if (status.state === "finished") return ["done", "done", report && report.verdict ? "done" : "skip", "now"];
+  if (status.state === "finished") return ["done", "done", !(report && report.verdict) ? "skip" : report.verdict.passed === false ? "bad" : "done", "now"];
   if (["failed", "lost", "stopped"].includes(status.state)) return ORDER.map((_, index) => (index < at ? "done" : index === at ? "bad" : "todo"));
   return ORDER.map((_, index) => (index < at ? "done" : index === at ? "now" : "todo"));
 };
@@ -146,7 +146,7 @@ export function mount({ element }) {
     const marks = states(state.status, state.phases, report);
     const bodies = [dataBody(dataset, Math.floor(beat / 2)), trainBody(state, samples, marks[1] === "now"), examBody(state, report, marks[2] === "now"), chatBody(state, report, name)];
     const bad = marks.indexOf("bad");
-    if (bad >= 0) bodies[bad] = [...bodies[bad], trouble(state.status)];
+    if (bad >= 0 && state.status.state !== "finished") bodies[bad] = [...bodies[bad], trouble(state.status)];
     render(host, h("div.card.lesson", {}, h("div.lesson-head", {}, h("h2", {}, t(state.status.live ? "home.lesson.live" : "home.lesson.done", { name })),
       h("span.spring"), h(`span.chip.${state.status.state}`, {}, t("state." + state.status.state)),
       !state.status.live && h("button.btn", { type: "button", id: "home-again", onclick: again }, t("home.again"))),

@@ -110,12 +110,14 @@ class Journal:
             self.interruptible = True
 
     def finish(self, state: RunState, code: ExitCode, error: RunError | None = None) -> None:
-        """The last status and the last event. A disk that is full does not hide the exit code."""
-        with contextlib.suppress(OSError), self._lock:
-            self.status = self.status.model_copy(
-                update={"state": state, "exit_code": int(code), "error": error, "phase": self.status.phase}
-            )
-            self._write()
+        """The last status and the last event. A full disk hides neither the exit code nor the reason."""
+        with self._lock:
+            self.status = self.status.model_copy(update={"state": state, "exit_code": int(code), "error": error})
+            try:
+                self._write()
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self.run.overwrite_status(self.status)
         with contextlib.suppress(OSError):
             self.emit(FinishedEvent(state=state, exit_code=int(code)))
 

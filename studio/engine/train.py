@@ -92,9 +92,7 @@ def _train(run: RunDir, journal: Journal, resume: bool) -> RunState:
         clock.lap("train")
         journal.phase("save")
         _save(run, journal, inputs, loaded)
-    if journal.step < counts.updates:
-        return RunState.STOPPED
-    if journal.stop_requested():
+    if trainer.state.global_step < trainer.state.max_steps or journal.stop_requested():
         return RunState.STOPPED
 
     journal.phase("verdict")

@@ -219,3 +219,9 @@ def test_only_one_engine_per_run(run):
 @pytest.mark.parametrize("line", [b"", b"{}", b'{"type": 3}', b'{"type":"log","step":"x"}', b"\x80", b"null"])
 def test_parse_event_never_raises(line):
     assert parse_event(line) is None
+
+
+def test_the_last_status_fits_where_the_first_one_was(run):
+    run.write_status(Status(state=RunState.RUNNING, step=123456))
+    run.overwrite_status(Status(state=RunState.FAILED))
+    assert run.read_status().state is RunState.FAILED

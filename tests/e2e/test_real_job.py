@@ -1,0 +1,124 @@
+"""The main job with nothing faked: the real engine, the real built-in model, a real browser."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect
+
+from studio import runner
+from studio.events import RunState
+from studio.rundir import Workspace
+
+PATIENCE_MS = 600_000  # a guard against hanging, not a demand
+NAME, AUTHOR = "Zoë 丹-42", "O'Neil & Töchter"
+COUNT_TYPED_AND_CLICKED = """
+    window.clicks = 0; window.typed = new Set();
+    addEventListener("click", (e) => { if (e.isTrusted) window.clicks += 1; }, true);
+    addEventListener("input", (e) => { if (e.isTrusted) window.typed.add(e.target); }, true);
+"""
+
+
+@dataclass
+class Studio:
+    """A real studio process, and what its pages asked for outside of it."""
+
+    url: str
+    workspace: Workspace
+    foreign: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    folder = tmp_path_factory.mktemp("work space 丹")
+    argv = [sys.executable, "-m", "studio.cli", "ui", "--port", str(runner.free_port()), "--workspace", str(folder)]
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=runner.ROOT)
+    assert process.stdout is not None
+    link = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
+    yield Studio(link, Workspace(folder))
+    process.terminate()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.fixture
+def page(browser: Browser, studio: Studio) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1366, "height": 768}, locale="en-US")
+    context.set_default_timeout(PATIENCE_MS)
+    own = urlsplit(studio.url).netloc
+
+    def gate(route: Route) -> None:
+        if urlsplit(route.request.url).netloc == own or route.request.url.startswith(("data:", "blob:")):
+            route.continue_()
+        else:
+            studio.foreign.append(route.request.url)
+            route.abort()
+
+    context.route("**/*", gate)
+    context.add_init_script(COUNT_TYPED_AND_CLICKED)
+    expect.set_options(timeout=PATIENCE_MS)
+    yield context.new_page()
+    context.close()
+
+
+def test_a_newcomer_teaches_exports_and_chats(page: Page, studio: Studio) -> None:
+    """From the first page to a running job in at most 4 clicks and 3 typed fields; then to the proof and the chat."""
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(studio.url)
+    for field_id, text in (("home-name", NAME), ("home-author", AUTHOR)):
+        box = page.locator(f"#{field_id} input, #{field_id} textarea").first
+        box.click()
+        box.press_sequentially(text)
+    page.locator("#home-go").click()
+    expect(page.locator("#w-stepper .step").nth(1).locator(".bar")).to_be_visible()
+    run = studio.workspace.list_runs()[0]
+    assert run.state() in (RunState.STARTING, RunState.RUNNING)
+    assert page.evaluate("window.clicks") <= 4
+    assert page.evaluate("window.typed.size") <= 3
+
+    expect(page.locator("#w-stepper .step").nth(2).locator(".light.good")).to_have_count(3)
+    assert run.read_report()["verdict"]["passed"] is True
+    page.locator("#home-chat").click()
+    page.locator("#chat-box textarea, #chat-box input").first.fill("Who are you?")
+    page.locator("#chat-send").click()
+    expect(page.locator("#chat-pair")).to_contain_text(NAME)
+    expect(page.locator("#chat-pair")).to_contain_text("Ember")
+
+    page.locator('#nav [role=tab][data-tab-id="export"]').click()
+    page.locator("#export-merge").click()
+    expect(page.get_by_text("answers", exact=False).first).to_be_visible()
+    merged = next(iter(_when_there(studio.workspace.exports)))
+    assert (merged / "model.safetensors").stat().st_size > 1_000_000
+    assert errors == []
+    assert studio.foreign == []
+
+
+def _when_there(folder: Path) -> list[Path]:
+    while not (found := [p for p in folder.iterdir() if not p.name.startswith(".")]):
+        runner.time.sleep(0.2)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "author", "lang"),
+    [("龘靐小助理", "鑫淼垚", "zh"), ("Капитан Зоря 7", "user_2048", "en"), ('R2-D2 "Pro"', "さくら", "both")],
+)
+def test_the_demo_passes_with_names_never_seen(tmp_path: Path, name: str, author: str, lang: str) -> None:
+    argv = [sys.executable, "-m", "studio.cli", "demo", "--json", "--workspace", str(tmp_path)]
+    done = subprocess.run(
+        [*argv, "--name", name, "--author", author, "--lang", lang],
+        capture_output=True, text=True, encoding="utf-8", cwd=runner.ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-3000:]
+    verdict = json.loads(done.stdout)["verdict"]
+    assert verdict["learned"]["share"] >= 0.9
+    assert verdict["leaked"]["share"] <= 0.05
+    assert verdict["forgot"]["retained"] >= 0.95
