@@ -16,7 +16,7 @@ from studio import hardware
 from studio.config import RunConfig
 from studio.presets import ModelError, ModelRef, resolve_model
 from studio.records.chat_tokenizer import ChatTokenizer, Encoded
-from studio.records.counts import Counts, Numbers, counts_of, prepare
+from studio.records.counts import Counts, counts_of, numbers_of, prepare
 from studio.records.errors import DataError
 from studio.records.formats import ReadResult, read_file
 from studio.records.store import DatasetStore
@@ -41,18 +41,6 @@ class Advice:
         return f"{field}{self.message}{f'; {self.fix}' if self.fix else ''}"
 
 
-def numbers(config: RunConfig) -> Numbers:
-    """The settings the counts depend on."""
-    return Numbers(
-        max_length=config.data.max_length,
-        packing=config.data.packing,
-        per_device_train_batch_size=config.train.per_device_train_batch_size,
-        gradient_accumulation_steps=config.train.gradient_accumulation_steps,
-        num_train_epochs=config.train.num_train_epochs,
-        max_steps=config.train.max_steps,
-    )
-
-
 def plan(config: RunConfig, workspace: Workspace) -> Counts | None:
     """What the run will train on; None when the tokenizer is not on this machine (a hub id not downloaded yet).
 
@@ -68,7 +56,7 @@ def plan(config: RunConfig, workspace: Workspace) -> Counts | None:
     limit = config.data.max_samples
     conversations, encoded = read.conversations[:limit], encoded[:limit]
     by_identity = {id(c): e for c, e in zip(conversations, encoded, strict=True)}
-    wanted = numbers(config)
+    wanted = numbers_of(config)
     found = counts_of(prepare(conversations, lambda c: by_identity[id(c)], wanted, read.rows[:limit]), wanted)
     rows_read = read.rows_read - (len(read.conversations) - len(conversations))
     return replace(found, rows_read=rows_read, rows_skipped=found.rows_skipped + len(read.skipped))

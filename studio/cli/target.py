@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from studio.checkpoints import complete_checkpoints
 from studio.cli.merge import find_run
 from studio.config import MergeConfig, RunConfig
 from studio.presets import resolve_model
@@ -79,14 +80,8 @@ def latest_adapter(run: RunDir) -> Path | None:
     """The adapter of a run: the finished one, else that of the latest complete checkpoint, else None."""
     if (run.adapter / "adapter_config.json").is_file():
         return run.adapter
-    found = [
-        folder
-        for folder in run.checkpoints.glob("checkpoint-*")
-        if folder.name.rpartition("-")[2].isdigit()
-        and (folder / "trainer_state.json").is_file()  # written last: the checkpoint is complete
-        and (folder / "adapter_config.json").is_file()
-    ]
-    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    kept = complete_checkpoints(run.checkpoints)
+    return next((folder for folder in kept if (folder / "adapter_config.json").is_file()), None)
 
 
 def _named(workspace: Workspace, item: str) -> tuple[str, str]:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from studio.config import RunConfig
 from studio.events import CountsEvent
 from studio.presets import ModelRef
-from studio.records import Conversation, DataError, DatasetInfo, DatasetStore, read_file
+from studio.records import Conversation, DatasetInfo, DatasetStore, read_file
 from studio.records.chat_tokenizer import ChatTokenizer
 from studio.records.counts import Numbers, Prepared, counts_of, prepare
 from studio.records.formats import ReadResult
 from studio.records.store import read_heldout, read_info
-from studio.records.template import BUILT_IN, FIELD, ChatTemplate
+from studio.records.template import ChatTemplate, choose_template, named_templates
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,20 +49,6 @@ def read_source(config: RunConfig, datasets: Path) -> Source:
     return Source(read, conversations, read_info(rows_file), read_heldout(rows_file), sha256)
 
 
-def numbers_of(config: RunConfig, devices: int = 1) -> Numbers:
-    """The settings the counts depend on."""
-    train = config.train
-    return Numbers(
-        max_length=config.data.max_length,
-        packing=config.data.packing,
-        per_device_train_batch_size=train.per_device_train_batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        num_train_epochs=train.num_train_epochs,
-        max_steps=train.max_steps,
-        devices=devices,
-    )
-
-
 def chat_tokenizer(ref: ModelRef, tokenizer: PreTrainedTokenizerBase | None, template: str | None) -> ChatTokenizer:
     """Tokenizer and chat template of a model: from its folder, as the preview reads it, else from transformers'.
 
@@ -74,11 +60,7 @@ def chat_tokenizer(ref: ModelRef, tokenizer: PreTrainedTokenizerBase | None, tem
         return ChatTokenizer.from_folder(folder, template)
     if tokenizer is None:
         raise ValueError("a model that is not a folder needs its tokenizer loaded first")
-    source = (
-        template if template and "{" in template else BUILT_IN.get((template or "").strip(), tokenizer.chat_template)
-    )
-    if not isinstance(source, str):
-        raise DataError(f"{ref.ref} has no chat template. Set model.chat_template, for example to 'chatml'.", FIELD)
+    source = choose_template(named_templates(tokenizer.chat_template), template, ref.ref)
     specials = {name: str(text) for name, text in tokenizer.special_tokens_map.items()}
     return ChatTokenizer(tokenizer.backend_tokenizer, ChatTemplate(source, specials))
 

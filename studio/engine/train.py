@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio import hardware
+from studio.checkpoints import last_checkpoint, remove_torn, step_of
 from studio.config import RunConfig
-from studio.engine.checkpoints import last_checkpoint, remove_torn, step_of
-from studio.engine.data import Source, chat_tokenizer, numbers_of, prepared, read_source, training_rows
+from studio.engine.data import Source, chat_tokenizer, prepared, read_source, training_rows
 from studio.engine.failure import EngineError, model_failure
 from studio.engine.journal import Journal, supervise
 from studio.engine.verdict import Probes, answers_before, before_after, choose_probes, judge
@@ -28,7 +28,7 @@ from studio.events import CountsEvent, ExitCode, RunError, RunState
 from studio.presets import ModelRef, resolve_model
 from studio.records import DataError
 from studio.records.chat_tokenizer import ChatTokenizer
-from studio.records.counts import Prepared
+from studio.records.counts import Prepared, numbers_of
 from studio.rundir import RunDir, write_atomic
 from studio.schema import ConfigError, FieldError
 

@@ -10,6 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from studio.config import RunConfig
 from studio.records.chat_tokenizer import Encoded
 from studio.records.conversation import Conversation
 from studio.records.errors import DataError
@@ -31,6 +32,20 @@ class Numbers:
     num_train_epochs: float = 1.0
     max_steps: int = -1
     devices: int = 1
+
+
+def numbers_of(config: RunConfig, devices: int = 1) -> Numbers:
+    """The settings of a configuration that the counts depend on."""
+    train = config.train
+    return Numbers(
+        max_length=config.data.max_length,
+        packing=config.data.packing,
+        per_device_train_batch_size=train.per_device_train_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        num_train_epochs=train.num_train_epochs,
+        max_steps=train.max_steps,
+        devices=devices,
+    )
 
 
 @dataclass(frozen=True)

@@ -96,23 +96,27 @@ def read_template(folder: Path, override: str | None = None) -> str:
 
     Raises DataError (field model.chat_template) when there is none or the name is unknown.
     """
-    if override and override.strip() and ("{{" in override or "{%" in override):
-        return override
-    named = {**BUILT_IN, **_own_templates(folder)}
-    if override and override.strip():
-        name = override.strip()
-        if name in named:
-            return named[name]
+    return choose_template(_own_templates(folder), override, folder.name)
+
+
+def choose_template(own: Mapping[str, str], override: str | None, model: str) -> str:
+    """The template to use: `override` (a text or a name), else the one of `own` called default.
+
+    `own` maps the names of the model's templates to their texts. Raises DataError (field model.chat_template).
+    """
+    wanted = (override or "").strip()
+    if "{{" in wanted or "{%" in wanted:
+        return override or ""
+    named = {**BUILT_IN, **own}
+    if (wanted or "default") in named:
+        return named[wanted or "default"]
+    if wanted:
         raise DataError(
-            f"There is no chat template '{shown(name)}'.{nearest(name[:60], named)} Known: {', '.join(sorted(named))}. "
-            "Choose one, write a template text, or leave the field empty.",
+            f"There is no chat template '{shown(wanted)}'.{nearest(wanted[:60], named)} "
+            f"Known: {', '.join(sorted(named))}. Choose one, write a template text, or leave the field empty.",
             field=FIELD,
         )
-    if "default" in named:
-        return named["default"]
-    raise DataError(
-        f"The model {folder.name} has no chat template. Set model.chat_template, for example to 'chatml'.", field=FIELD
-    )
+    raise DataError(f"The model {model} has no chat template. Set model.chat_template, for example to 'chatml'.", FIELD)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -132,7 +136,7 @@ def _own_templates(folder: Path) -> dict[str, str]:
     """Name -> text; the unnamed one is called default. A .jinja file wins over the one in the JSON files."""
     found: dict[str, str] = {}
     for name in ("tokenizer_config.json", "chat_template.json"):
-        found.update(_named(read_json(folder / name).get("chat_template")))
+        found.update(named_templates(read_json(folder / name).get("chat_template")))
     files = {"default": folder / "chat_template.jinja"}
     files.update({path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))})
     for name, path in files.items():
@@ -145,7 +149,8 @@ def _own_templates(folder: Path) -> dict[str, str]:
     return found
 
 
-def _named(value: Any) -> dict[str, str]:
+def named_templates(value: Any) -> dict[str, str]:
+    """Name -> text of a `chat_template` entry in any of the shapes transformers writes."""
     if isinstance(value, str):
         return {"default": value}
     if isinstance(value, list):

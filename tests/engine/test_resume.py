@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from tiny import Engine, MakeRun, events_of, losses
 
-from studio.engine.checkpoints import last_checkpoint
+from studio.checkpoints import last_checkpoint
 from studio.engine.journal import Journal
 from studio.events import ExitCode, RunState
 from studio.rundir import RunDir

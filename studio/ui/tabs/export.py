@@ -4,8 +4,8 @@ from typing import Any
 
 import gradio as gr
 
+from studio.checkpoints import complete_checkpoints
 from studio.config import MergeConfig, RunConfig
-from studio.events import RunState
 from studio.rundir import RunDir, Workspace, slug
 from studio.schema import ConfigError, walk
 from studio.schema import build as build_config
@@ -18,27 +18,20 @@ from studio.ui.widgets.form import judged
 ADAPTER = "adapter"
 SIZES = ("200MB", "500MB", "1GB", "2GB", "5GB")
 CHOICES = {spec.name: spec.choices or () for spec in walk(MergeConfig)}
-ENDED = (RunState.FINISHED, RunState.STOPPED)
 
 
 def sources(run: RunDir) -> list[str]:
     """What can be merged: the final adapter, then checkpoints that hold one, newest first."""
     final = [ADAPTER] if (run.adapter / "adapter_config.json").is_file() else []
-    kept = run.checkpoints.glob("checkpoint-*") if run.checkpoints.is_dir() else ()
-    steps = [path.name for path in kept if (path / "adapter_config.json").is_file()]
-    return final + sorted(steps, key=_step, reverse=True)
-
-
-def _step(name: str) -> int:
-    tail = name.rsplit("-", 1)[-1]
-    return int(tail) if tail.isdigit() else -1
+    kept = complete_checkpoints(run.checkpoints)
+    return final + [path.name for path in kept if (path / "adapter_config.json").is_file()]
 
 
 def mergeable(workspace: Workspace) -> list[tuple[str, str]]:
     """(name, id) of the runs with something to merge, newest first."""
     found = []
     for run in workspace.list_runs():
-        if sources(run) and run.state() in ENDED:
+        if not run.state().live and sources(run):
             found.append((f"{display_name(run)} · {run.id[:15]}", run.id))
     return found
 

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are whole. Imports nothing heavy."""
+"""Which checkpoints of a run are whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from pathlib import Path
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint with the highest step in `folder`, or None."""
-    return max((path for path in _checkpoints(folder) if is_complete(path)), key=step_of, default=None)
+    return next(iter(complete_checkpoints(folder)), None)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Every complete checkpoint in `folder`, newest first."""
+    return sorted((path for path in _checkpoints(folder) if is_complete(path)), key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
