@@ -20,6 +20,19 @@ const save = (name, text) => {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 };
 
+// What is wrong with a field, beneath it. Gradio's own messages vanish when any other event ends; these stay.
+function markFields(scope, wrong) {
+  for (const node of document.querySelectorAll(scope)) {
+    const text = wrong[node.id];
+    let note = node.querySelector(":scope > .field-error");
+    node.classList.toggle("wrong", !!text);
+    node.querySelector("input, textarea")?.toggleAttribute("aria-invalid", !!text);
+    if (!text) { note?.remove(); continue; }
+    if (!note) { note = h("p.field-error", { role: "alert" }); node.append(note); }
+    if (note.textContent !== text) note.textContent = text;
+  }
+}
+
 // ---- Data: rows as bubbles or table, one page at a time; rows of a saved dataset can be edited -----------------------
 const ORIGINS = ["", "identity", "hard_negative", "replay", "upload", "heldout"];
 
@@ -106,7 +119,12 @@ function rows({ props, trigger, draw }) {
         button("btn", "›", () => ask({ offset: v.offset + v.page }), { disabled: v.offset + v.page >= v.total, "aria-label": t("tabs.next") })),
     ];
   });
-  return () => { editing = null; redraw(); };
+  return () => {
+    const wrong = (props.value && props.value.wrong) || {};
+    markFields("#data-builder .field, #data-more .field", Object.fromEntries(Object.entries(wrong).map(([name, text]) => ["data-" + name, text])));
+    editing = null;
+    redraw();
+  };
 }
 
 function saved({ trigger, draw }) {
@@ -150,16 +168,28 @@ const flow = (counts) => {
   return h("div.flow" + (counts.few ? ".few" : ""), {}, steps.flatMap(([n, key], i) => [i ? h("span.arrow", { "aria-hidden": "true" }, "→") : null,
     h("span.leg", {}, h("b.num", {}, format.number(n)), " ", t("tabs.flow." + key + (n === 1 ? ".one" : "")))]));
 };
+const ended = (text) => (/[.。!！?？]$/.test(text) ? text : text + (/[\u4e00-\u9fff]/.test(text) ? "。" : "."));
 const issueList = (issues) => h("ul.issues", {}, issues.map((issue) => h("li." + issue.level, {},
   h("span.mark", { "aria-label": t("tabs.level." + issue.level) }),
-  h("div", {}, issue.field ? button("btn.link", issue.label, () => reveal(issue.field)) : null, h("span", {}, issue.message.replace(/[.;]?$/, ". ")), issue.fix && h("span.quiet", {}, issue.fix[0].toUpperCase() + issue.fix.slice(1) + ".")))));
+  h("div", {}, issue.field ? button("btn.link", issue.label, () => reveal(issue.field)) : null, h("span", {}, ended(issue.message), " "), issue.fix && h("span.quiet", {}, ended(issue.fix[0].toUpperCase() + issue.fix.slice(1)))))));
 const yamlLines = (text) => text.replace(/\n$/, "").split("\n").map((line) => {
   const found = /^(\s*(?:- )?)([\w.]+)(:)(.*)$/.exec(line);
   return h("span.line", {}, found ? [found[1], h("span.key", {}, found[2]), h("span.colon", {}, found[3]), found[4]] : line, "\n");
 });
 
-function review({ draw }) {
+function review({ props, draw, element }) {
+  let tried = false; // an empty field is no mistake before the first attempt to start
+  const mark = () => {
+    const wrong = {};
+    for (const issue of (props.value && props.value.issues) || []) {
+      if (issue.level === "error" && issue.field && (tried || issue.code !== "string_too_short")) wrong["f-" + issue.field.replaceAll(".", "-")] = issue.message;
+    }
+    markFields("#train-columns .field", wrong);
+  };
+  document.querySelector("#train-start")?.addEventListener("click", () => { tried = true; mark(); });
+  poll(element, mark, 600); // fields of a section that has just been opened
   return () => draw((v) => {
+    mark();
     if (!v) return [h("div.card.skeleton", {})];
     const card = (title, actions, ...inside) => h("section.card", {}, h("div.card-head", {}, h("h3", {}, title), h("span.spring"), actions), inside);
     const copyButton = (text) => { const node = button("btn.small", t("tabs.copy"), () => copy(text, node)); return node; };
@@ -203,7 +233,7 @@ function proofCard(report) {
       fact(proof.weights_differ_from_base, t("tabs.proof.weights"), yes(proof.weights_differ_from_base)),
       fact(proof.template_identical, t("tabs.proof.template"), yes(proof.template_identical))),
     (proof.rows || []).length > 0 && h("div.scroll", { tabindex: 0, role: "region", "aria-label": t("tabs.proof.answers") }, h("table.rows", {},
-      h("thead", {}, h("tr", {}, ["prompt", "adapter", "merged"].map((key) => h("th", {}, t("tabs.proof." + key))))),
+      h("thead", {}, h("tr", {}, ["prompt", "adapter", "merged"].map((key, i) => h("th", { style: i ? "width:36%" : null }, t("tabs.proof." + key))))),
       h("tbody", {}, proof.rows.map((row) => h("tr", {}, h("td", {}, row.prompt), h("td", {}, row.adapter), h("td", {}, row.merged)))))),
     h("p.where", {}, h("span.quiet", {}, t("tabs.proof.where", { size: format.bytes(report.size_bytes), shards: Array.isArray(report.shards) ? report.shards.length : report.shards || 1 })), path));
 }

@@ -181,13 +181,6 @@ def test_validator_answers_per_control(form: Form, values: Values) -> None:
     assert bad == ["train.seed"]
 
 
-def test_check_of_one_field_ignores_the_others(form: Form) -> None:
-    check = form.check_one("train.learning_rate")
-    assert check("1e-4")["is_valid"]
-    assert not check("1,5")["is_valid"]
-    assert "number" in check("1,5")["message"]
-
-
 def test_loading_an_unknown_field_says_the_nearest(form: Form) -> None:
     with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
         form.show({"learning_rat": 1})

@@ -1,6 +1,5 @@
 """Data: build an identity set or bring a file, look at every row, save it as a dataset of the workspace."""
 
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -47,16 +46,6 @@ def check_spec(*values: Any) -> list[dict[str, Any]]:
     return [*(judged(wrong.get(name, "")) for name in SPEC), judged("")]
 
 
-def check_field(name: str) -> Callable[[Any], dict[str, Any]]:
-    """Validator of one field of the identity form."""
-
-    def check(value: Any) -> dict[str, Any]:
-        sample = tuple(value if field == name else VALID.get(field) or "" for field in SPEC)
-        return judged(spec_errors(sample).get(name, ""))
-
-    return check
-
-
 def asked(event: gr.EventData, kind: type[Any] = dv.Ask) -> Any:
     """What the viewer's script sent, checked."""
     try:
@@ -92,11 +81,10 @@ class Handlers:
 
     def _builder(self, ask: dv.Ask, values: tuple[Any, ...]) -> dict[str, Any]:
         given = spec_values(values)
-        if not str(given["name"] or "").strip() or not str(given["author"] or "").strip():
-            return {"source": "builder", "empty": True}
-        wrong = spec_errors(values)
-        if wrong:
-            return {"source": "builder", "empty": True, "notes": list(wrong.values())}
+        untyped = [name for name in ("name", "author") if not _text(given[name])]
+        wrong = {name: text for name, text in spec_errors(values).items() if name not in untyped}
+        if wrong or untyped:
+            return {"source": "builder", "empty": True, "wrong": wrong}
         return dv.view(dv.from_spec(parse_spec(given)), ask)
 
     def page(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
@@ -292,12 +280,10 @@ def _wire_builder(
     viewer: gr.HTML,
     saved: gr.HTML,
 ) -> None:
-    """Live preview, checks on leaving a field, saving."""
+    """Live preview with what is wrong, saving."""
     fields, title, save = form
     spec = list(fields.values())
     gr.on([item.change for item in spec] + [ctx.demo.load], safe(handlers.preview), spec, viewer, **PREVIEW)
-    for name in ("name", "author", "facts", "seed"):
-        fields[name].blur(lambda _: None, fields[name], None, validator=check_field(name), **READ)
     save.click(
         safe(handlers.save_identity),
         [*spec, title],

@@ -167,6 +167,5 @@ def _wire(
     upload.upload(safe(handlers.load_yaml), upload, fields, **READ)
     triggers = [field.change for field in fields] + [ctx.tab["train"].select]
     gr.on(triggers, safe(handlers.review), fields, list(shown), **PREVIEW)
-    form.listen(READ)
     search.change(None, search, None, js="(text) => Studio.filterFields(text)", **PREVIEW)
     start.click(safe(handlers.start), fields, [ctx.tabs, ctx.selected_run], validator=form.validator, **ACTION)

@@ -70,7 +70,14 @@ def review(form: Form, values: Sequence[Any], workspace: Workspace) -> dict[str,
 
 def _issue(form: Form, error: FieldError) -> dict[str, Any]:
     path = form.blamed(error)
-    return {"level": "error", "field": path, "label": label(path), "message": error_text(error), "fix": ""}
+    return {
+        "level": "error",
+        "field": path,
+        "label": label(path),
+        "message": error_text(error),
+        "fix": "",
+        "code": error.code,
+    }
 
 
 def _first_up(message: str, field: str) -> str:

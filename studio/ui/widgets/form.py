@@ -5,7 +5,7 @@ Numbers are text fields on purpose: Gradio turns an empty number field into 0 an
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import gradio as gr
@@ -211,29 +211,6 @@ class Form:
         wrong = self.errors(values)
         return [judged(error_text(wrong[spec.path]) if spec.path in wrong else "") for spec in self.specs]
 
-    def check_one(self, path: str) -> Callable[[Any], dict[str, Any]]:
-        """A validator of the field at ``path`` alone, for its ``blur``."""
-        spec = self.spec(path)
-
-        def check(shown: Any) -> dict[str, Any]:
-            value = from_control(spec, shown)
-            others = {s.path: "x" for s in self.specs if s.required and s.path != path}
-            try:
-                build(self.model, nest(others | {path: "" if value is None and not spec.optional else value}))
-            except ConfigError as error:
-                found = [item for item in error.errors if self.blamed(item) == path]
-                return judged(error_text(found[0]) if found else "")
-            return judged("")
-
-        return check
-
-    def listen(self, noop_options: Mapping[str, Any]) -> None:
-        """Check every text field when the visitor leaves it."""
-        for spec in self.specs:
-            control = self._placed[spec.path]
-            if isinstance(control, gr.Textbox):
-                control.blur(_nothing, control, None, validator=self.check_one(spec.path), **noop_options)
-
     def show(self, mapping: Mapping[str, Any], *, keep: Sequence[str] = ()) -> list[Any]:
         """Updates that make the controls show a mapping over the defaults; fields in ``keep`` stay as they are."""
         flat = flatten(self.model, mapping)
@@ -257,7 +234,3 @@ def _empty(control: Any) -> Any:
     if isinstance(control, gr.Dropdown):
         return None
     return False if isinstance(control, gr.Checkbox) else UNSET
-
-
-def _nothing(_value: Any) -> None:
-    """An event that exists for its validator only."""
