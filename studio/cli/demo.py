@@ -18,7 +18,7 @@ from studio.records.identity import parse_spec
 from studio.rundir import RunDir
 
 LANGUAGES = {"en": ("en",), "zh": ("zh",), "both": ("en", "zh")}
-MAX_ROWS = 24
+MAX_ROWS = 12
 CHECKS = ("learned", "leaked", "forgot")
 
 
@@ -62,7 +62,7 @@ def proven(verdict: dict[str, Any] | None) -> bool:
 def _print_report(run: RunDir, report: dict[str, Any], seconds: float) -> None:
     console = Console(highlight=False, markup=False)
     table = Table("held-out question", "before", "after", "", box=None, title="Questions it was never trained on")
-    rows = report["before_after"]
+    rows = sorted(report["before_after"], key=lambda row: bool(row["ok"]))  # what failed comes first
     for row in rows[:MAX_ROWS]:
         table.add_row(row["prompt"], row["before"], row["after"], "✓" if row["ok"] else "✗")
     console.print(table)
