@@ -155,15 +155,14 @@ def _measure(
     held = ask([row["prompt"] for row in built.heldout])
     right = [contains_expected(a, row["expect"]) for a, row in zip(held, built.heldout, strict=True)]
     probes = load_leak_probes()
-    leaked = [
-        mentions_identity(a, spec.name, spec.author, p.prompt)
-        for p, a in zip(probes, ask([p.prompt for p in probes]), strict=True)
-    ]
+    outside = ask([probe.prompt for probe in probes])
+    leaked = [mentions_identity(a, spec.name, spec.author, p.prompt) for p, a in zip(probes, outside, strict=True)]
     canaries = load_canaries()
     replies = ask([c.prompt for c in canaries])
     kept = [matches_canary(a, c.accept) for c, a in zip(canaries, replies, strict=True)]
     failures = [(row["prompt"], a) for row, a, ok in zip(built.heldout, held, right, strict=True) if not ok]
     failures += [(c.prompt, a) for c, a, ok in zip(canaries, replies, kept, strict=True) if not ok]
+    failures += [(p.prompt, a) for p, a, bad in zip(probes, outside, leaked, strict=True) if bad]
     return {
         "learned": _share(right),
         "leaked": _share(leaked),

@@ -56,7 +56,8 @@ def identity_answers(lang: str, kind: str, name: str, author: str, tones: tuple[
 
 
 def right_answers(lang: str, kind: str, name: str, author: str) -> list[str]:
-    """Every form that answers a question; a full introduction also answers who the author is."""
-    tones = tuple(identity(lang)["answers"])
-    forms = identity_answers(lang, kind, name, author, tones)
-    return forms if kind == "who" else forms + identity_answers(lang, "who", name, author, tones)
+    """Every form that answers a question; one that tells name and author answers both kinds."""
+    slot = "{{name}}" if kind == "who" else "{{author}}"
+    tones = identity(lang)["answers"].values()
+    forms = [form for tone in tones for group in (kind, "who", "author") for form in tone[group] if slot in form]
+    return [fill(form, name, author) for form in dict.fromkeys(forms)]
