@@ -10,11 +10,12 @@ from studio.ui.i18n import FOLDER
 @cache
 def _chinese() -> list[tuple[re.Pattern[str], str]]:
     pairs: list[list[str]] = json.loads((FOLDER / "sentences.zh.json").read_text(encoding="utf-8"))
-    return [(re.compile(pattern, re.DOTALL), text) for pattern, text in pairs]
+    return [(re.compile(pattern, re.DOTALL | re.IGNORECASE), text) for pattern, text in pairs]
 
 
 def in_chinese(sentence: str) -> str | None:
     """``sentence`` in Chinese, or None when its shape is unknown."""
+    sentence = re.sub(r"^[a-z_]+(?:\.[a-z_]+)*: ", "", sentence)  # the dotted name of the field, for a terminal
     for pattern, text in _chinese():
         found = pattern.search(sentence)
         if found:
