@@ -82,7 +82,7 @@ def _issue(form: Form, error: FieldError) -> dict[str, Any]:
 
 def _first_up(message: str, field: str) -> str:
     text = translated(message.removeprefix(f"{field}: "))
-    return text[:1].upper() + text[1:]
+    return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,]", text) else text  # a file name stays as it is
 
 
 def _counts(config: RunConfig, workspace: Workspace) -> dict[str, Any] | None:
