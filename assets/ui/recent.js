@@ -15,7 +15,8 @@ export function mount({ element }) {
     if (key === drawn) return;
     drawn = key;
     if (!runs.length) { render(host); return; }
-    render(host, h("section.card", { "aria-label": t("recent.title") }, h("h3", {}, t("recent.title")), h("ul.recent", {}, runs.slice(0, 5).map(row))));
+    const live = runs.find((run) => run.live);
+    render(host, live && h("button.notice", { type: "button", id: "home-live", "data-run": live.id, onclick: (event) => { select(event.currentTarget.dataset.run); goTab("monitor"); } }, h("span.dot", { "aria-hidden": "true" }), h("span", { dir: "auto" }, t("recent.live", { name: live.name })), h("b", {}, t("recent.watch"))), h("section.card", { "aria-label": t("recent.title") }, h("h3", {}, t("recent.title")), h("ul.recent", {}, runs.slice(0, 5).map(row))));
   };
   poll(element, draw, 3000);
 }

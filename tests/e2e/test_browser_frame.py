@@ -133,7 +133,7 @@ def test_eight_tabs_are_open_at_once(context: BrowserContext, studio: Studio) ->
     for page in pages:
         page.locator("#home-name input, #home-name textarea").first.fill("{{name}}")
         page.locator("#home-go").click()
-        expect(page.locator("#home-name .validation-error")).to_be_visible()
+        expect(page.locator("#home-name div.validation-error")).to_be_visible()
 
 
 def test_narrow_pages_do_not_scroll_sideways(page: Page, studio: Studio) -> None:
@@ -199,7 +199,7 @@ def test_behind_any_prefix_without_a_setting(page: Page, proxied: str) -> None:
     _open(page, proxied)
     page.locator("#home-name input, #home-name textarea").first.fill("{{name}}")
     page.locator("#home-go").click()
-    expect(page.locator("#home-name .validation-error")).to_be_visible()
+    expect(page.locator("#home-name div.validation-error")).to_be_visible()
     page.locator("#nav [role=tab][data-tab-id=monitor]").click()
     expect(page.locator("#w-runlist .empty, #w-runlist .runs")).to_be_visible()
     assert page.evaluate("document.fonts.load('16px \"Inter Variable\"').then((fonts) => fonts.length)") > 0

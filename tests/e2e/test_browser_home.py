@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from studio import runner
 from studio.rundir import Workspace
 from tests.fake_engine import Studio
 
@@ -19,6 +20,16 @@ NAME = "诺娃 O'Neil <b>"
 def studio(tmp_path: Path) -> Iterator[Studio]:
     started = Studio(tmp_path, steps=30, pace=0.1, slow=0.1)
     yield started
+    started.end()
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Iterator[Studio]:
+    """A studio whose runs wait at step 15 of 30 until they are stopped."""
+    started = Studio(tmp_path, steps=30, pace=0.02, slow=0.02, hang_at=15)
+    yield started
+    for run in Workspace(tmp_path).list_runs():
+        runner.stop(run)
     started.end()
 
 
@@ -51,6 +62,7 @@ def test_one_field_and_one_click_show_every_step_to_the_chat(page: Page, studio:
     expect(steps.nth(1).locator(".spark polyline")).to_have_count(1)
     expect(steps.nth(2).locator(".light.good")).to_have_count(3)
     expect(steps.nth(3).locator(".pair")).to_have_count(3)
+    page.reload()
     page.locator("#home-chat").click()
     expect(page.locator("#nav [role=tab][data-tab-id=chat]")).to_have_attribute("aria-selected", "true")
     run = Workspace(studio.workspace).list_runs()[0]
@@ -58,26 +70,25 @@ def test_one_field_and_one_click_show_every_step_to_the_chat(page: Page, studio:
     assert page.locator("#w-stepper b", has_text="<b>").count() == 0
 
 
-def test_reload_in_the_middle_finds_the_lesson_again(page: Page, browser: Browser, studio: Studio) -> None:
-    _teach(page, studio)
+def test_reload_in_the_middle_finds_the_lesson_again(page: Page, browser: Browser, slow: Studio) -> None:
+    _teach(page, slow)
     expect(page.locator("#w-stepper .step").nth(1)).to_contain_text("of 30")
     page.reload()
     expect(page.locator("#w-stepper h2")).to_contain_text("诺娃")
     other = browser.new_context()
     second = other.new_page()
-    second.goto(studio.url)
+    second.goto(slow.url)
     expect(second.locator("#w-stepper h2")).to_contain_text("诺娃")
     other.close()
-    expect(page.locator("#home-chat")).to_be_visible()
-    page.reload()
-    expect(page.locator("#home-chat")).to_be_visible()
+    runner.stop(Workspace(slow.workspace).list_runs()[0])
+    expect(page.locator("#w-stepper .trouble")).to_contain_text("stopped")
 
 
-@pytest.mark.parametrize("name", ["", "   ", "{{name}}", "x" * 81])
-def test_bad_names_are_said_in_the_field_and_start_nothing(page: Page, studio: Studio, name: str) -> None:
-    _teach(page, studio, name)
-    expect(page.locator("#home-name .validation-error")).to_be_visible()
-    expect(page.locator("#w-stepper .lesson")).to_have_count(0)
+def test_bad_names_are_said_in_the_field_and_start_nothing(page: Page, studio: Studio) -> None:
+    for name in ("", "   ", "{{name}}", "x" * 81):
+        _teach(page, studio, name)
+        expect(page.locator("#home-name div.validation-error")).to_be_visible()
+        expect(page.locator("#w-stepper .lesson")).to_have_count(0)
     assert Workspace(studio.workspace).list_runs() == []
 
 
@@ -87,20 +98,23 @@ def test_no_language_is_said_in_the_field(page: Page, studio: Studio) -> None:
     for box in page.locator("#home-languages input").all():
         box.uncheck()
     page.locator("#home-go").click()
-    expect(page.locator("#home-languages .validation-error")).to_have_text("Choose at least one language.")
+    expect(page.locator("#home-languages div.validation-error")).to_have_text("Choose at least one language.")
 
 
-def test_a_second_lesson_waits_for_the_first(page: Page, browser: Browser, studio: Studio) -> None:
+def test_a_second_lesson_waits_for_the_first(page: Page, browser: Browser, slow: Studio) -> None:
     other = browser.new_context(locale="en-US")
     second = other.new_page()
-    second.goto(studio.url)
+    second.goto(slow.url)
     second.locator("#home-name input, #home-name textarea").first.fill("Other")
-    _teach(page, studio)
+    _teach(page, slow)
     expect(page.locator("#w-stepper .step").nth(1)).to_contain_text("of 30")
+    expect(second.locator("#home-live")).to_be_visible()
     second.locator("#home-go").click()
     expect(second.locator(".toast-body")).to_contain_text("still going on")
     assert second.locator(".toast-body", has_text="Traceback").count() == 0
-    assert len(Workspace(studio.workspace).list_runs()) == 1
+    assert len(Workspace(slow.workspace).list_runs()) == 1
+    second.locator("#home-live").click()
+    expect(second.locator("#w-runhead .chip")).to_have_text("running")
     other.close()
 
 
