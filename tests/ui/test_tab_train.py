@@ -199,7 +199,8 @@ def test_unknown_preset_names_the_nearest(handlers: Handlers, form: Form, datase
 
 def test_yaml_with_the_notes_names_fills_the_form(handlers: Handlers, form: Form, weird_path: Path) -> None:
     path = weird_path / "notes.yaml"
-    path.write_text("\ufeffmodel_path: crucible/ember\ndata_path: nova\nlr: 1e-4\nmax_epochs: 2\nbatch_size: 1\n", "utf-8")
+    lines = ("\ufeffmodel_path: crucible/ember", "data_path: nova", "lr: 1e-4", "max_epochs: 2", "batch_size: 1")
+    path.write_text("\n".join(lines), encoding="utf-8")
     updates = handlers.load_yaml(str(path))
     values = {spec.path: update["value"] for spec, update in zip(form.specs, updates, strict=True)}
     assert values["train.learning_rate"] == "1e-4"
