@@ -1,6 +1,7 @@
 """ASGI around everything: who may come in (Guard), and a page that works under any path prefix (Shell)."""
 
 import ipaddress
+import re
 import secrets
 from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
@@ -163,4 +164,6 @@ class PageEditor:
 def edit_page(page: bytes) -> bytes:
     """Language script first in the head, root set from the address bar, no absolute manifest link."""
     page = page.replace(b"<head>", LANGUAGE_SCRIPT, 1).replace(ROOT_MARK, ROOT_SCRIPT, 1)
+    # The page's second use of its own address, written by the server before anybody knew the prefix.
+    page = re.sub(rb'const root = "[^"]*";', b"const root = window.gradio_config.root;", page, count=1)
     return page.replace(b'href="/manifest.json"', b'href="./manifest.json"')
