@@ -308,6 +308,10 @@ def main() -> int:
     argv = sys.argv[1:]
     if argv[0] == "studio":
         return serve(argv[1:])
+    if argv[0] == "serve":
+        from tests.fake_chat import main as chat
+
+        chat()
     engine = FakeEngine(RunDir(Path(argv[1])), Options(**json.loads(os.environ.get(VARIABLE, "{}"))))
     signal.signal(signal.SIGTERM, lambda *_: setattr(engine, "terminated", True))
     return engine.work()
