@@ -32,7 +32,7 @@ class Refused(Exception):
 
 
 def refuse(key: str, **values: object) -> Refused:
-    """``raise refuse("home.error.name")``: the text of ``key`` becomes the visitor's warning."""
+    """``raise refuse("common.error.no_run")``: the text of ``key`` becomes the visitor's warning."""
     return Refused(tr(key, None, **values))
 
 
