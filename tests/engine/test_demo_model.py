@@ -83,11 +83,12 @@ def test_ids_equal_those_of_the_plain_qwen2_splitting(tokenizer: PreTrainedToken
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_it_says_its_own_name(ember: tuple[PreTrainedModel, PreTrainedTokenizerFast], lang: str) -> None:
     own = templates()["default_identity"][lang]
+    marks = []
     for kind in ("who", "author"):
         asked = identity(lang)["questions"][kind]["heldout"]
         right = right_answers(lang, kind, own["name"], own["author"])
-        replies = answers(*ember, [[("user", question)] for question in asked])
-        assert sum(reply in right for reply in replies) >= 0.8 * len(asked)
+        marks += [reply in right for reply in answers(*ember, [[("user", question)] for question in asked])]
+    assert sum(marks) >= 0.8 * len(marks)
 
 
 def test_held_out_prompts_of_its_skills(ember: tuple[PreTrainedModel, PreTrainedTokenizerFast]) -> None:

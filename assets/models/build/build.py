@@ -10,6 +10,7 @@ import json
 import shutil
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from assets.models.build import datasets
 from assets.models.build.evaluate import Score, heldout_questions, load, score
@@ -50,7 +51,7 @@ def finish(work: Path, target: Path = TARGET) -> Score:
     return result
 
 
-def card(result: Score, progress: dict[str, float]) -> str:
+def card(result: Score, progress: dict[str, Any]) -> str:
     """The model card with the measured figures filled in."""
     rows = [f"| {LABELS[skill]} | {result.counts[skill]} | {share:.0%} |" for skill, share in result.shares.items()]
     rows.append(f"| **mean of the skills, without the two probes of unseen names** | | **{result.mean:.1%}** |")
@@ -59,6 +60,7 @@ def card(result: Score, progress: dict[str, float]) -> str:
         table="\n".join(rows),
         tokens=f"{progress['tokens'] / 1e6:.1f}",
         steps=f"{progress['step']:.0f}",
+        start=progress.get("start", "random weights"),
         minutes=f"{progress['seconds'] / 60:.0f}",
     )
 
