@@ -145,11 +145,13 @@ function saved({ trigger, draw }) {
 const fieldNode = (path) => document.getElementById("f-" + path.replaceAll(".", "-"));
 const openAdvanced = async () => {
   const head = document.querySelector("#train-advanced > button");
-  if (head && !head.classList.contains("open")) { head.click(); await window.Studio.sleep(150); }
+  if (!head || document.querySelector("#train-advanced .field")?.offsetParent) return;
+  head.click();
+  for (let i = 0; i < 40 && !document.querySelector("#train-advanced .field")?.offsetParent; i += 1) await window.Studio.sleep(50);
 };
 const reveal = async (path) => {
   filterFields("");
-  if (!fieldNode(path)) await openAdvanced();
+  if (!fieldNode(path)?.offsetParent) await openAdvanced();
   const node = fieldNode(path);
   if (!node) return;
   node.scrollIntoView({ block: "center", behavior: "smooth" });

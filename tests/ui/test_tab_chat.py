@@ -20,7 +20,7 @@ from studio.ui.tabs.chat import Handlers, sampling, seed_error
 from studio.ui.tabs.chat_server import BASE, TUNED, Servers, finished_runs
 from studio.ui.widgets.chatview import plain, prompt, shown
 
-FAKE = Path(__file__).resolve().with_name("fake_chat.py")
+FAKE = Path(__file__).resolve().parents[1] / "fake_chat.py"
 SETTINGS = ("", 0.0, 64, "")
 HOSTILE = "<img src=x onerror=alert(1)> & &lt; ![x](http://example.com/a.png) ${1} {{name}}"
 

@@ -136,7 +136,7 @@ def upload_rows(path: str, name: str, author: str) -> list[Row]:
 def from_upload(path: str, name: str, author: str) -> Source:
     """An uploaded file as it would be saved; while a placeholder is unfilled, as it is, with a note."""
     found = read_upload(path)
-    notes = list(found.warnings)
+    notes = [text for text in found.warnings if not (found.skipped and "skipped" in text)]  # listed one by one below
     try:
         rows = upload_rows(path, name, author)
     except DataError as error:
