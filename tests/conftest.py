@@ -58,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def weird_path(tmp_path: Path) -> Path:
     """An empty folder with spaces, quotes and Chinese in its name."""
-    path = tmp_path / "my \"odd\" it's 丹炉 $HOME & co"
+    path = tmp_path / 'my "odd" it\'s 丹炉 $HOME & co'
     path.mkdir()
     return path
 

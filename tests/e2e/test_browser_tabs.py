@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
@@ -68,6 +69,15 @@ def box(page: Page, field: str) -> Any:
 
 def save_rows(workspace: Path, title: str = "nova", rows: int = 40) -> str:
     return DatasetStore(workspace / "datasets").save(title, [ROW] * rows, [], DatasetInfo(kind="upload")).name
+
+
+def add_finished_run(studio: Studio) -> Workspace:
+    """A run with an adapter; nothing looks inside it here."""
+    workspace = Workspace(studio.workspace)
+    run = workspace.create_run(build(RunConfig, {"name": "done", "model_path": "crucible/ember", "dataset": "d"}))
+    run.adapter.mkdir()
+    (run.adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    return workspace
 
 
 def runs(studio: Studio) -> list[Any]:
@@ -212,10 +222,7 @@ def test_rows_of_a_saved_dataset_are_edited_one_at_a_time(page: Page, studio: St
 
 
 def test_chat_side_by_side(page: Page, studio: Studio) -> None:
-    workspace = Workspace(studio.workspace)
-    run = workspace.create_run(build(RunConfig, {"name": "done", "model_path": "crucible/ember", "dataset": "d"}))
-    run.adapter.mkdir()
-    (run.adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    add_finished_run(studio)
     show(page, studio, "chat")
     expect(page.locator("#chat-status .chip.finished")).to_be_visible()
     page.locator(".chip-ask").first.click()
@@ -229,6 +236,38 @@ def test_chat_side_by_side(page: Page, studio: Studio) -> None:
     expect(box(page, "chat-box")).to_have_value("")
 
 
+@pytest.fixture
+def slow_talk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chat servers that take half a second per word."""
+    monkeypatch.setenv("CRUCIBLE_FAKE_CHAT", json.dumps({"pace": 0.5}))
+
+
+def test_stop_ends_both_answers_and_a_killed_server_is_started_again(
+    slow_talk: None, page: Page, studio: Studio
+) -> None:
+    add_finished_run(studio)
+    show(page, studio, "chat")
+    expect(page.locator("#chat-status .chip.finished")).to_be_visible()
+    box(page, "chat-box").fill("one two three four five six seven eight nine ten")
+    page.locator("#chat-send").click()
+    expect(page.locator("#chat-base .bot").last).to_contain_text("heard")
+    page.locator("#chat-stop").click()
+    page.wait_for_timeout(2500)
+    left = [page.locator(f"#chat-{side} .bot").last.inner_text() for side in ("base", "tuned")]
+    page.wait_for_timeout(1500)
+    assert [page.locator(f"#chat-{side} .bot").last.inner_text() for side in ("base", "tuned")] == left
+    assert all("ten" not in text for text in left)
+    (server,) = [child for child in psutil.Process(studio.process.pid).children() if "serve" in child.cmdline()]
+    server.kill()
+    box(page, "chat-box").fill("hello?")
+    page.locator("#chat-send").click()
+    expect(page.locator(".toast-body").first).to_contain_text("The chat server has ended")
+    page.locator("#chat-status .btn").click()
+    expect(page.locator("#chat-status .chip.finished")).to_be_visible()
+    page.locator(".chip-ask").first.click()
+    expect(page.locator("#chat-base .bot").last).to_contain_text("heard Who are you?")
+
+
 def test_chat_without_a_run_shows_the_way(page: Page, studio: Studio) -> None:
     show(page, studio, "chat")
     page.locator("#chat-nothing .btn", has_text="Go to Train").click()
@@ -236,10 +275,7 @@ def test_chat_without_a_run_shows_the_way(page: Page, studio: Studio) -> None:
 
 
 def test_merge_is_followed_and_never_overwrites(page: Page, studio: Studio) -> None:
-    workspace = Workspace(studio.workspace)
-    run = workspace.create_run(build(RunConfig, {"name": "done", "model_path": "crucible/ember", "dataset": "d"}))
-    run.adapter.mkdir()
-    (run.adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
+    workspace = add_finished_run(studio)
     (workspace.exports / "taken").mkdir()
     show(page, studio, "export")
     box(page, "export-name").fill("taken")
