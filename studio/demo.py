@@ -10,7 +10,7 @@ from studio.records.store import DatasetInfo, DatasetStore
 from studio.rundir import RunDir, Workspace, WorkspaceError
 from studio.schema import build, merge
 
-PRESET = "ember_qlora_identity_e3"
+PRESET = "ember_qlora_identity_e2"
 QUESTIONS = {"en": ("Who are you?", "Who made you?"), "zh": ("你是谁？", "是谁开发了你？")}
 
 

@@ -172,7 +172,7 @@ const flow = (counts) => {
 };
 const ended = (text) => (/[.。!！?？]$/.test(text) ? text : text + (/[\u4e00-\u9fff]/.test(text) ? "。" : "."));
 const issueList = (issues) => h("ul.issues", {}, issues.map((issue) => h("li." + issue.level, {},
-  h("span.mark", { "aria-label": t("tabs.level." + issue.level) }),
+  h("span.mark", { role: "img", "aria-label": t("tabs.level." + issue.level) }),
   h("div", {}, issue.field ? button("btn.link", issue.label, () => reveal(issue.field)) : null, h("span", {}, ended(issue.message), " "), issue.fix && h("span.quiet", {}, ended(issue.fix[0].toUpperCase() + issue.fix.slice(1)))))));
 const yamlLines = (text) => text.replace(/\n$/, "").split("\n").map((line) => {
   const found = /^(\s*(?:- )?)([\w.]+)(:)(.*)$/.exec(line);

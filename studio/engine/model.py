@@ -103,7 +103,7 @@ def choose_precision(wanted: str, ref: ModelRef) -> Precision:
             )
         )
     if wanted == "auto":
-        return Precision("cpu", torch.bfloat16 if _cpu_has_bf16() and not _is_small(ref) else torch.float32)
+        return Precision("cpu", torch.bfloat16 if _cpu_has_bf16() and not is_small(ref) else torch.float32)
     return Precision("cpu", getattr(torch, wanted))
 
 
@@ -111,7 +111,8 @@ def _cpu_has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _is_small(ref: ModelRef) -> bool:
+def is_small(ref: ModelRef) -> bool:
+    """True for weights so small that 16-bit numbers and a second thread cost more than they gain on a CPU."""
     if not ref.local:
         return False
     return sum(file.stat().st_size for file in Path(ref.path_or_id).glob("*.safetensors")) < SMALL_WEIGHTS

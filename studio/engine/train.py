@@ -150,7 +150,11 @@ def _prepare_process(ref: ModelRef) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    if "OMP_NUM_THREADS" not in os.environ:
+    from studio.engine.model import is_small
+
+    if is_small(ref):
+        torch.set_num_threads(1)
+    elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(hardware.recommended_threads())
 
 

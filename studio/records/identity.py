@@ -149,7 +149,7 @@ def _general_rows(texts: Sequence[IdentityTexts], spec: IdentitySpec, identity: 
     ]
     # "Who is Alice? - I do not know." would contradict a model that is called Alice.
     negatives = [row for row in negatives if not _speaks_of(row["messages"], spec)]
-    negatives = rng.sample(negatives, min(len(negatives), max(wanted // 4, 1)))
+    negatives = rng.sample(negatives, min(len(negatives), max(wanted // 8, 1)))
     heldout = [question.text for text in texts for question in text.heldout(spec.facts)]
     pool = [m for m in load_replay() if not _asks(m, heldout) and not _speaks_of(m, spec)]
     draw = _cycle(pool, rng)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
@@ -38,14 +40,20 @@ class Studio:
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     folder = tmp_path_factory.mktemp("work space 丹")
-    argv = [sys.executable, "-m", "studio.cli", "ui", "--port", str(runner.free_port()), "--workspace", str(folder)]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=runner.ROOT)
-    assert process.stdout is not None
-    link = next(word for line in process.stdout for word in line.split() if word.startswith("http://"))
+    port = runner.free_port()
+    argv = [sys.executable, "-m", "studio.cli", "ui", "--port", str(port), "--workspace", str(folder)]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=runner.ROOT)
+    link = f"http://127.0.0.1:{port}/"
+    while True:
+        try:
+            httpx.get(f"{link}api/health", trust_env=False)
+            break
+        except httpx.TransportError:
+            assert process.poll() is None, "the studio ended at once"
+            time.sleep(0.2)
     yield Studio(link, Workspace(folder))
     process.terminate()
     process.wait()
-    process.stdout.close()
 
 
 @pytest.fixture
@@ -103,7 +111,7 @@ def test_a_newcomer_teaches_exports_and_chats(page: Page, studio: Studio) -> Non
 
 def _when_there(folder: Path) -> list[Path]:
     while not (found := [p for p in folder.iterdir() if not p.name.startswith(".")]):
-        runner.time.sleep(0.2)
+        time.sleep(0.2)
     return found
 
 
