@@ -102,17 +102,11 @@ def test_a_newcomer_teaches_exports_and_chats(page: Page, studio: Studio) -> Non
 
     page.locator('#nav [role=tab][data-tab-id="export"]').click()
     page.locator("#export-merge").click()
-    expect(page.get_by_text("answers", exact=False).first).to_be_visible()
-    merged = next(iter(_when_there(studio.workspace.exports)))
+    expect(page.locator(".merge-proof .chip.finished")).to_be_visible()
+    merged = next(p for p in studio.workspace.exports.iterdir() if not p.name.startswith("."))
     assert (merged / "model.safetensors").stat().st_size > 1_000_000
     assert errors == []
     assert studio.foreign == []
-
-
-def _when_there(folder: Path) -> list[Path]:
-    while not (found := [p for p in folder.iterdir() if not p.name.startswith(".")]):
-        time.sleep(0.2)
-    return found
 
 
 @pytest.mark.parametrize(
