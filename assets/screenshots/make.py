@@ -57,6 +57,10 @@ def open_tab(page: Page, name: str) -> None:
         page.locator("#data-name input, #data-name textarea").first.fill("Nova")
         page.locator("#data-author input, #data-author textarea").first.fill("Class 3B")
         page.wait_for_timeout(SETTLE_MS)
+    if name == "chat":  # both models have to load first
+        page.get_by_role("button", name="Who are you?").first.click()
+        page.wait_for_function("document.querySelectorAll('#chat-pair .bot').length >= 2", timeout=120_000)
+        page.wait_for_timeout(4 * SETTLE_MS)
     page.evaluate("window.scrollTo(0, 0)")
 
 
