@@ -10,7 +10,8 @@ from studio.records.store import DatasetInfo, DatasetStore
 from studio.rundir import RunDir, Workspace, WorkspaceError
 from studio.schema import build, merge
 
-PRESET = "ember_qlora_identity_e2"
+# About 144 updates: one language has half the rows, so it goes through them twice as often.
+PRESETS = {1: "ember_qlora_identity_e6", 2: "ember_qlora_identity_e3"}
 QUESTIONS = {"en": ("Who are you?", "Who made you?"), "zh": ("你是谁？", "是谁开发了你？")}
 
 
@@ -29,7 +30,7 @@ def start(workspace: Workspace, spec: IdentitySpec) -> RunDir:
     questions = [q for language in spec.languages for q in QUESTIONS[language]]
     layers = {"name": f"demo {spec.name}", "data": {"dataset": saved.name}, "samples": {"evaluation_inputs": questions}}
     try:
-        return runner.create_and_start(workspace, build(RunConfig, merge(RunConfig, compose(PRESET), layers)))
+        return runner.create_and_start(workspace, build(RunConfig, merge(RunConfig, compose(PRESETS[len(spec.languages)]), layers)))
     except (runner.StartRefused, WorkspaceError):
         store.delete(saved.name)
         raise
