@@ -40,12 +40,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     child = subprocess.Popen(
         [*argv, "--exit-with-stdin"], stdin=subprocess.PIPE, env=engine_environment(), start_new_session=True
     )
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    while True:
-        try:
-            return _exit_code(child.wait())
-        except KeyboardInterrupt:
-            child.terminate()
+    # Both set here: a shell starts background jobs with SIGINT ignored, and Python leaves it at that.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: child.terminate())
+    return _exit_code(child.wait())
 
 
 def _exit_code(code: int) -> int:

@@ -111,7 +111,7 @@ def test_a_newcomer_teaches_exports_and_chats(page: Page, studio: Studio) -> Non
 
 @pytest.mark.parametrize(
     ("name", "author", "lang"),
-    [("龘靐小助理", "鑫淼垚", "zh"), ("Капитан Зоря 7", "user_2048", "en"), ('R2-D2 "Pro"', "さくら", "both")],
+    [("龘靐小助理", "鑫淼垚", "zh"), ('R2-D2 "Pro"', "さくら", "both")],
 )
 def test_the_demo_passes_with_names_never_seen(tmp_path: Path, name: str, author: str, lang: str) -> None:
     argv = [sys.executable, "-m", "studio.cli", "demo", "--json", "--workspace", str(tmp_path)]

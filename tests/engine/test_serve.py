@@ -221,7 +221,8 @@ def test_a_client_that_leaves_stops_its_answer(server: Server) -> None:
     with socket.create_connection((host, int(port))) as connection:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        while not server.health()["answers"]:
+        # An answer may be over before anybody looks: its tokens are counted all the same.
+        while not server.health()["answers"] and server.health()["tokens"] == before:
             time.sleep(0.01)
     assert server.idle()["tokens"] - before < 900
 
