@@ -214,17 +214,22 @@ def test_closing_a_stream_stops_the_answer(server: Server) -> None:
     assert server.idle()["tokens"] - before < 450
 
 
-def test_a_client_that_leaves_stops_its_answer(server: Server) -> None:
+def _tokens_after_leaving(server: Server) -> int:
+    """Tokens written for a client that goes away as soon as its answer has begun."""
     before = server.idle()["tokens"]
     body = json.dumps({"model": "tuned", "messages": HELLO, "temperature": 2.0, "max_tokens": 900}).encode()
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        # An answer may be over before anybody looks: its tokens are counted all the same.
         while not server.health()["answers"] and server.health()["tokens"] == before:
             time.sleep(0.01)
-    assert server.idle()["tokens"] - before < 900
+    return int(server.idle()["tokens"] - before)
+
+
+def test_a_client_that_leaves_stops_its_answer(server: Server) -> None:
+    # A tiny model may be through before a busy machine looks; a server that never stops is through every time.
+    assert any(_tokens_after_leaving(server) < 800 for _ in range(8))
 
 
 def test_async_client(server: Server) -> None:
