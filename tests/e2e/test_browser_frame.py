@@ -74,7 +74,7 @@ def test_every_tab_opens_and_nothing_outside_is_asked_for(page: Page, studio: St
         page.locator(f"#nav [role=tab][data-tab-id={name}]").click()
         expect(page.locator(f"#tab-{name}")).to_be_visible()
         assert page.url.endswith(f"#{name}")
-    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(1000)  # the page polls for ever, so it is never idle; late requests get a moment
     assert outside == []
 
 
