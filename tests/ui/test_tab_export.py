@@ -1,15 +1,12 @@
 """The Export tab's handlers: what can be merged, what is refused, what is started."""
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from building import context
 
-from studio import runner
 from studio.config import MergeConfig, RunConfig
 from studio.events import Launch, RunState, Status
 from studio.rundir import RunDir, Workspace
@@ -17,7 +14,6 @@ from studio.schema import build
 from studio.ui.context import Refused
 from studio.ui.tabs.export import Handlers, mergeable, sources
 
-FAKE = Path(__file__).resolve().parents[1] / "fake_engine.py"
 CHOICES = ("original", "bfloat16", "2GB")
 
 
@@ -36,15 +32,6 @@ def add_run(workspace: Workspace, name: str, state: RunState = RunState.FINISHED
 @pytest.fixture
 def handlers(workspace: Workspace) -> Handlers:
     return Handlers(context(workspace))
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> Iterator[None]:
-    monkeypatch.setattr(runner, "ENGINE", (sys.executable, str(FAKE)))
-    monkeypatch.setenv("CRUCIBLE_FAKE", json.dumps({"steps": 2000, "pace": 0.02}))
-    yield
-    for run in workspace.list_runs():
-        runner.stop(run, stop_grace=10)
 
 
 def test_final_adapter_first_then_checkpoints_newest_first(workspace: Workspace) -> None:

@@ -1,10 +1,7 @@
 """The Train tab: what it says before the start is what runs, and exactly one run starts."""
 
-import json
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,6 @@ from studio.ui.context import Refused
 from studio.ui.tabs import train_preview as tp
 from studio.ui.tabs.train import Handlers
 from studio.ui.widgets.form import Form
-
-FAKE = Path(__file__).resolve().parents[1] / "fake_engine.py"
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +51,6 @@ def shown(form: Form, dataset: str, **changes: Any) -> list[Any]:
     found = {spec.path: update["value"] for spec, update in zip(form.specs, updates, strict=True)}
     found |= {key.replace("__", "."): value for key, value in changes.items()}
     return [found[spec.path] for spec in form.specs]
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> Iterator[None]:
-    """The runner starts a stand-in that speaks the run-directory contract."""
-    monkeypatch.setattr(runner, "ENGINE", (sys.executable, str(FAKE)))
-    monkeypatch.setenv("CRUCIBLE_FAKE", json.dumps({"steps": 2000, "pace": 0.02}))
-    yield
-    for run in workspace.list_runs():
-        runner.stop(run, stop_grace=10)
 
 
 def test_review_of_a_good_configuration(form: Form, workspace: Workspace, dataset: str) -> None:

@@ -1,0 +1,23 @@
+"""What the tests of the browser side share."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from studio import runner
+from studio.rundir import Workspace
+
+FAKE = Path(__file__).resolve().parents[1] / "fake_engine.py"
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch, workspace: Workspace) -> Iterator[None]:
+    """The runner starts a stand-in that speaks the run-directory contract."""
+    monkeypatch.setattr(runner, "ENGINE", (sys.executable, str(FAKE)))
+    monkeypatch.setenv("CRUCIBLE_FAKE", json.dumps({"steps": 2000, "pace": 0.02}))
+    yield
+    for run in workspace.list_runs():
+        runner.stop(run, stop_grace=10)
