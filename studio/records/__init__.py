@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from studio.records.conversation import Conversation, Message
 from studio.records.errors import DataError
-from studio.records.filling import fill_placeholders
 from studio.records.formats import ReadResult, Skipped, read_file
 from studio.records.identity import IdentitySet, IdentitySpec, build_identity, parse_spec
 from studio.records.store import Dataset, DatasetInfo, DatasetStore
@@ -21,7 +20,6 @@ __all__ = [
     "ReadResult",
     "Skipped",
     "build_identity",
-    "fill_placeholders",
     "parse_spec",
     "read_file",
 ]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+import hashlib
+import json
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
-from studio.records.conversation import Conversation
+from studio.records.answer_spans import AnswerFinder
+from studio.records.conversation import Conversation, Message, PlainText, Record, broken_text
 from studio.records.errors import DataError
-from studio.records.template import FIELD, ChatTemplate, Rendered, read_json, read_template
+from studio.records.original_tokenizer import is_original, read_original
+from studio.records.template import ChatTemplate, Rendered, choose_template, read_json, read_template
+from studio.records.template_names import FIELD
+from studio.records.token_text import token_texts
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 Span = tuple[int, int]
@@ -20,7 +27,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one conversation; `mask` has a 1 for each token that carries loss, else 0. Same length."""
+    """Token ids of one record; `mask` has a 1 for each token that carries loss, else 0. Same length."""
 
     ids: list[int]
     mask: list[int]
@@ -38,7 +45,7 @@ class ChatTokenizer:
         self.backend.no_truncation()
         self.template = template
         specials = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
-        self._end = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
+        self._answers = AnswerFinder(template, specials)
 
     @classmethod
     def from_folder(cls, folder: Path | str, chat_template: str | None = None) -> ChatTokenizer:
@@ -47,6 +54,12 @@ class ChatTokenizer:
         Raises DataError when tokenizer.json is missing or broken or there is no usable template.
         """
         place = Path(folder)
+        original = read_original(place)
+        if original is not None:
+            own = {"default": original.template} if original.template else {}
+            chosen = choose_template(own, chat_template, place.name)
+            specials = _special_tokens(original.config)
+            return cls(Tokenizer.from_str(original.backend), ChatTemplate(chosen.source, specials, chosen.stop_words))
         path = place / "tokenizer.json"
         if not path.is_file():
             raise DataError(
@@ -63,82 +76,127 @@ class ChatTokenizer:
             ) from None
         _add_missing_tokens(backend, config)
         specials = _special_tokens({**read_json(place / "special_tokens_map.json"), **config})
-        return cls(backend, ChatTemplate(read_template(place, chat_template), specials))
+        chosen = read_template(place, chat_template)
+        return cls(backend, ChatTemplate(chosen.source, specials, chosen.stop_words))
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of a plain text, nothing added."""
         return list(self.backend.encode(text, add_special_tokens=False).ids)
 
-    def encode(self, conversation: Conversation) -> Encoded:
-        """Ids and loss mask of a conversation. Raises DataError when the template refuses it."""
-        rendered = self.template.render(conversation.as_dicts())
-        spans = self.answer_spans(conversation, rendered)
-        encoding = self.backend.encode(rendered.text, add_special_tokens=False)
-        return Encoded(list(encoding.ids), _mask(encoding.offsets, spans))
+    @property
+    def bos_id(self) -> int | None:
+        """The token that opens a text, if the model has one."""
+        return self._special_id("bos_token")
 
-    def answer_spans(self, conversation: Conversation, rendered: Rendered) -> list[Span]:
-        """The (start, end) characters of the trained answers in the rendered text, end tokens included."""
-        answers = [index for index, m in enumerate(conversation.messages) if m.role == "assistant"]
-        trained = [conversation.trained[index] for index in answers]
-        if self.template.marks_answers and (all(trained) or len(rendered.spans) == len(answers)):
-            flags = trained if len(rendered.spans) == len(answers) else [True] * len(rendered.spans)
-            return [span for span, flag in zip(rendered.spans, flags, strict=True) if flag]
-        return [self._find(conversation, rendered.text, i) for i, flag in zip(answers, trained, strict=True) if flag]
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text, if the model has one."""
+        return self._special_id("eos_token")
 
-    def _find(self, conversation: Conversation, full: str, index: int) -> Span:
-        """Where answer number `index` stands: rendered with and without it, the difference is the answer."""
-        messages = conversation.as_dicts()
-        content = messages[index]["content"].strip()
-        before = self.template.render(messages[:index], add_generation_prompt=True).text
-        after = self.template.render(messages[: index + 1]).text
-        if full.startswith(before):
-            start = len(before)
-        else:
-            # The template rewrites earlier turns: look for the text itself, behind the turns before it.
-            common = _common_prefix(self.template.render(messages[:index]).text, full)
-            start = full.find(content, common)
-        if start >= 0 and full.startswith(after) and len(after) > start:
-            return start, self._trim(after, start)
-        place = full.find(content, max(start, 0))
-        if start < 0 or place < 0:
-            raise DataError(
-                "The answers cannot be found in the text this chat template writes. Use a template with "
-                "{% generation %} marks.",
-                field=FIELD,
-            )
-        return start, self._through_end_token(full, place + len(content))
+    @property
+    def pad_id(self) -> int | None:
+        """The token that fills a batch up; the end token where there is none of its own, as the engine has it."""
+        own = self._special_id("pad_token")
+        return self.eos_id if own is None else own
 
-    def _trim(self, text: str, start: int) -> int:
-        """The end of an answer: right behind its end token, without the line break that follows it."""
-        stripped = text.rstrip()
-        ends = [match.end() for match in self._end.finditer(stripped, start)]
-        return len(stripped) if ends and ends[-1] == len(stripped) else len(text)
+    @property
+    def stop_words(self) -> tuple[str, ...]:
+        """Texts that end an answer, beside the end token."""
+        return self.template.stop_words
 
-    def _through_end_token(self, text: str, end: int) -> int:
-        gap = len(text[end:]) - len(text[end:].lstrip())
-        token = self._end.match(text, end + gap)
-        return token.end() if token else end
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything the ids and masks depend on: equal fingerprints encode alike."""
+        parts = [self.backend.to_str(), self.template.source, json.dumps(self.template.special_tokens, sort_keys=True)]
+        parts.append(self.template.today)  # templates that write the date write another one tomorrow
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def ends_answers(self) -> bool:
+        """Whether a trained answer ends with an end token; a model trained without one never learns to stop."""
+        turns = (Message(role="user", content="A"), Message(role="assistant", content="B"))
+        written = self._written(Conversation(messages=turns))
+        return self._answers.ends_with_token(written.text, written.spans[-1][1] if written.spans else 0)
+
+    def encode(self, record: Record) -> Encoded:
+        """Ids and loss mask of a conversation, or of a plain text, of which every token carries loss.
+
+        Raises DataError when the template refuses the conversation.
+        """
+        written = self._written(record)
+        return self._encoded(record, self.backend.encode(written.text, add_special_tokens=False), written)
+
+    def encode_many(self, records: Sequence[Record]) -> list[Encoded | DataError]:
+        """As `encode`, for many records at once: quicker than one by one.
+
+        A record the template refuses gives its DataError in its place.
+        """
+        results: list[Encoded | DataError | None] = []
+        written: dict[int, Rendered] = {}
+        for index, record in enumerate(records):
+            try:
+                written[index] = self._written(record)
+                results.append(None)
+            except DataError as error:
+                results.append(error)
+        encodings = self.backend.encode_batch([one.text for one in written.values()], add_special_tokens=False)
+        for (index, one), encoding in zip(written.items(), encodings, strict=True):
+            results[index] = self._encoded(records[index], encoding, one)
+        return [result for result in results if result is not None]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, for display: bytes that are no whole character as hex, like `<E4>`."""
+        return token_texts(self.backend, ids)
+
+    def _written(self, record: Record) -> Rendered:
+        """The text of a record, with the spans that carry loss."""
+        if isinstance(record, PlainText):
+            return Rendered(record.text, [])
+        rendered = self.template.render(record.as_dicts(), tools=record.tools)
+        reason = broken_text(rendered.text)
+        if reason:
+            raise DataError(f"What the chat template writes {reason}. Correct the template, or choose another.", FIELD)
+        return Rendered(rendered.text, self._answers.find(record, rendered))
+
+    def _encoded(self, record: Record, encoding: Encoding, written: Rendered) -> Encoded:
+        if isinstance(record, PlainText):
+            ids = [*self._opening, *encoding.ids, *([] if self.eos_id is None else [self.eos_id])]
+            return Encoded(ids, [1] * len(ids))
+        return Encoded(encoding.ids, _mask(encoding, written.spans))
+
+    @cached_property
+    def _opening(self) -> list[int]:
+        """What the tokenizer puts before any text when it may add tokens; most models' bos token, or nothing."""
+        bare = self.backend.encode("a", add_special_tokens=False).ids
+        full = self.backend.encode("a", add_special_tokens=True).ids
+        return next((full[:n] for n in range(len(full)) if full[n : n + len(bare)] == bare), [])
+
+    def _special_id(self, name: str) -> int | None:
+        text = self.template.special_tokens.get(name)
+        return None if text is None else self.backend.token_to_id(text)
 
 
-def _mask(offsets: list[Span], spans: list[Span]) -> list[int]:
-    """1 for each token whose characters overlap a span; both lists are in ascending order."""
-    mask = [0] * len(offsets)
-    position = 0
-    for index, (start, end) in enumerate(offsets):
-        while position < len(spans) and spans[position][1] <= start:
-            position += 1
-        if position < len(spans) and start < end and end > spans[position][0]:
-            mask[index] = 1
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `ChatTokenizer.from_folder` has something to read: tokenizer.json, or the files of an original layout."""
+    return (folder / "tokenizer.json").is_file() or is_original(folder)
+
+
+def _mask(encoding: Encoding, spans: Sequence[Span]) -> list[int]:
+    """1 for each token from the first that reaches into a span to the last.
+
+    Asking for single places is many times quicker than taking all offsets out of the encoding.
+    """
+
+    def place(token: int) -> Span:
+        return encoding.token_to_chars(token) or (0, 0)
+
+    tokens = range(len(encoding))
+    mask = [0] * len(tokens)
+    for start, end in spans:
+        first = bisect_right(tokens, start, key=lambda token: place(token)[1])
+        last = bisect_left(tokens, end, lo=first, key=lambda token: place(token)[0])
+        mask[first:last] = [1] * (last - first)
     return mask
-
-
-def _common_prefix(one: str, other: str) -> int:
-    length = 0
-    for left, right in zip(one, other, strict=False):
-        if left != right:
-            break
-        length += 1
-    return length
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

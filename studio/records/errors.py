@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class DataError(Exception):
@@ -30,3 +31,11 @@ def shown(text: str, limit: int = 60) -> str:
     flat = " ".join(text[: limit * 4].split())
     safe = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in flat)
     return safe if len(safe) <= limit else safe[: limit - 1] + "…"
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that was left out: its number in the file (list item, line or sheet row, from 1) and the reason."""
+
+    row: int
+    reason: str

@@ -1,118 +1,176 @@
-"""Reads a file of conversations in any known format; tells which format it is, what was skipped and why."""
+"""Reads a file of any known format as records; tells which format it is, what was skipped and why."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from studio.records.conversation import Conversation, Message, broken_rule
-from studio.records.errors import DataError, nearest, shown
-from studio.records.jsonrows import read_rows
-from studio.records.mappings import Mapping, load_mappings
+from studio.records.cells import RowError, table_cell
+from studio.records.conversation import Conversation, Record
+from studio.records.convert import to_row
+from studio.records.detection import UnknownColumns, detect, suggest
+from studio.records.errors import DataError, Skipped
+from studio.records.files import RowStream, open_rows
+from studio.records.mappings import Mapping, parse_mapping
 from studio.records.placeholders import control_tokens, named_placeholder
+from studio.records.shapes import to_record
 
-Turns = list[tuple[str, str]]
+__all__ = [
+    "ReadOptions", "ReadResult", "RecordStream", "RowError", "Skipped", "UnknownColumns", "detect", "open_records",
+    "parse_mapping", "read_file", "refuse_placeholders", "suggest", "to_record", "to_row",
+]  # fmt: skip
 
-
-class RowError(Exception):
-    """One row cannot be used; the text says why."""
+DISTINCT_LIMIT = 200_000  # conversations that are compared to find repetitions
+_NAMED_FAULTS = 3
+STORED = ("rows.jsonl", "dataset.json")  # the rows of a saved dataset and the file beside them, see store.py
 
 
 @dataclass(frozen=True)
-class Skipped:
-    """A row that was left out: its number in the file (list item or line, from 1) and the reason."""
+class ReadOptions:
+    """How a file is read: `mapping` as `parse_mapping` takes it, else detected; `limit` is a number of rows.
 
-    row: int
-    reason: str
+    `split` chooses in a saved dataset, `sheet` in a workbook.
+    """
+
+    mapping: str | None = None
+    split: str | None = None
+    strict: bool = False
+    allow_placeholders: bool = False
+    limit: int | None = None
+    sheet: str | None = None
 
 
 @dataclass(frozen=True)
 class ReadResult:
     """What a file holds. `conversations[i]` stands in row `rows[i]` of the file; `warnings` are sentences."""
 
-    conversations: list[Conversation]
+    conversations: list[Record]
     skipped: list[Skipped]
     format: str
     rows_read: int
     warnings: list[str] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
+    encoding: str = "utf-8"
 
 
-def read_file(path: Path | str, *, allow_placeholders: bool = False) -> ReadResult:
-    """Reads a .json or .jsonl file in any known format.
+class RecordStream:
+    """The records of a file, in file order and in bounded memory: (row number, record), or Skipped.
+
+    May be iterated again. Iterating raises DataError when no row at all can be used, at an unfilled `{{name}}` or
+    `{{author}}` (unless they are allowed) and, if strict, at the first rows that cannot be used.
+    """
+
+    def __init__(self, rows: RowStream, mapping: Mapping, options: ReadOptions) -> None:
+        self.rows, self.mapping, self.options = rows, mapping, options
+        self._tally = _Tally()
+
+    @property
+    def total(self) -> int:
+        """Bytes (or rows) of the whole file."""
+        return self.rows.total
+
+    @property
+    def done(self) -> int:
+        """Bytes (or rows) read so far."""
+        return self.rows.done
+
+    @property
+    def rows_read(self) -> int:
+        """Rows read so far, skipped ones too."""
+        return self._tally.read
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about the file and its rows; complete after iteration."""
+        return [*self._tally.warnings(), *self.rows.notes]
+
+    def __iter__(self) -> Iterator[tuple[int, Record] | Skipped]:
+        self._tally = tally = _Tally()
+        for row in itertools.islice(self.rows, self.options.limit):
+            found = row if isinstance(row, Skipped) else self._read(*row)
+            tally.add(found)
+            if isinstance(found, Skipped):
+                if self.options.strict:
+                    raise self._strict_error(found)
+            elif not self.options.allow_placeholders:
+                refuse_placeholders([found])
+            yield found
+        if not tally.good:
+            raise DataError(_nothing_left(self.rows.name, self.mapping, tally))
+
+    def _read(self, number: int, value: object) -> tuple[int, Record] | Skipped:
+        if self.rows.columns is not None and isinstance(value, dict):
+            value = {key: table_cell(cell) for key, cell in value.items()}
+        try:
+            return number, to_record(value, self.mapping)
+        except RowError as error:
+            return Skipped(number, str(error))
+
+    def _strict_error(self, first: Skipped) -> DataError:
+        """Reads on to count: who wants every row wants to know how much there is to correct."""
+        found, bad = [first], 0
+        self._tally = _Tally()
+        for row in itertools.islice(self.rows, self.options.limit):
+            entry = row if isinstance(row, Skipped) else self._read(*row)
+            if isinstance(entry, Skipped):
+                bad += 1
+                if 1 < bad <= _NAMED_FAULTS:
+                    found.append(entry)
+        rows = "1 row" if bad == 1 else f"{bad} rows"
+        named = "; ".join(f"row {entry.row}: {entry.reason}" for entry in found)
+        return DataError(
+            f"{self.rows.name} has {rows} that cannot be used: {named}. Correct the file, or switch off strict reading "
+            "to leave such rows out."
+        )
+
+
+def open_records(path: Path | str, options: ReadOptions | None = None) -> RecordStream:
+    """Opens a file and finds out its format. Raises DataError, UnknownColumns for columns nobody knows."""
+    if not str(path).strip() or path == Path():
+        raise DataError("No file is named. Give the path of a file.")
+    chosen = options or ReadOptions()
+    written_by_us = Path(path).name == STORED[0] and Path(path).with_name(STORED[1]).is_file()
+    given = chosen.mapping or ("messages" if written_by_us else None)
+    mapping = parse_mapping(given) if given else None
+    rows = open_rows(Path(path), split=chosen.split, sheet=chosen.sheet)
+    if mapping is None:
+        mapping = _detected(rows)
+    return RecordStream(rows, mapping, chosen)
+
+
+def read_file(path: Path | str, options: ReadOptions | None = None, *, allow_placeholders: bool = False) -> ReadResult:
+    """Reads a whole file into memory.
 
     Raises DataError when nothing can be used, or when `{{name}}` or `{{author}}` was never filled in
     (`allow_placeholders` is for an import that fills them next).
     """
-    file = Path(path)
-    rows = read_rows(file)
-    mapping = detect([value for _, value in rows], shown(file.name))
-    good: list[tuple[int, Conversation]] = []
+    chosen = options or ReadOptions(allow_placeholders=allow_placeholders)
+    stream = open_records(path, chosen)
+    good: list[tuple[int, Record]] = []
     skipped: list[Skipped] = []
-    for number, value in rows:
-        try:
-            good.append((number, to_conversation(value, mapping)))
-        except RowError as error:
-            skipped.append(Skipped(number, str(error)))
-    if not good:
-        raise DataError(_nothing_left(shown(file.name), mapping, skipped))
-    if not allow_placeholders:
-        refuse_placeholders(good)
+    for found in stream:
+        if isinstance(found, Skipped):
+            skipped.append(found)
+        else:
+            good.append(found)
     return ReadResult(
-        conversations=[conversation for _, conversation in good],
+        conversations=[record for _, record in good],
         skipped=skipped,
-        format=mapping.name,
-        rows_read=len(rows),
-        warnings=_warnings(good, skipped),
+        format=stream.mapping.name,
+        rows_read=stream.rows_read,
+        warnings=stream.notes,
         rows=[number for number, _ in good],
+        encoding=stream.rows.encoding,
     )
 
 
-def detect(rows: Sequence[Any], name: str) -> Mapping:
-    """The format most rows have. Raises DataError naming the columns found and the formats known."""
-    mappings = load_mappings()
-    votes: Counter[str] = Counter()
-    for row in rows:
-        if isinstance(row, dict):
-            votes.update(mapping.name for mapping in mappings if mapping.required <= row.keys())
-    if votes:
-        best = votes.most_common(1)[0][0]
-        return next(mapping for mapping in mappings if mapping.name == best)
-    first = next((row for row in rows if isinstance(row, dict)), None)
-    if first is None:
-        raise DataError(f"{name} holds no JSON objects, but {_kind_of(rows[0])}. {_known(mappings)}")
-    raise DataError(_unknown_columns(list(first), name, mappings))
-
-
-def to_conversation(row: Any, mapping: Mapping) -> Conversation:
-    """One row as a Conversation. Raises RowError with the reason it cannot be used."""
-    if not isinstance(row, dict):
-        raise RowError(f"the row is {_kind_of(row)}, not an object")
-    missing = sorted(mapping.required - row.keys())
-    if missing:
-        raise RowError(f"the column '{missing[0]}' is missing")
-    if mapping.shape == "messages":
-        turns, train = _from_messages(row, mapping)
-    elif mapping.shape == "turns":
-        turns, train = _from_turns(row, mapping)
-    else:
-        turns, train = _from_single(row, mapping)
-    reason = broken_rule(turns, train)
-    if reason:
-        raise RowError(reason)
-    flags = None if train is None or all(train) else tuple(train)
-    messages = tuple(Message(role=role, content=content) for role, content in turns)  # type: ignore[arg-type]
-    return Conversation(messages=messages, train=flags)
-
-
-def refuse_placeholders(rows: Sequence[tuple[int, Conversation]]) -> None:
-    """Raises DataError at the first row that still has an unfilled name placeholder."""
-    for number, conversation in rows:
-        for message in conversation.messages:
-            found = named_placeholder(message.content)
+def refuse_placeholders(rows: Sequence[tuple[int, Record]]) -> None:
+    """Raises DataError at the first conversation that still has an unfilled name placeholder."""
+    for number, record in rows:
+        for message in record.messages if isinstance(record, Conversation) else ():
+            found = named_placeholder(message.content) if "{{" in message.content else None
             if found:
                 raise DataError(
                     f"Row {number} still contains the placeholder {found}. Import the file in the Data tab and type "
@@ -120,140 +178,85 @@ def refuse_placeholders(rows: Sequence[tuple[int, Conversation]]) -> None:
                 )
 
 
-def _from_messages(row: dict[str, Any], mapping: Mapping) -> tuple[Turns, list[bool] | None]:
-    items = row[mapping.column("messages")]
-    if not isinstance(items, list):
-        raise RowError(f"'{mapping.column('messages')}' is {_kind_of(items)}, not a list")
-    turns: Turns = []
-    train: list[bool] = []
-    for number, item in enumerate(items, 1):
-        if not isinstance(item, dict):
-            raise RowError(f"message {number} is {_kind_of(item)}, not an object")
-        role = _text(item, mapping.column("role"), f"message {number}")
-        turns.append((role, _text(item, mapping.column("content"), f"message {number}")))
-        train.append(role == "assistant" and _flag(item, mapping.column("loss"), f"message {number}"))
-    return turns, _unless_all(turns, train)
+def _detected(rows: RowStream) -> Mapping:
+    faults: list[Skipped] = []
+
+    def values() -> Iterator[object]:
+        for row in rows:
+            if isinstance(row, Skipped):
+                faults.append(row)
+            else:
+                yield row[1]
+
+    seen = values()
+    first = next(seen, None)
+    if first is None and faults:
+        count = "the only row" if len(faults) == 1 else f"all {len(faults)} rows"
+        raise DataError(
+            f"{rows.name} has no usable row: {count} had to be skipped; row {faults[0].row}: {faults[0].reason}. "
+            "Correct the file and try again."
+        )
+    return detect(itertools.chain([first], seen), rows.name)
 
 
-def _from_turns(row: dict[str, Any], mapping: Mapping) -> tuple[Turns, list[bool] | None]:
-    items = row[mapping.column("turns")]
-    if not isinstance(items, list):
-        raise RowError(f"'{mapping.column('turns')}' is {_kind_of(items)}, not a list")
-    turns: Turns = []
-    train: list[bool] = []
-    for number, item in enumerate(items, 1):
-        where = f"turn {number}"
-        if not isinstance(item, dict):
-            raise RowError(f"{where} is {_kind_of(item)}, not an object")
-        system = _text(item, mapping.column("system"), where, optional=True)
-        if system and number == 1:
-            turns.append(("system", system))
-            train.append(False)
-        elif system and ("system", system) != turns[0]:
-            raise RowError(f"{where} has another system prompt than the first turn")
-        turns.append(("user", _text(item, mapping.column("input"), where)))
-        turns.append(("assistant", _text(item, mapping.column("output"), where)))
-        train += [False, _flag(item, mapping.column("loss"), where)]
-    return turns, _unless_all(turns, train)
+class _Tally:
+    """Counts on the way what the warnings need; memory is bounded."""
+
+    def __init__(self) -> None:
+        self.read = self.good = self.skipped = 0
+        self.first_skipped: Skipped | None = None
+        self._seen: set[int] = set()
+        self._compared = 0
+        self._talks = False
+        self._marked: tuple[int, str] | None = None
+
+    def add(self, found: tuple[int, Record] | Skipped) -> None:
+        self.read += 1
+        if isinstance(found, Skipped):
+            self.skipped += 1
+            self.first_skipped = self.first_skipped or found
+            return
+        self.good += 1
+        number, record = found
+        texts = _texts(record)
+        self._talks = self._talks or isinstance(record, Conversation)
+        if self._compared < DISTINCT_LIMIT:
+            self._compared += 1
+            self._seen.add(hash(texts))
+        if self._marked is None:
+            mark = next((mark for text in texts if "<|" in text and (mark := control_tokens(text))), None)
+            self._marked = (number, mark) if mark else None
+
+    def warnings(self) -> list[str]:
+        found = []
+        if self.first_skipped:
+            rows = "1 row was" if self.skipped == 1 else f"{self.skipped} rows were"
+            found.append(f"{rows} skipped; the first is row {self.first_skipped.row}: {self.first_skipped.reason}.")
+        if self.good == 1 and self._talks:
+            found.append("The file has only one conversation; a model learns little from a single example.")
+        if self._compared and len(self._seen) * 2 <= self._compared:
+            found.append(
+                f"Only {len(self._seen)} of the {self._compared} conversations differ. Repeating the same few makes a "
+                "model forget the rest; different wordings and general rows work better."
+            )
+        if self._marked:
+            number, mark = self._marked
+            found.append(f"Row {number} contains {mark}, which many models read as a control token, not as text.")
+        return found
 
 
-def _from_single(row: dict[str, Any], mapping: Mapping) -> tuple[Turns, list[bool] | None]:
-    output = _text(row, mapping.column("output"), "the row")
-    if output.strip() in mapping.no_answer:
-        raise RowError(f"its answer is only the mark {output.strip()}")
-    system = _text(row, mapping.column("system"), "the row", optional=True)
-    instruction = _text(row, mapping.column("instruction"), "the row", optional=True)
-    extra = _text(row, mapping.column("input"), "the row", optional=True)
-    question = "\n".join(part for part in (instruction, extra) if part.strip())
-    turns: Turns = [("system", system)] if system.strip() else []
-    turns += _history(row, mapping.column("history"))
-    return [*turns, ("user", question), ("assistant", output)], None
+def _texts(record: Record) -> tuple[str, ...]:
+    if isinstance(record, Conversation):
+        return tuple(message.content for message in record.messages)
+    return (record.text,)
 
 
-def _history(row: dict[str, Any], key: str) -> Turns:
-    """Earlier turns of a single-answer row: a list of [question, answer] pairs."""
-    value = row.get(key)
-    pairs = [] if value is None else value
-    if not isinstance(pairs, list):
-        raise RowError(f"'{key}' is {_kind_of(value)}, not a list")
-    turns: Turns = []
-    for number, pair in enumerate(pairs, 1):
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)):
-            raise RowError(f"turn {number} of '{key}' is not a [question, answer] pair")
-        turns += [("user", pair[0]), ("assistant", pair[1])]
-    return turns
-
-
-def _text(item: dict[str, Any], key: str, where: str, *, optional: bool = False) -> str:
-    value = item.get(key)
-    if isinstance(value, str):
-        return value
-    if value is None and optional:
-        return ""
-    if value is None:
-        raise RowError(f"{where} has {'a null' if key in item else 'no'} '{key}'")
-    raise RowError(f"'{key}' of {where} is {_kind_of(value)}, not text")
-
-
-def _flag(item: dict[str, Any], key: str, where: str) -> bool:
-    value = item.get(key)
-    if value is None or isinstance(value, bool):
-        return value is not False
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    raise RowError(f"'{key}' of {where} is {shown(str(value), 20)}, not true or false")
-
-
-def _unless_all(turns: Turns, train: list[bool]) -> list[bool] | None:
-    """None, the usual case, when every answer is trained."""
-    every = all(flag for flag, (role, _) in zip(train, turns, strict=True) if role == "assistant")
-    return None if every else train
-
-
-def _kind_of(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    names = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), "something else")
-
-
-def _known(mappings: Sequence[Mapping]) -> str:
-    formats = "; ".join(f"{m.label} with {', '.join(sorted(m.required))}" for m in mappings)
-    return f"Known formats: {formats}."
-
-
-def _unknown_columns(columns: list[str], name: str, mappings: Sequence[Mapping]) -> str:
-    listed = ", ".join(f"'{shown(str(column), 30)}'" for column in columns[:12]) or "none"
-    wanted = {column: mapping.label for mapping in mappings for column in mapping.required}
-    hint = next((found for column in columns if (found := nearest(str(column)[:60], wanted))), "")
-    return f"{name} has the columns {listed}, which is no known format. {_known(mappings)}{hint}"
-
-
-def _nothing_left(name: str, mapping: Mapping, skipped: list[Skipped]) -> str:
-    first = skipped[0]
-    count = "the only row" if len(skipped) == 1 else f"all {len(skipped)} rows"
+def _nothing_left(name: str, mapping: Mapping, tally: _Tally) -> str:
+    first = tally.first_skipped
+    if first is None:
+        return f"{name} has no rows. Choose a file with at least one conversation."
+    count = "the only row" if tally.skipped == 1 else f"all {tally.skipped} rows"
     return (
         f"{name} ({mapping.label}) has no usable conversation: {count} had to be skipped; row {first.row}: "
         f"{first.reason}. Correct the file and try again."
     )
-
-
-def _warnings(good: Sequence[tuple[int, Conversation]], skipped: Sequence[Skipped]) -> list[str]:
-    found = []
-    if skipped:
-        rows = "1 row was" if len(skipped) == 1 else f"{len(skipped)} rows were"
-        found.append(f"{rows} skipped; the first is row {skipped[0].row}: {skipped[0].reason}.")
-    if len(good) == 1:
-        found.append("The file has only one conversation; a model learns little from a single example.")
-    distinct = len({conversation.messages for _, conversation in good})
-    if distinct * 2 <= len(good):
-        found.append(
-            f"Only {distinct} of the {len(good)} conversations differ. Repeating the same few makes a model forget "
-            "the rest; different wordings and general rows work better."
-        )
-    marked = next(((n, mark) for n, c in good for m in c.messages if (mark := control_tokens(m.content))), None)
-    if marked:
-        found.append(f"Row {marked[0]} contains {marked[1]}, which many models read as a control token, not as text.")
-    return found

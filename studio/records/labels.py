@@ -9,6 +9,7 @@ from studio.records.placeholders import any_placeholder, control_tokens, word_pl
 
 LABEL_LIMIT = 80
 FACT_LIMIT = 200
+ANSWER_LIMIT = 400
 _LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 

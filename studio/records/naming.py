@@ -5,7 +5,18 @@ from __future__ import annotations
 import unicodedata
 
 MAX_CHARACTERS = 48
+MAX_TITLE = 200
+_TURNING_MARKS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _RESERVED = {"con", "prn", "aux", "nul"} | {f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10)}
+
+
+def clean_title(title: str) -> str:
+    """A title on one line, without control characters, halves of surrogate pairs and marks that turn the writing."""
+    flat = " ".join(title[: MAX_TITLE * 4].split())
+    kept = "".join(
+        char for char in flat if unicodedata.category(char) not in ("Cc", "Cs") and char not in _TURNING_MARKS
+    )
+    return kept[:MAX_TITLE].strip()
 
 
 def slug(title: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
@@ -54,16 +54,31 @@ def question_key(text: str) -> str:
     return key
 
 
-def spread(items: Sequence[Item], key: Callable[[Item], str], rng: random.Random) -> list[Item]:
-    """All items, shuffled, such that every beginning holds each kind in proportion."""
+def spread(
+    items: Sequence[Item], key: Callable[[Item], str], rng: random.Random, weights: Mapping[str, float] | None = None
+) -> list[Item]:
+    """All items, shuffled, such that every beginning holds each kind in proportion to its number or weight."""
     groups: defaultdict[str, list[Item]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     placed = []
-    for number, group in enumerate(groups.values()):
+    for number, (kind, group) in enumerate(groups.items()):
         rng.shuffle(group)
-        placed += [((index + 0.5) / len(group), number, item) for index, item in enumerate(group)]
+        weight = weights[kind] if weights else len(group)
+        placed += [((index + 0.5) / weight, number, item) for index, item in enumerate(group)]
     return [item for _, _, item in sorted(placed, key=lambda entry: entry[:2])]
+
+
+def cycle(items: Sequence[Item], rng: random.Random) -> Callable[[], Item]:
+    """A draw that uses each item once before any item twice, in shuffled order."""
+    pile: list[Item] = []
+
+    def draw() -> Item:
+        if not pile:
+            pile.extend(rng.sample(list(items), len(items)))
+        return pile.pop()
+
+    return draw
 
 
 def _letters(text: str) -> str:

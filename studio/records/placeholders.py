@@ -10,6 +10,17 @@ from studio.records.errors import shown
 ANY = re.compile(r"\{\{.{0,200}?\}\}", re.DOTALL)
 NAMED = re.compile(r"\{\{\s*(name|author)\s*\}\}", re.IGNORECASE)
 _SINGLE = re.compile(r"(?<!\{)\{\s*[^\W\d]\w*(?:[ -]\w+)*\s*\}(?!\})")
+_DOUBLE = re.compile(r"\{\{\s*[^\W\d]\w+(?:[ ._-]\w+)*\s*\}\}")
+_ENGLISH = r"(?:[a-z]+[ _-])?(?:name|nickname|author|developer|creator|company|team|organi[sz]ation)"
+_CAPITALS = _ENGLISH.replace("a-z", "A-Z").upper()  # "[Name]" is left alone: letters to nobody are signed that way
+_CHINESE = r"(?:你的|我的|模型|助手|公司|团队|机器人)?(?:名字|姓名|名称|昵称|作者|作者名|开发者|公司名?|团队名?)"
+_SINGLE_MARK = re.compile(
+    rf"\{{\s*(?:(?i:{_ENGLISH})|{_CHINESE})\s*\}}|<\s*(?:{_CAPITALS}|{_CHINESE})\s*>"
+    rf"|\[\s*(?:{_CAPITALS}|{_CHINESE})\s*\](?!\()|【\s*(?:{_CHINESE}|(?i:{_ENGLISH}))\s*】"
+)
+_CODE_BEFORE = re.compile(r"[A-Za-z0-9_${]\Z")
+_FENCED = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
+_CODE = re.compile(r"\bf[\"']|\.format\(|\$\{|^\s*(?:def|import|from|class|function|const|let) \w|</\w+>", re.MULTILINE)
 _CONTROL = re.compile(r"<\|[^\s<>|]{1,40}\|>")
 
 
@@ -31,6 +42,24 @@ def named_placeholder(text: str) -> str | None:
     """The first `{{name}}` or `{{author}}`, in any case."""
     found = NAMED.search(text)
     return found.group() if found else None
+
+
+def leftover(text: str) -> str | None:
+    """The first thing in a text that someone forgot to fill in: `{{name}}`, `{name}`, `<NAME>`, `[NAME]`, `【名字】`.
+
+    `{{name}}` and `{{author}}` count everywhere, other words in double braces outside quoted code, the rest only in
+    texts without code.
+    """
+    said = _FENCED.sub(" ", text) if "`" in text else text
+    found = (NAMED.search(text) or _DOUBLE.search(said)) if "{{" in text else None
+    found = found or next((match for match in _SINGLE_MARK.finditer(said) if not _in_code(match)), None)
+    return shown(found.group(), 40) if found else None
+
+
+def _in_code(mark: re.Match[str]) -> bool:
+    """Whether the text around a marker is program text, or the marker part of an expression such as `names[NAME]`."""
+    before = mark.string[max(mark.start() - 1, 0) : mark.start()]
+    return bool(_CODE_BEFORE.match(before) or _CODE.search(mark.string))
 
 
 def control_tokens(text: str) -> str | None:

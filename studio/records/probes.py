@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -34,6 +35,39 @@ class LeakProbe(BaseModel):
 
     prompt: str
     lang: str = ""
+
+
+class Guard(BaseModel):
+    """A conversation that gives the model another name: the answer must tell that one, not the trained one."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    messages: tuple[dict[str, str], ...]
+    expect: tuple[str, ...]
+    kind: str
+    lang: str
+
+    @property
+    def prompt(self) -> str:
+        """What is asked at the end."""
+        return self.messages[-1]["content"]
+
+
+def ask_key(messages: Sequence[Mapping[str, str]]) -> str:
+    """What an answer is stored under: the question itself, or, with turns before it, the conversation as JSON."""
+    return messages[0]["content"] if len(messages) == 1 else json.dumps(list(messages), ensure_ascii=False)
+
+
+def heldout_messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The conversation a held-out row asks: its question, and the turns before it unless they tell the answer."""
+    history = list(row.get("history", ()))
+    told = any(_has(message["content"], expected) for message in history for expected in row["expect"])
+    return [*([] if told else history), {"role": "user", "content": row["prompt"]}]
+
+
+def load_guards() -> list[Guard]:
+    """The built-in guards: "system" (a name by system prompt) and "rename" (a name by the user). Raises DataError."""
+    return [_checked(Guard, row) for row in read_asset_lines(DATA / "guards.jsonl", ("messages", "expect"))]
 
 
 def load_canaries() -> list[Canary]:
@@ -84,6 +118,5 @@ def _checked(cls: type[ProbeT], row: dict[str, object]) -> ProbeT:
     try:
         return cls.model_validate(row)
     except ValidationError:
-        raise DataError(
-            f"A built-in probe is malformed: {shown(str(row.get('prompt')))}. Fetch the project again."
-        ) from None
+        asked = shown(str(row.get("prompt") or row.get("messages")))
+        raise DataError(f"A built-in probe is malformed: {asked}. Fetch the project again.") from None

@@ -7,6 +7,7 @@ noncharacters that are taken out again after rendering: what stood between them 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,25 +23,13 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from studio.records.conversation import MARKS
-from studio.records.errors import DataError, nearest, shown
+from studio.records.conversation import MARKS, broken_text
+from studio.records.errors import DataError, shown
+from studio.records.template_names import FIELD, NamedTemplate, named_template, template_names, unknown_template
 
-FIELD = "model.chat_template"
 _TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _MARK = re.compile("|".join(MARKS))
 _TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
-
-CHATML = (
-    "{%- for message in messages -%}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{%- if message['role'] == 'assistant' -%}"
-    "{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}"
-    "{%- else -%}{{ message['content'] + '<|im_end|>' }}{%- endif -%}"
-    "{{ '\n' }}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
-BUILT_IN = {"chatml": CHATML}
 
 
 @dataclass(frozen=True)
@@ -54,11 +43,15 @@ class Rendered:
 class ChatTemplate:
     """A compiled chat template. `source` is its text, `marks_answers` whether it has generation blocks.
 
+    `stop_words` are texts that end an answer, beside the model's end token.
     Raises DataError (field model.chat_template) when the text is no valid template.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, source: str, special_tokens: Mapping[str, str] | None = None, stop_words: Sequence[str] = ()
+    ) -> None:
         self.source = source
+        self.stop_words = tuple(stop_words)
         self.special_tokens = dict(special_tokens or {})
         self.marks_answers = bool(_TAG.search(source))
         try:
@@ -72,26 +65,76 @@ class ChatTemplate:
                 field=FIELD,
             ) from None
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> Rendered:
-        """The text of a conversation and the places of its answers. Raises DataError when the template refuses it."""
+    @property
+    def today(self) -> str:
+        """The date, if the template may write it; else nothing."""
+        return _now("%Y-%m-%d") if "strftime_now" in self.source else ""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> Rendered:
+        """The text of a conversation and the places of its answers. Raises DataError when the template refuses it.
+
+        `tools` are the functions the assistant may call, described as JSON schemas.
+        """
+        self._check_tools(messages, tools)
         try:
-            marked = self._compiled.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self.special_tokens,
-            )
+            return _unmark(self._write(messages, tools, add_generation_prompt))
         except (*_TEMPLATE_FAULTS, RecursionError) as error:
-            raise DataError(
-                f"The chat template cannot write this conversation: {shown(str(error), 160)}. "
-                "Change the conversation, or choose another chat template.",
-                field=FIELD,
-            ) from None
-        return _unmark(marked)
+            refusal = error
+        if messages and messages[0]["role"] == "system":
+            with contextlib.suppress(*_TEMPLATE_FAULTS, RecursionError):
+                without = _unmark(self._write(messages[1:], tools, add_generation_prompt))
+                if not messages[0]["content"].strip():
+                    return without
+                raise no_system_prompt()
+        raise DataError(
+            f"The chat template cannot write this conversation: {shown(str(refusal), 160)}. "
+            "Change the conversation, or choose another chat template.",
+            field=FIELD,
+        )
+
+    def _write(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None, prompt: bool
+    ) -> str:
+        return self._compiled.render(
+            messages=[dict(message) for message in messages],
+            tools=[dict(tool) for tool in tools] if tools else None,
+            documents=None,
+            add_generation_prompt=prompt,
+            **self.special_tokens,
+        )
+
+    def _check_tools(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None) -> None:
+        """Raises DataError for tools in a template that would leave them out without a word, and for broken ones."""
+        calls = [message["tool_calls"] for message in messages if message.get("tool_calls")]
+        results = any(message["role"] == "tool" for message in messages)
+        for used, word in ((tools, "tools"), (calls, "tool_calls"), (results, "tool")):
+            if used and word not in self.source:
+                raise DataError(
+                    "This chat template cannot write calls of tools. Choose one that can, for example 'chatml', "
+                    "or take the tools out of the data.",
+                    field=FIELD,
+                )
+        reason = broken_text(json.dumps([calls, tools], ensure_ascii=False, default=str)) if tools or calls else None
+        if reason:
+            raise DataError(f"A description or call of a tool {reason}. Correct it in the data.")
 
 
-def read_template(folder: Path, override: str | None = None) -> str:
+def no_system_prompt() -> DataError:
+    """The error for a system prompt under a template that knows none."""
+    return DataError(
+        "This chat template has no place for a system prompt. Remove the system prompt, "
+        "or choose another chat template.",
+        field=FIELD,
+    )
+
+
+def read_template(folder: Path, override: str | None = None) -> NamedTemplate:
     """The chat template of a model folder, or `override`: a template text or the name of one.
 
     Raises DataError (field model.chat_template) when there is none or the name is unknown.
@@ -99,23 +142,22 @@ def read_template(folder: Path, override: str | None = None) -> str:
     return choose_template(_own_templates(folder), override, folder.name)
 
 
-def choose_template(own: Mapping[str, str], override: str | None, model: str) -> str:
-    """The template to use: `override` (a text or a name), else the one of `own` called default.
+def choose_template(own: Mapping[str, str], override: str | None, model: str) -> NamedTemplate:
+    """The template to use: `override` (a text, or a name of the model's or of ours), else the model's default one.
 
     `own` maps the names of the model's templates to their texts. Raises DataError (field model.chat_template).
     """
     wanted = (override or "").strip()
     if "{{" in wanted or "{%" in wanted:
-        return override or ""
-    named = {**BUILT_IN, **own}
-    if (wanted or "default") in named:
-        return named[wanted or "default"]
+        return NamedTemplate("", "", override or "")
+    if wanted in own and wanted != "default":
+        return NamedTemplate(wanted, wanted, own[wanted])
+    if wanted in template_names():
+        return named_template(wanted)
     if wanted:
-        raise DataError(
-            f"There is no chat template '{shown(wanted)}'.{nearest(wanted[:60], named)} "
-            f"Known: {', '.join(sorted(named))}. Choose one, write a template text, or leave the field empty.",
-            field=FIELD,
-        )
+        raise unknown_template(wanted, tuple(sorted({*template_names(), *own})))
+    if "default" in own:
+        return NamedTemplate("", "", own["default"])
     raise DataError(f"The model {model} has no chat template. Set model.chat_template, for example to 'chatml'.", FIELD)
 
 
