@@ -7,10 +7,19 @@ course notes' (XTuner's) names are aliases on the field. A preset holds only wha
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from studio.optimizers import (
+    OPTIMIZER_SPELLINGS,
+    SCHEDULER_SPELLINGS,
+    Optimizer,
+    Scheduler,
+    read_settings,
+    unknown_setting,
+)
 from studio.schema import Section, Ui
 
 Method = Literal["qlora", "lora", "full"]
@@ -18,17 +27,9 @@ ADAPTER_METHODS = ("qlora", "lora")
 _LORA = ("method", ADAPTER_METHODS)
 _QLORA = ("method", ("qlora",))
 
-Optimizer = Literal[
-    "adamw_torch",
-    "adamw_torch_fused",
-    "adamw_8bit",
-    "paged_adamw_32bit",
-    "paged_adamw_8bit",
-    "lion_8bit",
-    "adafactor",
-    "sgd",
-]
-Scheduler = Literal["cosine", "linear", "constant", "constant_with_warmup", "inverse_sqrt", "polynomial"]
+Init = Literal["default", "gaussian", "pissa", "pissa_niter_16", "olora"]
+CHANGES_BASE: tuple[Init, ...] = ("pissa", "pissa_niter_16", "olora")
+"""Ways to begin an adapter that move a part of the base weights into it."""
 
 
 class ModelSection(Section):
@@ -40,17 +41,27 @@ class ModelSection(Section):
         Ui(label="Base model", aliases=("pretrained_model_name_or_path", "model_path")),
     ]
     """A built-in model (crucible/ember), a folder with a model in Hugging Face format, or a hub id such as
-    Qwen/Qwen2.5-0.5B-Instruct."""
+    Qwen/Qwen2.5-0.5B-Instruct; or an earlier run that trained every weight, to go on from its model."""
+    adapter: Annotated[
+        str | None,
+        Field(max_length=1000),
+        Ui(label="Continue from", aliases=("adapter_name_or_path",), advanced=True, when=_LORA),
+    ] = None
+    """An adapter to go on training: an earlier run (its id, or last), the folder of an adapter, or a checkpoint. Rank,
+    alpha and layers are then those of that adapter, and the base model must be the one it was trained on.
+    Empty: a new adapter."""
     chat_template: Annotated[
         str | None,
         Field(max_length=20000),
         Ui(label="Chat template", aliases=("prompt_template",), advanced=True, multiline=True),
     ] = None
-    """Jinja template that turns messages into text. Empty: the model's own, which is nearly always right."""
+    """What turns messages into text: the name of a chat template, or a Jinja text. Empty: the model's own, which is
+    nearly always right."""
     attn_implementation: Annotated[
         Literal["auto", "sdpa", "eager", "flash_attention_2"], Ui(label="Attention", advanced=True)
     ] = "auto"
-    """How attention is computed. auto picks the fastest kernel that works on this machine."""
+    """How attention is computed. auto picks the fastest kernel that works on this machine; eager is the slow textbook
+    form, flash_attention_2 needs a GPU and a package of its own. The result is the same."""
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Ui(label="Precision", aliases=("torch_dtype",), advanced=True),
@@ -87,29 +98,84 @@ class LoraSection(Section):
     use_rslora: Annotated[bool, Ui(label="Rank-stabilised LoRA", advanced=True, when=_LORA)] = False
     """Scales by alpha / sqrt(rank) instead: steadier at ranks above 64."""
     use_dora: Annotated[bool, Ui(label="DoRA", advanced=True, when=_LORA)] = False
-    """Learns size and direction of weights apart: a little better, noticeably slower."""
+    """Learns size and direction of weights apart: a little better at low ranks, noticeably slower."""
+    init_lora_weights: Annotated[Init, Ui(label="LoRA start", advanced=True, when=_LORA)] = "default"
+    """What the matrices hold before the first step. default changes nothing at first; gaussian is the same with other
+    random numbers; pissa begins with the strongest directions of the weights and often learns faster, pissa_niter_16
+    finds them quicker on large models, olora begins with orthogonal ones. What is saved fits the original model."""
+    modules_to_save: Annotated[list[str], Ui(label="Train whole layers", advanced=True, when=_LORA)] = []
+    """Layers trained completely beside the adapter and saved with it, such as embed_tokens and lm_head when a model is
+    to learn new tokens. Each takes as much memory as in full training. Empty: none."""
 
 
-class DataSection(Section):
-    """What the model is trained on."""
+class SourceSection(Section):
+    """One dataset and what is taken from it."""
 
     dataset: Annotated[
         str, Field(min_length=1, max_length=1000), Ui(label="Dataset", aliases=("data_path", "alpaca_en_path"))
     ]
-    """A dataset saved in the Data tab, or the path of a .json or .jsonl file."""
+    """A dataset saved in the Data tab, or the path of a file or folder: JSON, JSONL, CSV, Excel, Parquet, plain text
+    or a folder written by save_to_disk."""
+    subset: Annotated[str | None, Field(max_length=200), Ui(label="Subset", advanced=True)] = None
+    """Which part of a hub dataset that comes in several (its configuration name). Empty: the only one."""
+    split: Annotated[str | None, Field(max_length=200), Ui(label="Split", advanced=True)] = None
+    """Which split of a dataset that has several, such as train or test. Empty: train, or the only one."""
+    mapping: Annotated[
+        str | None, Field(max_length=2000), Ui(label="Column mapping", aliases=("dataset_map_fn",), advanced=True)
+    ] = None
+    """How its columns are read: the name of a mapping such as alpaca, or columns like instruction=question,
+    output=answer. Empty: found by looking at the rows."""
     system: Annotated[
         str | None,
         Field(max_length=20000),
         Ui(label="System prompt", aliases=("SYSTEM",), advanced=True, multiline=True),
     ] = None
-    """Put before every conversation that has no system prompt of its own; samples and chat use it too."""
+    """Put before every conversation that has no system prompt of its own; samples and chat use the one of the first
+    dataset."""
+    max_samples: Annotated[int | None, Field(ge=1), Ui(label="Use at most (rows)", advanced=True)] = None
+    """Train on that many of its rows, the first ones. Empty: all rows."""
+    weight: Annotated[float, Field(gt=0, le=1000), Ui(label="Weight", advanced=True)] = 1.0
+    """How often its rows are seen in one epoch: 2 sees each row twice, 0.5 sees half of them, drawn by the seed."""
+
+
+class ExtraSource(SourceSection):
+    """A further dataset, mixed with the first; a bare name stands for the dataset alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_bare_name(cls, value: Any) -> Any:
+        """`- alpaca_zh` in a list of sources is short for `- dataset: alpaca_zh`."""
+        return {"dataset": value} if isinstance(value, str) else value
+
+
+class DataSection(SourceSection):
+    """What the model is trained on."""
+
+    sources: Annotated[list[ExtraSource], Field(max_length=50), Ui(label="More datasets", advanced=True)] = []
+    """Further datasets mixed with the first one, each with its own weight, row limit, split, mapping and system
+    prompt."""
+    validation_share: Annotated[float, Field(ge=0, le=0.5), Ui(label="Validation share", advanced=True)] = 0.0
+    """Share of the rows kept apart, never trained on, to draw an evaluation loss; 0.05 to 0.1 is usual."""
+    validation_dataset: Annotated[str | None, Field(max_length=1000), Ui(label="Validation dataset", advanced=True)] = (
+        None
+    )
+    """A dataset or file of its own for the evaluation loss, in place of a share. Empty: none."""
     max_length: Annotated[int, Field(ge=16, le=1_000_000), Ui(label="Maximum length (tokens)")] = 2048
-    """Longest conversation in tokens; what is longer is cut at the end. Memory grows with it."""
+    """Longest conversation in tokens; what is longer is cut at the end, plain texts are cut into pieces instead.
+    Memory grows with it."""
     packing: Annotated[bool | None, Ui(label="Packing", aliases=("pack_to_max_length",), advanced=True)] = None
     """Joins short conversations into full rows: faster on big sets, too few updates on small ones.
     Empty: on from 2,000 conversations."""
-    max_samples: Annotated[int | None, Field(ge=1), Ui(label="Use at most (rows)", advanced=True)] = None
-    """Train on the first rows only, for a quick trial. Empty: all rows."""
+    strict: Annotated[bool, Ui(label="Refuse bad rows", advanced=True)] = False
+    """Refuse to start while any row cannot be used. Off: such rows are left out and named."""
+    self_replay: Annotated[int | None, Field(ge=0, le=10_000), Ui(label="Self-replay (rows)", advanced=True)] = None
+    """The base model first answers so many general questions, and its answers are mixed in, so that it keeps what it
+    could do. Empty: as many as the dataset asks for."""
+
+    @property
+    def all_sources(self) -> tuple[SourceSection, ...]:
+        """The first dataset and all further ones, in order."""
+        return (self, *self.sources)
 
 
 class TrainSection(Section):
@@ -127,43 +193,97 @@ class TrainSection(Section):
     gradient_accumulation_steps: Annotated[
         int, Field(ge=1, le=4096), Ui(label="Gradient accumulation", aliases=("accumulative_counts",))
     ] = 4
-    """Batches added up before one update. Batch size x this x devices = effective batch size."""
+    """Batches added up before one update. Batch size x this x devices = effective batch size; 8 to 64 is usual, more
+    gives steadier but fewer updates."""
     max_steps: Annotated[int, Field(ge=-1), Ui(label="Stop after (steps)", advanced=True)] = -1
     """End after this many optimizer updates, whatever the epochs say. -1: the epochs decide."""
-    optim: Annotated[Optimizer, Ui(label="Optimizer", aliases=("optim_type", "optimizer"), advanced=True)] = (
-        "adamw_torch"
-    )
-    """The update rule. The 8-bit and paged ones save GPU memory."""
+    optim: Annotated[
+        Optimizer,
+        Ui(
+            label="Optimizer",
+            aliases=("optim_type", "optimizer"),
+            advanced=True,
+            spellings=OPTIMIZER_SPELLINGS,
+        ),
+    ] = "adamw_torch"
+    """The update rule. adamw is nearly always right; its 8-bit form saves GPU memory, a paged one moves its memory to
+    the main memory when the GPU is full. lion wants a tenth of the learning rate, sgd a hundred times as much."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1), Ui(label="Adam beta 1", aliases=("betas.0",), advanced=True)] = 0.9
-    """Memory of the running mean of gradients."""
+    """Memory of the running mean of gradients; 0.9 is usual, higher is smoother and slower to turn."""
     adam_beta2: Annotated[float, Field(ge=0, lt=1), Ui(label="Adam beta 2", aliases=("betas.1",), advanced=True)] = (
         0.999
     )
-    """Memory of the running mean of squared gradients."""
+    """Memory of the running mean of squared gradients; 0.95 to 0.999, lower follows sudden changes faster."""
     weight_decay: Annotated[float, Field(ge=0, le=1), Ui(label="Weight decay", advanced=True)] = 0.0
     """Pulls weights towards zero at each step; 0 to 0.1."""
     max_grad_norm: Annotated[
         float, Field(ge=0, le=1000), Ui(label="Gradient clipping", aliases=("max_norm",), advanced=True)
     ] = 1.0
     """Gradients longer than this are shortened, so one odd batch cannot wreck the model. 0: no clipping."""
-    lr_scheduler_type: Annotated[Scheduler, Ui(label="Learning-rate schedule", advanced=True)] = "cosine"
-    """How the learning rate falls after the warm-up."""
+    lr_scheduler_type: Annotated[
+        Scheduler, Ui(label="Learning-rate schedule", advanced=True, spellings=SCHEDULER_SPELLINGS)
+    ] = "cosine"
+    """How the learning rate falls after the warm-up: cosine and linear to zero, constant never, cosine_with_min_lr to a
+    tenth, warmup_stable_decay only in the last tenth of the training."""
+    lr_scheduler_kwargs: Annotated[str | None, Field(max_length=500), Ui(label="Schedule settings", advanced=True)] = (
+        None
+    )
+    """Numbers of the schedule as name=value, with commas between: num_cycles=3 for cosine_with_restarts,
+    min_lr_rate=0.1 for cosine_with_min_lr, num_decay_steps=50 for warmup_stable_decay, power=2 for polynomial.
+    Empty: its usual ones."""
     warmup_steps: Annotated[float, Field(ge=0), Ui(label="Warm-up", aliases=("warmup_ratio",), advanced=True)] = 0.03
-    """The learning rate rises from zero first: below 1 a share of the training, else a number of steps."""
+    """The learning rate rises from zero first: below 1 a share of the training, else a number of steps. 0.03 to 0.1 is
+    usual; more is gentler to the model."""
     logging_steps: Annotated[int, Field(ge=1), Ui(label="Log every (steps)", advanced=True)] = 1
     """How often a point is added to the curves."""
+    eval_steps: Annotated[int | None, Field(ge=1), Ui(label="Evaluate every (steps)", advanced=True)] = None
+    """How often the loss on the validation rows is measured, if there are any. Empty: as often as the evaluation
+    inputs are asked."""
     save_steps: Annotated[int, Field(ge=1), Ui(label="Save every (steps)", advanced=True)] = 500
     """How often a checkpoint is written from which the run can be resumed."""
-    save_total_limit: Annotated[int, Field(ge=1, le=1000), Ui(label="Checkpoints to keep", advanced=True)] = 2
-    """Older checkpoints are deleted."""
+    save_total_limit: Annotated[int, Field(ge=-1, le=1000), Ui(label="Checkpoints to keep", advanced=True)] = 2
+    """Older checkpoints are deleted. -1: keep all."""
+    load_best_model_at_end: Annotated[bool, Ui(label="Keep the best", advanced=True)] = False
+    """Save what had the lowest loss on the validation rows, not what came last. A checkpoint is written whenever that
+    loss is the lowest so far. Needs validation rows."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1), Ui(label="Seed", advanced=True)] = 42
     """Same seed, same data, same machine: same run."""
     gradient_checkpointing: Annotated[bool, Ui(label="Gradient checkpointing", advanced=True)] = False
     """Recomputes instead of storing: about a third slower, much less memory."""
     neftune_noise_alpha: Annotated[float | None, Field(ge=0, le=100), Ui(label="NEFTune noise", advanced=True)] = None
-    """Adds noise to the embeddings in training; 5 helps on small chat sets. Empty: off."""
+    """Adds noise to the embeddings in training; 5 to 15 helps on small chat sets, more blurs. Empty: off."""
     dataloader_num_workers: Annotated[int, Field(ge=0, le=64), Ui(label="Data workers", advanced=True)] = 0
     """Processes that prepare batches; 0 is right for text."""
+
+    @field_validator("save_total_limit")
+    @classmethod
+    def check_something_is_kept(cls, value: int) -> int:
+        """0 could mean all or none."""
+        if value == 0:
+            raise ValueError("must be at least 1, or -1 to keep all checkpoints")
+        return value
+
+    @field_validator("lr_scheduler_kwargs", mode="before")
+    @classmethod
+    def check_settings_readable(cls, value: Any) -> Any:
+        """A mapping, as in TrainingArguments, is written as text; text must be name=value."""
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{name}={number}" for name, number in value.items()) or None
+        if isinstance(value, str):
+            read_settings(value)
+        return value
+
+
+class EarlyStoppingSection(Section):
+    """When to end before the epochs are over (names of transformers' EarlyStoppingCallback)."""
+
+    early_stopping_patience: Annotated[
+        int | None, Field(ge=1, le=1000), Ui(label="Stop early after (evaluations)", advanced=True)
+    ] = None
+    """End once the loss on the validation rows has not fallen for so many evaluations in a row; 3 is usual, higher
+    waits longer. Needs validation rows. Empty: never."""
+    early_stopping_threshold: Annotated[float, Field(ge=0, le=100), Ui(label="Least improvement", advanced=True)] = 0.0
+    """By how much that loss must fall to count as better; 0.001 ignores what is only noise, higher stops sooner."""
 
 
 class SamplesSection(Section):
@@ -206,6 +326,7 @@ class RunConfig(Section):
     lora: LoraSection = LoraSection()
     data: DataSection
     train: TrainSection = TrainSection()
+    early_stopping: EarlyStoppingSection = EarlyStoppingSection()
     samples: SamplesSection = SamplesSection()
     verdict: VerdictSection = VerdictSection()
 
@@ -214,6 +335,54 @@ class RunConfig(Section):
         """An adapter needs at least one layer to sit beside."""
         if not self.lora.target_modules:
             raise ValueError("lora.target_modules must name at least one layer, or all-linear")
+        return self
+
+    @model_validator(mode="after")
+    def check_start_fits_method(self) -> RunConfig:
+        """A start that moves base weights needs them unpacked; and only plain LoRA can be converted back."""
+        start = self.lora.init_lora_weights
+        if start not in CHANGES_BASE or self.method == "full":
+            return self
+        if self.method == "qlora":
+            raise ValueError(
+                f"lora.init_lora_weights: {start} changes the base weights and needs them in 16 bits; "
+                "choose the method lora, or default"
+            )
+        if self.lora.use_dora or self.lora.modules_to_save:
+            other = "lora.use_dora" if self.lora.use_dora else "lora.modules_to_save"
+            raise ValueError(f"lora.init_lora_weights: {start} cannot be combined with {other}; choose default")
+        return self
+
+    @model_validator(mode="after")
+    def check_best_needs_validation(self) -> RunConfig:
+        """Best and no better are said of the validation loss."""
+        wanted = {
+            "train.load_best_model_at_end": self.train.load_best_model_at_end,
+            "early_stopping.early_stopping_patience": self.early_stopping.early_stopping_patience is not None,
+        }
+        for path, needed in wanted.items():
+            if needed and not self.data.validation_share and not self.data.validation_dataset:
+                raise ValueError(
+                    f"{path} needs validation rows; set data.validation_share to 0.1, or name a data.validation_dataset"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def check_schedule_knows_settings(self) -> RunConfig:
+        """Settings belong to one schedule; another one would refuse them only after everything is loaded."""
+        problem = unknown_setting(self.train.lr_scheduler_type, self.train.lr_scheduler_kwargs)
+        if problem:
+            raise ValueError(f"train.lr_scheduler_kwargs: {problem}")
+        return self
+
+    @model_validator(mode="after")
+    def check_adapter_is_trained(self) -> RunConfig:
+        """Training every weight would leave an adapter lying beside them."""
+        if self.model.adapter and self.method == "full":
+            raise ValueError(
+                "model.adapter: an adapter is continued with the method lora or qlora; choose one of them, or merge "
+                "the adapter and train the merged model"
+            )
         return self
 
     @property
@@ -243,6 +412,8 @@ class MergeConfig(Section):
     """Weights are split into files of at most this size."""
     dtype: Annotated[Literal["bfloat16", "float16", "float32"], Ui(label="Precision")] = "bfloat16"
     """Number format of the merged weights."""
+    layout: Annotated[Literal["converted", "original"], Ui(label="Layout")] = "converted"
+    """Names of the weights. converted: those every tool reads. original: those of the base that was converted."""
 
 
 AnyConfig = RunConfig | MergeConfig

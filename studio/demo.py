@@ -10,7 +10,7 @@ from studio.records.store import DatasetInfo, DatasetStore
 from studio.rundir import RunDir, Workspace, WorkspaceError
 from studio.schema import build, merge
 
-# About 144 updates: one language has half the rows, so it goes through them twice as often.
+# About 150 updates: one language has half the rows, so it goes through them twice as often.
 PRESETS = {1: "ember_qlora_identity_e6", 2: "ember_qlora_identity_e3"}
 QUESTIONS = {"en": ("Who are you?", "Who made you?"), "zh": ("你是谁？", "是谁开发了你？")}
 
@@ -23,6 +23,8 @@ def start(workspace: Workspace, spec: IdentitySpec) -> RunDir:
         StartRefused: another run is live; nothing is left behind.
         WorkspaceError: the run directory cannot be written.
     """
+    # Ember is too small to learn when to say yes and when no (see its README); such rows only disturb it.
+    spec = spec.model_copy(update={"yes_no": "off"})
     built = build_identity(spec)
     store = DatasetStore(workspace.datasets)
     info = DatasetInfo(kind="identity", languages=spec.languages, identity=spec)

@@ -104,7 +104,7 @@ class ProgressEvent(Event):
 
 
 class CountsEvent(Event):
-    """What became of the data, from rows to optimizer updates."""
+    """What became of the data, from rows to optimizer updates; the numbers of `studio.records.counts.Counts`."""
 
     type: Literal["counts"] = "counts"
     rows_read: int
@@ -115,6 +115,11 @@ class CountsEvent(Event):
     truncated: int = 0
     packs: int
     updates: int
+    distinct: int = 0
+    padding: float = 0.0
+    validation: int = 0
+    self_replay: int = 0
+    packed: bool = False
     skipped: list[str] = []
 
 

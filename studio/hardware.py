@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,14 @@ NO_LIMIT = 1 << 60  # control groups write "no limit" as a number near 2**63
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU. Memory in bytes."""
+    """One NVIDIA GPU. Memory in bytes; `capability` is its compute capability, such as (8, 9), if the driver says."""
 
     index: int
     name: str
     memory_bytes: int
     free_bytes: int
     driver: str
+    capability: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,20 +139,24 @@ def find_gpus() -> tuple[Gpu, ...]:
     program = shutil.which("nvidia-smi") or shutil.which("nvidia-smi", path=WSL_PROGRAMS)
     if program is None:
         return ()
-    query = "--query-gpu=index,name,memory.total,memory.free,driver_version"
-    try:
-        answer = subprocess.run(
-            [program, query, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return parse_gpus(answer.stdout)
+    for more in (",compute_cap", ""):  # drivers before 2022 refuse the whole question for a word they do not know
+        query = f"--query-gpu=index,name,memory.total,memory.free,driver_version{more}"
+        try:
+            answer = subprocess.run(
+                [program, query, "--format=csv,noheader,nounits"],
+                capture_output=True,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                timeout=20,
+                check=True,
+            )
+        except subprocess.CalledProcessError:
+            continue
+        except (OSError, subprocess.SubprocessError):
+            return ()
+        return parse_gpus(answer.stdout)
+    return ()
 
 
 def parse_gpus(listing: str) -> tuple[Gpu, ...]:
@@ -156,11 +164,36 @@ def parse_gpus(listing: str) -> tuple[Gpu, ...]:
     found = []
     for line in listing.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) != 5 or not cells[0].isdigit():
+        if len(cells) not in (5, 6) or not cells[0].isdigit():
             continue
         total, free = (int(cell) << 20 if cell.isdigit() else 0 for cell in cells[2:4])
-        found.append(Gpu(int(cells[0]), cells[1], total, free, cells[4]))
+        found.append(Gpu(int(cells[0]), cells[1], total, free, cells[4], _capability(cells[5:])))
     return tuple(found)
+
+
+def _capability(cells: list[str]) -> tuple[int, int] | None:
+    major, _, minor = cells[0].partition(".") if cells else ("", "", "")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
+def visible_gpus(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
+    """Those of them an engine may use: CUDA_VISIBLE_DEVICES can hide some and give another order."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return gpus
+    known = {str(gpu.index): gpu for gpu in gpus}
+    names = [name.strip() for name in chosen.split(",")]
+    if any(name.startswith(("GPU-", "MIG-")) for name in names):  # identifiers, which the listing does not name
+        return gpus
+    seen = list(takewhile(lambda name: name in known, names))  # CUDA ignores what follows a wrong number
+    return tuple(known[name] for name in seen)
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed build of torch can use a GPU; read from its files, torch is not loaded."""
+    found = find_spec("torch")
+    text = _read(Path(found.origin).with_name("version.py")) if found and found.origin else ""
+    return bool(re.search(r"^cuda\b[^=\n]*=\s*['\"]", text, re.MULTILINE))
 
 
 def find_chromium() -> str | None:

@@ -1,28 +1,28 @@
 """Presets by name, and what a base-model reference stands for.
 
-A preset name follows the notes' rule `model_method_dataset[_maxlen]_eN` and is composed from one small file each in
-`presets/models`, `presets/methods` and `presets/datasets`; a file holds only what differs from the defaults.
+A preset name follows the notes' rule `model_method_dataset[_maxlen]_eN` and is composed from small data files
+(`studio.preset_files`) by a grammar (`studio.preset_names`); each file holds only what differs from the defaults.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from studio.config import RunConfig
-from studio.schema import ConfigError, FieldError, merge, nearest
+from studio.model_cache import cached_model
+from studio.model_files import faults
+from studio.preset_files import PRESETS as PRESETS
+from studio.preset_files import Library, ModelPreset, library
+from studio.preset_names import PresetName, all_names, read_name
+from studio.schema import merge, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
-PRESETS = ROOT / "presets"
 BUILT_IN = {"crucible/ember": ROOT / "assets" / "models" / "ember"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_TAIL = re.compile(r"^(?P<dataset>.+?)(?:_(?P<length>\d+k?))?_e(?P<epochs>\d+)$")
 
 
 class ModelError(ValueError):
@@ -42,151 +42,97 @@ class ModelRef:
     local: bool
 
 
-@dataclass(frozen=True)
-class ModelPreset:
-    """One file of presets/models."""
-
-    name: str
-    title: str
-    model_name_or_path: str
-    context_length: int
-    licence: str
-    order: int
-    config: dict[str, Any]
-    methods: dict[str, dict[str, Any]]
-
-
-@cache
-def _files(kind: str) -> dict[str, dict[str, Any]]:
-    folder = PRESETS / kind
-    return {p.stem: yaml.safe_load(p.read_text(encoding="utf-8")) or {} for p in sorted(folder.glob("*.yaml"))}
-
-
 def models() -> dict[str, ModelPreset]:
     """Every model preset by name, the built-in one first."""
-    found = [
-        ModelPreset(
-            name=name,
-            title=data["title"],
-            model_name_or_path=data["model_name_or_path"],
-            context_length=data["context_length"],
-            licence=data["licence"],
-            order=data.get("order", 1000),
-            config=data.get("config", {}),
-            methods=data.get("methods", {}),
-        )
-        for name, data in _files("models").items()
-    ]
-    return {m.name: m for m in sorted(found, key=lambda m: (m.order, m.name))}
+    return library().models
 
 
 def methods() -> list[str]:
     """The names of the training methods, least memory first."""
-    return sorted(_files("methods"), key=("qlora", "lora", "full").index)
+    return list(library().methods)
 
 
 def datasets() -> list[str]:
     """The names of the datasets a preset can be composed with."""
-    return [name for name, data in _files("datasets").items() if "config" in data]
+    return list(library().datasets)
 
 
 def list_presets(pattern: str = "") -> list[str]:
-    """Every composable name at its usual three epochs that contains `pattern` (case does not matter)."""
-    names = [f"{m}_{method}_{d}_e3" for m in models() for method in methods() for d in datasets()]
-    return [name for name in names if pattern.lower() in name.lower()]
+    """Every composable name, at the usual epochs of its dataset, that contains `pattern` (case does not matter)."""
+    return [name for name in all_names(library()) if pattern.lower() in name.lower()]
 
 
-def _unknown(name: str) -> ConfigError:
-    near = nearest(name, list_presets())
-    hint = f"did you mean {near}?" if near else "`list-cfg` shows every name"
-    return ConfigError(
-        [FieldError("preset", f"there is no preset {name!r}; {hint}", "unknown", {"nearest": near or ""})]
-    )
-
-
-def _length(text: str | None) -> dict[str, Any]:
-    if not text:
-        return {}
-    number = int(text[:-1]) * 1024 if text.endswith("k") else int(text)
-    return {"data": {"max_length": number}}
-
-
-def compose(name: str) -> dict[str, Any]:
+def compose(name: str, parts: Library | None = None) -> dict[str, Any]:
     """A preset name -> nested mapping of everything it sets.
 
     Raises:
-        ConfigError: no such name (names the nearest), or an epoch count of 0.
+        ConfigError: no such name (names the nearest three), or a data file that is wrong.
     """
-    for model in sorted(models().values(), key=lambda m: -len(m.name)):
-        for method in methods():
-            head = f"{model.name}_{method}_"
-            tail = _TAIL.match(name[len(head) :]) if name.startswith(head) else None
-            if tail and tail["dataset"] in datasets():
-                return _layers(name, model, method, tail)
-    raise _unknown(name)
+    parts = parts or library()
+    return _layers(read_name(name, parts), parts)
 
 
-def _layers(name: str, model: ModelPreset, method: str, tail: re.Match[str]) -> dict[str, Any]:
-    return merge(
-        RunConfig,
-        {"name": name, "model": {"model_name_or_path": model.model_name_or_path}},
-        _files("methods")[method]["config"],
-        model.config,
-        model.methods.get(method, {}),
-        _files("datasets")[tail["dataset"]]["config"],
-        _length(tail["length"]),
-        {"train": {"num_train_epochs": float(tail["epochs"])}},
-    )
+def notes(name: str) -> tuple[str, ...]:
+    """What a preset name leaves out or cannot do here, one sentence each. Raises ConfigError as `compose`."""
+    return read_name(name, library()).notes
+
+
+def _layers(read: PresetName, parts: Library) -> dict[str, Any]:
+    """From the general to the particular: method, layer, model, dataset, then the suffixes of the name."""
+    model, method, how = read.model, read.method.name, read.dataset.preset
+    layer = parts.layers.get(how.layer or "")
+    settings: list[Mapping[str, Any]] = [
+        {"name": read.key, "model": {"model_name_or_path": model.model_name_or_path, "chat_template": model.template}},
+        read.method.config,
+        *(layer.settings(method) if layer else ()),
+        *model.settings(method),
+        *(model.xtuner.settings(method) if layer else ()),
+        read.dataset.config,
+        how.lengths.get(read.length or 0, {}),
+        {"data": {"max_length": read.length}} if read.length else {},
+        how.gpus.get(read.gpus or 0, {}),
+        layer.names.get(read.key, {}) if layer else {},
+        {"train": {"num_train_epochs": float(read.epochs)}},
+    ]
+    return merge(RunConfig, *(_with_prompts(part, parts.prompts) for part in settings))
+
+
+def _with_prompts(settings: Mapping[str, Any], prompts: Mapping[str, str]) -> dict[str, Any]:
+    """`system_prompt: NAME` in the data section and its sources becomes the system prompt of that name."""
+    result = dict(settings)
+    if "system_prompt" in result:
+        result["system"] = prompts[result.pop("system_prompt")]
+    if isinstance(result.get("data"), Mapping):
+        result["data"] = _with_prompts(result["data"], prompts)
+    if "sources" in result:
+        result["sources"] = [_with_prompts(source, prompts) for source in result["sources"]]
+    return result
+
+
+def model_named(model_name_or_path: str) -> ModelPreset | None:
+    """The preset of a model by what it is loaded from; None for models nobody described."""
+    return next((model for model in models().values() if model.model_name_or_path == model_name_or_path), None)
 
 
 def model_defaults(model_name_or_path: str, method: str) -> dict[str, Any]:
-    """What the presets set for a model and a method, leaving dataset and name to the caller; {} for unknown models."""
-    for model in models().values():
-        if model.model_name_or_path == model_name_or_path:
-            return merge(RunConfig, _files("methods")[method]["config"], model.config, model.methods.get(method, {}))
-    return merge(RunConfig, _files("methods")[method]["config"])
+    """What the presets set for a model and a method, leaving dataset and name to the caller."""
+    model, base = model_named(model_name_or_path), library().methods[method].config
+    if model is None:
+        return merge(RunConfig, base)
+    template = {"model": {"chat_template": model.template}} if model.template else {}
+    return merge(RunConfig, base, template, *model.settings(method))
 
 
 def _missing(ref: str) -> ModelError:
-    near = nearest(ref, [*BUILT_IN, *(m.model_name_or_path for m in models().values())])
+    near = nearest(ref, [*BUILT_IN, *(model.model_name_or_path for model in models().values())])
     hint = f"did you mean {near}?" if near else "give a built-in model, an existing folder or a hub id like name/model"
     return ModelError(f"model.model_name_or_path: the model folder {ref[:200]!r} does not exist", hint)
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
-    try:
-        data = json.loads((folder / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"model.model_name_or_path: {folder.name} has no {name}", "choose a folder in Hugging Face format"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model.model_name_or_path: {name} in {folder.name} cannot be read ({error})", "copy the model again"
-        ) from None
-    if not isinstance(data, dict):
-        raise ModelError(f"model.model_name_or_path: {name} in {folder.name} is not an object", "copy the model again")
-    return data
-
-
 def check_model_folder(folder: Path) -> None:
-    """Raises ModelError when a model folder lacks configuration, weights (any shard) or tokenizer."""
-    config = _read_json(folder, "config.json")
-    if "model_type" not in config and "auto_map" not in config:
-        raise ModelError(
-            f"model.model_name_or_path: config.json in {folder.name} does not say its model_type",
-            "copy the model again",
-        )
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        shards = set(_read_json(folder, index.name).get("weight_map", {}).values())
-        gone = sorted(s for s in shards if not (folder / str(s)).is_file())
-    else:
-        gone = [] if (folder / "model.safetensors").is_file() else ["model.safetensors"]
-    if gone:
-        raise ModelError(f"model.model_name_or_path: {folder.name} lacks {gone[0]}", "copy the missing file again")
-    if not any((folder / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
-        raise ModelError(f"model.model_name_or_path: {folder.name} has no tokenizer", "copy tokenizer.json beside it")
+    """Raises ModelError when a model folder cannot be used (see `studio.model_files.faults`)."""
+    for fault in faults(folder):
+        raise ModelError(f"model.model_name_or_path: {fault.message}", fault.fix)
 
 
 def resolve_model(ref: str) -> ModelRef:
@@ -202,10 +148,18 @@ def resolve_model(ref: str) -> ModelRef:
     except (OSError, ValueError):  # a NUL or an over-long name
         is_folder = exists = False
     if is_folder:
+        if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
+            raise ModelError(
+                f"model.model_name_or_path: the run {folder.name} left no model",
+                "go on from its adapter (model.adapter), merge that first, or wait until the run has finished",
+            )
         check_model_folder(folder)
         return ModelRef(ref, str(folder.resolve()), local=True)
     if exists:
         raise ModelError(f"model.model_name_or_path: {ref!r} is a file", "give the folder that holds the model")
     if ref.startswith("crucible/") or not _HUB_ID.fullmatch(ref):
         raise _missing(ref)
+    downloaded = cached_model(ref)
+    if downloaded is not None and not any(faults(downloaded)):
+        return ModelRef(ref, str(downloaded), local=True)
     return ModelRef(ref, ref, local=False)

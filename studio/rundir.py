@@ -7,6 +7,7 @@ atomically, events appended with one write per line, readers keep a byte offset.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,16 +15,18 @@ import socket
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import psutil
 from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
+from studio.chains import adapter_settings, lineage, lora_of
 from studio.config import AnyConfig, MergeConfig, RunConfig
 from studio.events import AnyEvent, Launch, RunState, Status, parse_event
 from studio.schema import ConfigError, FieldError, ModelT, build, dump_yaml, parse_yaml
 
+ConfigT = TypeVar("ConfigT", bound=RunConfig | MergeConfig)
 READ_CHUNK = 8 * 1024 * 1024
 PID_TOLERANCE_S = 2.0  # psutil's creation time is stable to a clock tick; pids are not reused this fast
 REMOTE_SILENCE_S = 120.0
@@ -98,6 +101,8 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"
+        self.self_replay_file = self.path / "self_replay.jsonl"
+        self.data_file = self.path / "data.json"
 
     @property
     def created_at(self) -> float:
@@ -233,6 +238,15 @@ class RunDir:
             "dataset": config.data.dataset,
         }
 
+    def result(self, what: Literal["adapter", "model"]) -> Path:
+        """The folder of the adapter or model this run made; the run itself while there is none."""
+        made = self.adapter if what == "adapter" else self.model
+        with contextlib.suppress(ConfigError):
+            config = self.config()
+            if what == "model" and isinstance(config, MergeConfig):
+                made = Path(config.out)
+        return made if made.is_dir() else self.path
+
     def request_stop(self) -> None:
         """Ask the engine to save and stop."""
         self.stop_file.touch()
@@ -259,6 +273,12 @@ def _absolute(reference: str) -> str:
         return reference
 
 
+def _short(base: str) -> str:
+    """A base model as part of a name; of an earlier run its name without the time."""
+    run = lineage(base)
+    return (run.partition("_")[2] or run or Path(base).name).lower()
+
+
 class Workspace:
     """The folder that holds runs, datasets and exports.
 
@@ -271,6 +291,7 @@ class Workspace:
         self.runs = self.path / "runs"
         self.datasets = self.path / "datasets"
         self.exports = self.path / "exports"
+        self.tokens = self.path / "cache" / "tokens"
         try:
             for folder in (self.runs, self.datasets, self.exports):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -304,25 +325,45 @@ class Workspace:
             return self._write_config(RunDir(path), config)
         raise WorkspaceError(f"workspace: too many runs named {name} at once")
 
-    def freeze(self, config: AnyConfig) -> AnyConfig:
-        """The configuration as it is written: named, and with absolute paths, so that it runs from anywhere."""
+    def freeze(self, config: ConfigT) -> ConfigT:
+        """The configuration as it is written: named, with absolute paths, so that it runs from anywhere.
+
+        An earlier run it starts from becomes the folder that run left; an adapter's rank and layers replace the form's.
+        """
         if isinstance(config, MergeConfig):
             paths = {name: _absolute(getattr(config, name)) for name in ("base", "adapter")}
             name = config.name or f"merge_{Path(config.out).name}"
             return config.model_copy(
                 update=paths | {"name": name, "out": str(Path(config.out).expanduser().absolute())}
             )
-        base, dataset = config.model.model_name_or_path, config.data.dataset
-        name = config.name or "_".join((Path(base).name.lower(), config.method, Path(dataset).stem))
-        if not (self.datasets / dataset).is_dir():
-            dataset = _absolute(dataset)
+        base, data = self._left(config.model.model_name_or_path, "model"), config.data
+        adapter = self._left(config.model.adapter, "adapter") if config.model.adapter else None
+        settings = adapter_settings(adapter) if adapter else None
+        sources = [source.model_copy(update={"dataset": self._found(source.dataset)}) for source in data.sources]
+        validation = self._found(data.validation_dataset) if data.validation_dataset else None
+        found = {"dataset": self._found(data.dataset), "sources": sources, "validation_dataset": validation}
         return config.model_copy(
             update={
-                "name": name,
-                "model": config.model.model_copy(update={"model_name_or_path": _absolute(base)}),
-                "data": config.data.model_copy(update={"dataset": dataset}),
+                "name": config.name or "_".join((_short(base), config.method, Path(data.dataset).stem)),
+                "model": config.model.model_copy(update={"model_name_or_path": base, "adapter": adapter}),
+                "lora": lora_of(settings, config.lora) if settings else config.lora,
+                "data": data.model_copy(update=found),
             }
         )
+
+    def _left(self, reference: str, what: Literal["adapter", "model"]) -> str:
+        """What a run (its id or directory) left behind; any other folder as its absolute path, a hub id as it is."""
+        path = Path(_absolute(reference))
+        if path.is_absolute():
+            return str(RunDir(path).result(what)) if (path / "config.yaml").is_file() else str(path)
+        try:
+            return str(self.run(reference).result(what))
+        except RunNotFound:
+            return reference
+
+    def _found(self, dataset: str) -> str:
+        """A dataset of this workspace by its name, a file or folder by its absolute path."""
+        return dataset if (self.datasets / dataset).is_dir() else _absolute(dataset)
 
     @staticmethod
     def _write_config(run: RunDir, config: AnyConfig) -> RunDir:

@@ -28,10 +28,11 @@ import psutil
 from filelock import Timeout
 
 from studio import hardware
-from studio.config import AnyConfig
+from studio.config import AnyConfig, RunConfig
 from studio.events import Launch, RunState
 from studio.presets import ROOT
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir, Workspace, write_atomic
+from studio.schema import dump_yaml
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 ENGINE = (sys.executable, "-m", "studio.engine")
@@ -181,6 +182,37 @@ def _reap(child: subprocess.Popen[bytes]) -> None:
     threading.Thread(target=child.wait, name=f"reap-{child.pid}", daemon=True).start()
 
 
+def start_counting(workspace: Workspace, config: RunConfig) -> subprocess.Popen[bytes]:
+    """Have a large dataset tokenised by a process of its own, which is returned; `estimate.plan` finds the result.
+
+    What it says goes to `counting_log`; SIGINT ends it and leaves nothing behind. Harmless to call twice: the second
+    process waits for the first and finds its work done. Raises StartRefused.
+    """
+    file = workspace.path / "cache" / "counting.yaml"
+    argv = [sys.executable, "-m", "studio.cli", "data", "preview", str(file), "--batches", "0", "--json"]
+    try:
+        file.parent.mkdir(exist_ok=True)
+        write_atomic(file, dump_yaml(config, full=True))
+        with counting_log(workspace).open("wb") as log:
+            child = subprocess.Popen(
+                [*argv, "--workspace", str(workspace.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+                env=engine_environment(),
+            )
+    except OSError as error:
+        raise StartRefused(f"the dataset cannot be counted ({error.strerror or error})") from None
+    _reap(child)
+    return child
+
+
+def counting_log(workspace: Workspace) -> Path:
+    """What the last counting process said; its last line is the reason when it failed."""
+    return workspace.path / "cache" / "counting.log"
+
+
 def stop(run: RunDir, *, stop_grace: float = STOP_GRACE_S, term_grace: float = TERM_GRACE_S) -> RunState:
     """Ask a run to save and stop, and wait until it has.
 
@@ -303,6 +335,7 @@ def start_chat_server(workspace: Workspace, base: str, adapters: dict[str, str],
     port = free_port()
     log_file = workspace.path / "chat" / f"server-{port}.log"
     argv = [*ENGINE, "serve", "--base", base, "--port", str(port), "--bits", str(bits)]
+    argv += ["--workspace", str(workspace.path)]
     for name, path in adapters.items():
         argv += ["--adapter", f"{name}={path}"]
     try:

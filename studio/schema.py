@@ -7,9 +7,11 @@ docstring and `Ui` hints are all written on the field itself, and everything els
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
@@ -17,6 +19,10 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+
+from studio.yaml_text import YamlFault, read_yaml
+
+Kind = Literal["bool", "int", "float", "str", "list", "sections", "choice"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class Ui:
     multiline: bool = False
     when: tuple[str, tuple[str, ...]] | None = None
     """(path, values): the field matters only while the field at `path` has one of `values`."""
+    spellings: tuple[tuple[str, str], ...] = ()
+    """(other name, value): names of a value that are accepted in place of it; case does not matter."""
 
 
 class Section(BaseModel):
@@ -57,15 +65,21 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 @dataclass(frozen=True)
 class FieldError:
-    """One wrong field: its dotted path, a stable code with its numbers (for translation) and an English sentence."""
+    """One wrong field: its dotted path, a stable code with its numbers (for translation) and an English sentence.
+
+    In a list of sections `path` is that of the list, `entry` the number of the entry (from 1) and `name` its field.
+    """
 
     path: str
     message: str
     code: str = "invalid"
     context: dict[str, Any] = field(default_factory=dict)
+    entry: int = 0
+    name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message}" if self.path else self.message
+        where = f"{self.path} {self.entry}, {self.name}".rstrip(", ") if self.entry else self.path
+        return f"{where}: {self.message}" if where else self.message
 
 
 class ConfigError(ValueError):
@@ -92,7 +106,9 @@ class FieldSpec:
     minimum: float | None
     maximum: float | None
     optional: bool
-    kind: Literal["bool", "int", "float", "str", "list", "choice"]
+    kind: Kind
+    item: type[BaseModel] | None = None
+    """The section each entry is made of, for a list of sections."""
 
 
 def _leaf_types(annotation: Any) -> set[Any]:
@@ -106,6 +122,11 @@ def _leaf_types(annotation: Any) -> set[Any]:
 def section_type(annotation: Any) -> type[BaseModel] | None:
     """The section class behind an annotation, or None for a leaf."""
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def entry_type(annotation: Any) -> type[BaseModel] | None:
+    """The section class of the entries of a list of sections, or None for anything else."""
+    return section_type(get_args(annotation)[0]) if get_origin(annotation) is list else None
 
 
 def _bounds(info: FieldInfo) -> tuple[float | None, float | None]:
@@ -122,8 +143,10 @@ def _choices(annotation: Any) -> tuple[str, ...] | None:
     return tuple(found) or None
 
 
-def _kind(annotation: Any) -> Literal["bool", "int", "float", "str", "list", "choice"]:
+def _kind(annotation: Any) -> Kind:
     leaves = _leaf_types(annotation) - {type(None)}
+    if entry_type(annotation):
+        return "sections"
     if _choices(annotation):
         return "choice"
     for kind, leaf in (("list", list), ("str", str), ("float", float), ("int", int), ("bool", bool)):
@@ -151,23 +174,31 @@ def _spec(prefix: str, name: str, info: FieldInfo) -> FieldSpec:
         maximum=high,
         optional=type(None) in _leaf_types(info.annotation),
         kind=_kind(info.annotation),
+        item=entry_type(info.annotation),
     )
 
 
-def walk(model: type[BaseModel], prefix: str = "") -> list[FieldSpec]:
+def walk(model: type[BaseModel]) -> list[FieldSpec]:
     """Every leaf field of `model` in declaration order, with its dotted path."""
+    return list(_walked(model, ""))
+
+
+@lru_cache(maxsize=64)  # asked at every keystroke in a form, and the classes never change
+def _walked(model: type[BaseModel], prefix: str) -> tuple[FieldSpec, ...]:
     specs: list[FieldSpec] = []
     for name, info in model.model_fields.items():
         section = section_type(info.annotation)
-        if section:
-            specs += walk(section, f"{prefix}{name}.")
-        else:
-            specs.append(_spec(prefix, name, info))
-    return specs
+        specs += _walked(section, f"{prefix}{name}.") if section else [_spec(prefix, name, info)]
+    return tuple(specs)
 
 
 def names(model: type[BaseModel]) -> dict[str, str]:
     """Every accepted spelling (dotted path, bare name, alias) -> dotted path. A clash is a programming error."""
+    return dict(_names(model))
+
+
+@lru_cache(maxsize=64)
+def _names(model: type[BaseModel]) -> dict[str, str]:
     table: dict[str, str] = {}
     for spec in walk(model):
         for spelling in {spec.path, spec.name, *spec.ui.aliases}:
@@ -213,6 +244,7 @@ def flatten(model: type[BaseModel], mapping: Mapping[Any, Any]) -> dict[str, Any
         ConfigError: unknown key (names the nearest), or one field given twice under two names.
     """
     known = names(model)
+    specs = {spec.path: spec for spec in walk(model)}
     flat: dict[str, Any] = {}
     spelled: dict[str, str] = {}
     errors: list[FieldError] = []
@@ -222,13 +254,35 @@ def flatten(model: type[BaseModel], mapping: Mapping[Any, Any]) -> dict[str, Any
             path = known[key]
         if path is None:
             errors.append(_section_or_unknown(model, f"{prefix}{key}", known))
-        elif path in flat and flat[path] != value:
+            continue
+        value = _value(specs[path], value, errors)
+        if path in flat and flat[path] != value:
             errors.append(FieldError(path, f"given twice, as {spelled[path]!r} and {key!r}; keep one", "twice"))
         else:
             flat[path], spelled[path] = value, key
     if errors:
         raise ConfigError(errors)
     return flat
+
+
+def _value(spec: FieldSpec, value: Any, errors: list[FieldError]) -> Any:
+    """A value under its canonical name; entries of a list of sections under theirs."""
+    if spec.item:
+        return _entries(spec.item, spec.path, value, errors)
+    if spec.ui.spellings and isinstance(value, str) and value not in (spec.choices or ()):
+        return {name.lower(): real for name, real in spec.ui.spellings}.get(value.strip().lower(), value)
+    return value
+
+
+def _entries(item: type[BaseModel], path: str, value: Any, errors: list[FieldError]) -> Any:
+    """The entries of a list of sections under their canonical names; what is wrong in one goes to `errors`."""
+    found: list[Any] = []
+    for number, entry in enumerate(value if isinstance(value, list | tuple) else [], 1):
+        try:
+            found.append(nest(flatten(item, entry)) if isinstance(entry, Mapping) else entry)
+        except ConfigError as error:
+            errors += [replace(one, path=path, entry=number, name=one.path) for one in error.errors]
+    return found if isinstance(value, list | tuple) else value
 
 
 def _section_or_unknown(model: type[BaseModel], key: str, known: Mapping[str, str]) -> FieldError:
@@ -260,12 +314,14 @@ _SENTENCES = {
     "float_parsing": "must be a number, like 0.0002 or 2e-4",
     "float_type": "must be a number, like 0.0002 or 2e-4",
     "int_parsing": "must be a whole number",
+    "int_parsing_size": "must be a whole number",
     "int_from_float": "must be a whole number",
     "int_type": "must be a whole number",
     "bool_parsing": "must be true or false",
     "bool_type": "must be true or false",
     "string_type": "must be text",
     "list_type": "must be a list",
+    "model_type": "must be a mapping of fields",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
     "finite_number": "must be a finite number",
@@ -274,21 +330,35 @@ _SENTENCES = {
 
 
 def _sentence(error: Mapping[str, Any]) -> FieldError:
-    code, context = str(error["type"]), {k: str(v) for k, v in (error.get("ctx") or {}).items()}
+    code = str(error["type"])
+    context = {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in (error.get("ctx") or {}).items()}
     text = _SENTENCES.get(code, str(error["msg"])).format_map({**context, "error": context.get("error", "")})
     given = error.get("input")
-    if code not in ("missing", "value_error") and isinstance(given, str | int | float):
-        text += f" (got {str(given)[:60]!r})" if isinstance(given, str) else f" (got {given})"
-    parts = [str(p) for p in error["loc"] if not (isinstance(p, str) and ("[" in p or p in ("str", "float", "int")))]
-    return FieldError(".".join(p for p in parts if not p.isdigit()), text, code, context)
+    if code not in ("missing", "value_error", "model_type") and isinstance(given, str | int | float):
+        text += f" (got {_shown(given, meant=code.endswith('_parsing'))})"
+    parts = [p for p in error["loc"] if not (isinstance(p, str) and ("[" in p or p in ("str", "float", "int")))]
+    first = next((place for place, part in enumerate(parts) if isinstance(part, int)), len(parts))
+    path, inside = ".".join(map(str, parts[:first])), ".".join(str(part) for part in parts[first + 1 :])
+    if first < len(parts) and (inside or code == "model_type"):
+        return FieldError(path, text, code, context, entry=int(parts[first]) + 1, name=inside)
+    return FieldError(path, text, code, context)
+
+
+def _shown(given: str | float, *, meant: bool) -> str:
+    """A wrong value for a sentence, with the number that was probably `meant`."""
+    if not isinstance(given, str):
+        return "a number of many digits" if isinstance(given, int) and given.bit_length() > 64 else str(given)
+    number = given.strip(" ,;，；。%").replace(",", ".")
+    likely = meant and number != given and re.fullmatch(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?", number)
+    return f"{given[:60]!r}; did you mean {number[:30]}?" if likely else repr(given[:60])
 
 
 def errors_by_field(error: ValidationError) -> list[FieldError]:
     """A pydantic ValidationError as one `FieldError` per wrong field, in plain words."""
-    seen: dict[str, FieldError] = {}
+    seen: dict[tuple[str, int, str], FieldError] = {}
     for item in error.errors(include_url=False):
-        entry = _sentence(item)
-        seen.setdefault(entry.path, entry)
+        found = _sentence(item)
+        seen.setdefault((found.path, found.entry, found.name), found)
     return list(seen.values())
 
 
@@ -311,16 +381,11 @@ def build(model: type[ModelT], mapping: Any) -> ModelT:
 
 
 def parse_yaml(text: str) -> dict[str, Any]:
-    """YAML text -> mapping (safe loader only). Raises ConfigError with the line number on a syntax error."""
+    """YAML text -> mapping. Raises ConfigError, with the line number where there is one."""
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        raise ConfigError([FieldError("", f"the YAML cannot be read{where}: {problem}", "yaml")]) from None
-    except (RecursionError, ValueError) as error:
-        raise ConfigError([FieldError("", f"the YAML cannot be read: {error}", "yaml")]) from None
+        data = read_yaml(text)
+    except YamlFault as error:
+        raise ConfigError([FieldError("", str(error), "yaml")]) from None
     if data is None:
         return {}
     if not isinstance(data, dict):
@@ -362,8 +427,8 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         if not sign or not key.strip():
             raise ConfigError([FieldError(item, "an override is written field=value, like train.learning_rate=1e-4")])
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = read_yaml(value)
+        except YamlFault:
             parsed = value
         result[key.strip()] = value if parsed is None and value.strip() not in ("null", "~") else parsed
     return result
@@ -374,6 +439,8 @@ def docs_table(model: type[BaseModel]) -> str:
     rows = ["| field | also accepted as | type | default | meaning |", "| --- | --- | --- | --- | --- |"]
     for spec in walk(model):
         kind = " \\| ".join(spec.choices) if spec.choices else spec.kind
+        if spec.item:
+            kind = f"list of: {', '.join(f'`{inner.name}`' for inner in walk(spec.item))}"
         low, high = spec.minimum, spec.maximum
         if low is not None or high is not None:
             kind += f" {'' if low is None else f'{low:g}'}…{'' if high is None else f'{high:g}'}"

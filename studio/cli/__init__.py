@@ -11,12 +11,13 @@ from studio import __version__
 from studio.events import ExitCode
 from studio.presets import ModelError
 from studio.records.errors import DataError
+from studio.remote_code import allow
 from studio.rundir import RunNotFound, WorkspaceError
 from studio.runner import StartRefused
 from studio.schema import ConfigError
 
 # Verb modules in the order of the help text; each adds its parsers with `add_parser(subparsers)`.
-VERBS = ("ui", "demo", "presets", "train", "runs", "data", "merge", "serve", "chat", "doctor")
+VERBS = ("ui", "demo", "presets", "train", "estimate", "runs", "data", "models", "merge", "serve", "chat", "doctor")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")
     arguments = build_parser().parse_args(argv)
+    if getattr(arguments, "trust_remote_code", False):
+        allow()
     try:
         return int(arguments.func(arguments))
     except (ConfigError, DataError, ModelError, RunNotFound, StartRefused, WorkspaceError) as error:

@@ -11,7 +11,7 @@ from typing import Any
 from studio import runner
 from studio.chat_client import ChatError, stream_chat
 from studio.cli.target import Target, add_target, find_target
-from studio.cli.workspace import add_workspace, open_workspace
+from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.events import ExitCode
 
 READY_POLL_S = 0.2
@@ -28,6 +28,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--seed", type=int, default=None, help="same seed, same answer")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
     parser.add_argument("--compare", action="store_true", help="ask the base model too and show both answers")
+    add_remote_code(parser)
     add_workspace(parser)
     parser.set_defaults(func=_chat)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from studio import runner
 from studio.cli.follow import follow
-from studio.cli.workspace import add_workspace, open_workspace
+from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import MergeConfig, RunConfig
 from studio.events import RunState
 from studio.rundir import RunDir, RunNotFound, Workspace
@@ -31,7 +31,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--max-shard-size", default="2GB", metavar="SIZE", help="largest weights file (default: 2GB)")
     parser.add_argument("--dtype", default="bfloat16", help="bfloat16, float16 or float32 (default: bfloat16)")
     parser.add_argument("--merge-base", default="original", help="original (default) or dequantized 4-bit weights")
+    parser.add_argument(
+        "--layout",
+        choices=("converted", "original"),
+        default="converted",
+        help="of a base that was converted (InternLM2 and others): as every tool reads it (default), or as it was",
+    )
     parser.add_argument("--json", action="store_true", help="print every event as one line of JSON")
+    add_remote_code(parser)
     add_workspace(parser)
     parser.set_defaults(func=_merge)
 
@@ -46,6 +53,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         "max_shard_size": arguments.max_shard_size,
         "dtype": arguments.dtype,
         "merge_base": arguments.merge_base,
+        "layout": arguments.layout,
         "name": f"merge_{Path(out).name}"[:120],
     }
     run = runner.create_and_start(workspace, build(MergeConfig, settings))

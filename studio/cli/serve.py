@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from studio.cli.target import add_target, find_target
-from studio.cli.workspace import add_workspace, open_workspace
+from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.events import ExitCode
 from studio.runner import engine_environment, free_port
 
@@ -20,15 +20,17 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port; the next free one is used if it is taken")
     parser.add_argument("--api-key-env", metavar="VAR", help="environment variable with the key clients must send")
+    add_remote_code(parser)
     add_workspace(parser)
     parser.set_defaults(func=_serve)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    target = find_target(open_workspace(arguments), arguments.model, arguments.adapter)
+    workspace = open_workspace(arguments)
+    target = find_target(workspace, arguments.model, arguments.adapter)
     port = free_port(arguments.port, arguments.host)
     argv = [sys.executable, "-m", "studio.engine", "serve", "--base", target.base, "--bits", str(arguments.bits)]
-    argv += ["--host", arguments.host, "--port", str(port)]
+    argv += ["--host", arguments.host, "--port", str(port), "--workspace", str(workspace.path)]
     for name, path in target.adapters.items():
         argv += ["--adapter", f"{name}={path}"]
     if arguments.api_key_env:

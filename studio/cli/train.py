@@ -9,19 +9,23 @@ from typing import Any
 
 from studio import runner
 from studio.cli.follow import follow, print_json
-from studio.cli.workspace import add_workspace, open_workspace
+from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import RunConfig
-from studio.estimate import Advice, preflight
+from studio.estimate import Advice
 from studio.events import ExitCode
+from studio.preflight import preflight
 from studio.presets import compose
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError, build, merge, parse_overrides, parse_yaml
+from studio.yaml_text import YamlFault, read_text
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
     parser = verbs.add_parser("train", help="train a configuration file or a preset")
-    parser.add_argument("config", help="a YAML file, or a preset name from list-cfg")
+    parser.add_argument(
+        "config", nargs="?", help="a YAML file, or a preset name from list-cfg; without it --set has to say everything"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -33,19 +37,24 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--work-dir", default=None, metavar="NAME", help="a name for the run")
     parser.add_argument("--detach", action="store_true", help="return as soon as the run has started")
     parser.add_argument("--json", action="store_true", help="print events (or, detached, the run) as JSON")
+    add_remote_code(parser)
     add_workspace(parser)
     parser.set_defaults(func=_train)
 
 
-def load_config(reference: str, overrides: dict[str, Any]) -> RunConfig:
-    """A file or a preset name, with overrides laid over it. Raises ConfigError."""
+def load_config(reference: str | None, overrides: dict[str, Any]) -> RunConfig:
+    """A file or a preset name, with overrides laid over it; None: the overrides alone. Raises ConfigError."""
+    if reference is None:
+        return build(RunConfig, overrides)
     path = Path(reference)
+    if path.suffix == ".py" and _is_file(path):
+        message = f"{path} is a Python file, which is never run here; turn it into YAML with `studio import-cfg {path}`"
+        raise ConfigError([FieldError("config", message)])
     if path.suffix in (".yaml", ".yml") or _is_file(path):
         try:
-            settings = parse_yaml(path.read_text(encoding="utf-8-sig"))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise ConfigError([FieldError("config", f"{path} cannot be read: {reason}; check the path")]) from None
+            settings = parse_yaml(read_text(path))
+        except YamlFault as error:
+            raise ConfigError([FieldError("config", str(error))]) from None
     else:
         settings = compose(reference)
     return build(RunConfig, merge(RunConfig, settings, overrides))

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 
-from studio.cli.workspace import add_workspace, open_workspace
+from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,6 +19,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--port", type=int, default=7860, help="first port to try; the next free one is used")
     parser.add_argument("--token", help="secret that the link carries (made up when --host is not this machine)")
     parser.add_argument("--open", action="store_true", help="open the browser")
+    add_remote_code(parser)
     add_workspace(parser)
     parser.set_defaults(func=_ui)
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from studio.presets import ROOT
+from studio.remote_code import OPTION
 from studio.rundir import Workspace
 
 
@@ -19,6 +20,14 @@ def add_workspace(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for runs, datasets and exports (default: workspace/ beside launch.py, or CRUCIBLE_WORKSPACE)",
     )
+
+
+def add_remote_code(parser: argparse.ArgumentParser) -> None:
+    """Add the option that lets models run their own code; `studio.cli.main` obeys it for every verb that has it."""
+    parser.add_argument(
+        OPTION, action="store_true", dest="trust_remote_code",
+        help="let models that need Python code of their own run it: only for models whose makers you trust",
+    )  # fmt: skip
 
 
 def workspace_path(arguments: argparse.Namespace) -> Path:

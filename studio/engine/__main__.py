@@ -1,4 +1,4 @@
-"""python -m studio.engine train RUN_DIR [--resume] | merge RUN_DIR | serve --base PATH ...
+"""python -m studio.engine train RUN_DIR [--resume] | merge RUN_DIR | fetch JOB_DIR | meter CONFIG | serve …
 
 Each verb's module is imported only when it is asked for: a run's directory shows a sign of life before torch is there.
 """
@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import sys
 
-USAGE = "usage: python -m studio.engine train RUN_DIR [--resume] | merge RUN_DIR | serve --base PATH --port N ..."
+USAGE = (
+    "usage: python -m studio.engine train RUN_DIR [--resume] | merge RUN_DIR | fetch JOB_DIR | meter CONFIG | "
+    "serve --base PATH --port N ..."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -25,6 +28,14 @@ def main(argv: list[str]) -> int:
             from studio.engine import export
 
             return export.main(run_dir)
+        case ["meter", *rest]:
+            from studio.engine import meter
+
+            return meter.main(rest)
+        case ["fetch", job_dir]:
+            from studio.engine import hub
+
+            return hub.main(job_dir)
         case ["serve", *rest]:
             from studio.engine import serve
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studio.config import RunConfig
-from studio.engine.failure import model_failure
+from studio.chains import other_base
+from studio.config import CHANGES_BASE, RunConfig
+from studio.engine.failure import EngineError, model_failure
 from studio.presets import ModelError, ModelRef, resolve_model
 from studio.rundir import RunDir
 from studio.schema import ConfigError
@@ -58,7 +60,39 @@ def open_adapter(reference: str) -> AdapterFiles:
             "Choose a LoRA or QLoRA adapter.",
             "adapter",
         )
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(CHANGES_BASE):
+        raise model_failure(
+            f"adapter: {folder.name} fits only the base weights as {start} changed them, to resume its run.",
+            "Choose the adapter that the run saved at its end, which fits the original model.",
+            "adapter",
+        )
     return AdapterFiles(folder, config, training_config(folder))
+
+
+def adapter_to_continue(config: RunConfig) -> AdapterFiles | None:
+    """The adapter a training goes on from, or None. Raises EngineError of kind model, field model.adapter."""
+    if not config.model.adapter:
+        return None
+    with continuing():
+        files = open_adapter(config.model.adapter)
+    trained_on = other_base(files.config, config.model.model_name_or_path)
+    if trained_on:
+        raise model_failure(
+            f"model.adapter: it was trained on {trained_on}, and the base model is {config.model.model_name_or_path}.",
+            f"Choose {trained_on} as the base model.",
+            "model.adapter",
+        )
+    return files
+
+
+@contextlib.contextmanager
+def continuing() -> Iterator[None]:
+    """What is wrong with an adapter is here said of the field model.adapter."""
+    try:
+        yield
+    except EngineError as error:
+        raise model_failure(f"model.{error.error.message}", error.error.hint, "model.adapter") from error
 
 
 def _folder(reference: str) -> Path:

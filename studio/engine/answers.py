@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from studio.engine.model import Precision
+from studio.engine.stopping import Endings, cut, endings
 from studio.records.chat_tokenizer import ChatTokenizer
 
 Progress = Callable[[int, int], None]
+Prompt = str | Sequence[Mapping[str, str]]
 BATCHES = ((100_000_000, 64), (2_000_000_000, 16))  # (parameters up to, prompts at once)
 LARGE_BATCH = 4
 
@@ -45,8 +47,8 @@ class Respondent:
     precision: Precision
     system: str | None = None
 
-    def answer(self, prompts: Sequence[str], max_new_tokens: int, progress: Progress | None = None) -> list[str]:
-        """One answer per prompt, in order, each at most `max_new_tokens` tokens.
+    def answer(self, prompts: Sequence[Prompt], max_new_tokens: int, progress: Progress | None = None) -> list[str]:
+        """One answer per prompt (a question, or messages that end with one), in order, of at most that many tokens.
 
         Raises DataError when the chat template refuses a prompt.
         """
@@ -65,9 +67,9 @@ class Respondent:
                     progress(start + len(chosen), len(order))
         return answers
 
-    def _encode(self, prompt: str) -> list[int]:
-        messages = [{"role": "user", "content": prompt}]
-        if self.system:
+    def _encode(self, prompt: Prompt) -> list[int]:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+        if self.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.system})
         return self.chat.encode_text(self.chat.template.render(messages, add_generation_prompt=True).text)
 
@@ -80,25 +82,26 @@ class Respondent:
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        ends = endings(self.tokenizer, self.model, self.chat.stop_words)
         device = next(self.model.parameters()).device
         output: Any = self.model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
-            generation_config=self._settings(max_new_tokens, pad),
+            generation_config=self._settings(max_new_tokens, pad, ends),
+            tokenizer=self.tokenizer,  # for the stop strings
         )
         texts = self.tokenizer.batch_decode(output[:, width:].tolist(), skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [cut(text, ends.texts).strip() for text in texts]
 
-    def _settings(self, max_new_tokens: int, pad: int) -> GenerationConfig:
-        """Greedy, whatever the model's own generation settings say; its end tokens are kept."""
-        own = self.model.generation_config.eos_token_id
-        ends = set(own if isinstance(own, list) else [own]) | {self.tokenizer.eos_token_id}
+    def _settings(self, max_new_tokens: int, pad: int, ends: Endings) -> GenerationConfig:
+        """Greedy, whatever the model's own generation settings say; its ends are kept."""
         return GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
             use_cache=True,  # the trainer has switched it off in the model's own settings
             num_beams=1,
             repetition_penalty=1.0,
             max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(end for end in ends if end is not None) or None,
+            eos_token_id=sorted(ends.tokens) or None,
+            stop_strings=list(ends.texts) or None,
             pad_token_id=pad,
         )

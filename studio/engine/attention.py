@@ -1,52 +1,26 @@
-"""Batches whose rows never see each other: padding on the right, and packed examples kept apart by position.
+"""Batches whose rows never see each other: the arrays of `studio.records.batches` as tensors, and a check of the model.
 
-Packed rows carry position numbers that start over at each example and no attention mask: transformers then builds a
-block-diagonal mask. That holds only with `use_cache=False` and only for attention layers, so `leaks` tries it out.
+Packed examples are kept apart by their positions. That holds only with `use_cache=False` and only for attention
+layers, so `leaks` tries it out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from studio.engine.data import IGNORED
-
-Row = dict[str, list[int]]
+from studio.records.batches import Row, Shape, collate
 
 
-@dataclass(frozen=True)
 class Collator:
-    """Rows of `input_ids`, `labels`, `seq_lengths` -> a batch of tensors, shape (rows, longest row).
+    """Rows of `input_ids`, `labels`, `seq_lengths` -> a batch of tensors, shape (rows, longest row)."""
 
-    `packed` rows hold several examples; `flat` joins all rows of the batch into one (what FlashAttention wants).
-    """
-
-    pad_token_id: int
-    packed: bool = False
-    flat: bool = False
+    def __init__(self, pad_token_id: int, packed: bool = False, flat: bool = False) -> None:
+        self.shape = Shape(pad_token_id, packed, flat)
 
     def __call__(self, rows: list[Row]) -> dict[str, torch.Tensor]:
-        if self.packed and self.flat:
-            rows = [{name: [value for row in rows for value in row[name]] for name in rows[0]}]
-        width = max(len(row["input_ids"]) for row in rows)
-        batch = {
-            "input_ids": _padded([row["input_ids"] for row in rows], width, self.pad_token_id),
-            "labels": _padded([row["labels"] for row in rows], width, IGNORED),
-        }
-        if self.packed:
-            positions = [[p for length in row["seq_lengths"] for p in range(length)] for row in rows]
-            # Position 0 in every padded place: each is an example of its own that nobody looks at.
-            batch["position_ids"] = _padded(positions, width, 0)
-            batch["labels"][batch["position_ids"] == 0] = IGNORED  # its predecessor belongs to another example
-        else:
-            batch["attention_mask"] = _padded([[1] * len(row["input_ids"]) for row in rows], width, 0)
-        return batch
-
-
-def _padded(rows: list[list[int]], width: int, filler: int) -> torch.Tensor:
-    return torch.tensor([row + [filler] * (width - len(row)) for row in rows])
+        return {name: torch.from_numpy(array) for name, array in collate(rows, self.shape).items()}
 
 
 def leaks(model: Any, vocabulary: int, *, flat: bool = False) -> bool:

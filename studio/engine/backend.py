@@ -9,9 +9,11 @@ from transformers import PreTrainedModel
 
 from studio.config import QuantizationSection
 from studio.engine.adapter import AdapterFiles, open_adapter, open_base
+from studio.engine.converted import ready
 from studio.engine.dialogue import BASE, Options
 from studio.engine.generation import SharedWeights, Turns, Voice
 from studio.engine.loading import Holding, adapter_tokenizer, attach, choose_holding, load_base, quiet
+from studio.engine.stopping import saved_endings
 from studio.presets import ModelRef
 
 
@@ -23,7 +25,7 @@ def open_backend(options: Options, enter: Callable[[str], None]) -> Turns:
     """
     quiet()
     enter("model")
-    ref = open_base(options.base)
+    ref = ready(open_base(options.base), options.workspace, field="base")
     files = {name: open_adapter(path) for name, path in options.adapters.items()}
     holding = _as_trained(choose_holding(options.bits, ref), files)
     model = load_base(ref, holding)
@@ -48,7 +50,9 @@ def _as_trained(holding: Holding, files: dict[str, AdapterFiles]) -> Holding:
 
 
 def _voices(ref: ModelRef, model: PreTrainedModel, files: dict[str, AdapterFiles]) -> dict[str, Voice]:
-    tuned = {name: Voice(adapter_tokenizer(ref, one.folder), model) for name, one in files.items()}
+    tuned = {
+        name: Voice(adapter_tokenizer(ref, one.folder), model, saved_endings(one.folder)) for name, one in files.items()
+    }
     base = Voice(adapter_tokenizer(ref, None), model)
     if not base.tokenizer.chat_template and tuned:  # a bare base model: asked the way its adapter was taught
         base = next(iter(tuned.values()))

@@ -15,7 +15,7 @@ from studio.config import SamplesSection
 from studio.engine.answers import Respondent
 from studio.engine.failure import NonFiniteLoss
 from studio.engine.journal import Journal
-from studio.events import LogEvent, SampleEvent, SavedEvent
+from studio.events import EvalEvent, LogEvent, SampleEvent, SavedEvent
 
 REMEMBERED_STEPS = 50
 
@@ -78,6 +78,7 @@ class Watch(TrainerCallback):
         self.trained_tokens = 0.0
         self.trained_seconds = 0.0
         self.peak_memory = 0
+        self.evaluated_at = -1
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A resumed run goes on counting where it was."""
@@ -130,6 +131,21 @@ class Watch(TrainerCallback):
             memory_bytes=memory,
             eta_seconds=self.clock.eta(state.max_steps - state.global_step),
         )
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """The loss on the validation rows."""
+        loss = (metrics or {}).get("eval_loss")
+        self.evaluated_at = state.global_step
+        self.journal.emit(EvalEvent(eval_loss=loss))
+        if loss is not None:
+            print(f"step {state.global_step}/{state.max_steps}  validation loss {loss:.4f}", flush=True)  # noqa: T201
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A checkpoint is complete."""

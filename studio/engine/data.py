@@ -1,52 +1,76 @@
-"""From the dataset of a run to what the trainer eats; reading and counting are `studio.records`' own.
+"""From the datasets of a run to what the trainer eats; reading, cutting and counting are `studio.records`' own.
 
-The form's preview runs the same code, so what is shown is what is trained.
+The form's counts and the preview run the same code, so what is shown is what is trained.
 """
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.config import RunConfig
 from studio.events import CountsEvent
 from studio.presets import ModelRef
-from studio.records import Conversation, DatasetInfo, DatasetStore, read_file
+from studio.records import DatasetInfo, DatasetStore
+from studio.records.batches import Row, Rows
 from studio.records.chat_tokenizer import ChatTokenizer
-from studio.records.counts import Numbers, Prepared, counts_of, prepare
-from studio.records.formats import ReadResult
+from studio.records.counts import Counts, Mixed, Numbers, Prepared, numbers_of, prepare
+from studio.records.errors import shown
+from studio.records.sources import Progress, Tables, fingerprint, mixed
 from studio.records.store import read_heldout, read_info
 from studio.records.template import ChatTemplate, choose_template, named_templates
+from studio.rundir import RunDir, write_atomic
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100  # the label PyTorch's cross entropy leaves out
 MAX_REASONS = 20
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset as read from disk: conversations with the run's system prompt, and what the verdict needs."""
+    """The datasets of a run as far as they are known before tokens are made.
 
-    read: ReadResult
-    conversations: list[Conversation]
+    `info` and `heldout` are those of the first dataset; `sha256` has (name, fingerprint) of each one.
+    """
+
+    store: DatasetStore
+    tables: Tables
     info: DatasetInfo | None
     heldout: list[dict[str, Any]]
-    sha256: str
+    sha256: list[tuple[str, str]]
 
 
-def read_source(config: RunConfig, datasets: Path) -> Source:
-    """The dataset of `config` (a name in the folder `datasets`, or a file). Needs no torch. Raises DataError."""
-    rows_file = DatasetStore(datasets).resolve(config.data.dataset)
-    read = read_file(rows_file)
-    chosen = read.conversations[: config.data.max_samples]
-    conversations = [conversation.with_system(config.data.system) for conversation in chosen]
-    sha256 = hashlib.sha256(rows_file.read_bytes()).hexdigest()
-    return Source(read, conversations, read_info(rows_file), read_heldout(rows_file), sha256)
+def find_source(config: RunConfig, workspace: Path) -> Source:
+    """The datasets of `config`, all of them found. Needs no torch. Raises DataError."""
+    store = DatasetStore(workspace / "datasets")
+    names = [section.dataset for section in config.data.all_sources]
+    names += [config.data.validation_dataset] if config.data.validation_dataset else []
+    paths = {name: store.resolve(name) for name in names}
+    first = paths[config.data.dataset]
+    return Source(
+        store=store,
+        tables=Tables(workspace / "cache" / "tokens"),
+        info=read_info(first),
+        heldout=read_heldout(first),
+        sha256=[(name, fingerprint(path)) for name, path in paths.items()],
+    )
+
+
+def changed_since_start(run: RunDir, source: Source) -> list[str]:
+    """Sentences about datasets that are not what they were when the run began, which is remembered in it."""
+    try:
+        known = dict(json.loads(run.data_file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        write_atomic(run.data_file, json.dumps(source.sha256))
+        return []
+    changed = [shown(name, 100) for name, found in source.sha256 if known.get(name, found) != found]
+    return [
+        f"{name} was changed after this run began. From here on the run trains on its new rows." for name in changed
+    ]
 
 
 def chat_tokenizer(ref: ModelRef, tokenizer: PreTrainedTokenizerBase | None, template: str | None) -> ChatTokenizer:
@@ -60,43 +84,47 @@ def chat_tokenizer(ref: ModelRef, tokenizer: PreTrainedTokenizerBase | None, tem
         return ChatTokenizer.from_folder(folder, template)
     if tokenizer is None:
         raise ValueError("a model that is not a folder needs its tokenizer loaded first")
-    source = choose_template(named_templates(tokenizer.chat_template), template, ref.ref)
+    chosen = choose_template(named_templates(tokenizer.chat_template), template, ref.ref)
     specials = {name: str(text) for name, text in tokenizer.special_tokens_map.items()}
-    return ChatTokenizer(tokenizer.backend_tokenizer, ChatTemplate(source, specials))
+    return ChatTokenizer(tokenizer.backend_tokenizer, ChatTemplate(chosen.source, specials, chosen.stop_words))
 
 
-def prepared(source: Source, chat: ChatTokenizer, numbers: Numbers) -> tuple[Prepared, CountsEvent]:
-    """The examples to train on, and what became of the rows on the way. Raises DataError when nothing is left."""
-    examples = prepare(source.conversations, chat.encode, numbers, source.read.rows)
-    counts = counts_of(examples, numbers)
-    skipped = [*source.read.skipped, *examples.dropped]
+def read_tables(config: RunConfig, source: Source, chat: ChatTokenizer, progress: Progress) -> Prepared:
+    """All sources as tokens, from the cache where they are there, mixed and packed. Raises DataError."""
+    training, validation = mixed(config.data, source.store, chat, source.tables, progress)
+    return prepare(training, numbers_of(config), validation)
+
+
+def with_replay(prepared: Prepared, replay: Mixed, numbers: Numbers) -> Prepared:
+    """The same with the base model's own answers mixed in; none of them is kept for validation."""
+    return prepare((*prepared.sources, replace(replay, validated=False)), numbers, prepared.validation_sources)
+
+
+def sentences(prepared: Prepared) -> list[str]:
+    """What should be said about the data: notes of the files, rows left out."""
+    return [note for source in prepared.sources for note in source.table.facts.notes]
+
+
+def counts_event(counts: Counts, prepared: Prepared) -> CountsEvent:
+    """What became of the rows on the way, with the first reasons."""
+    skipped = [item for source in prepared.sources for item in source.table.facts.reasons] + prepared.dropped
     reasons = [f"row {item.row}: {item.reason}" for item in skipped[:MAX_REASONS]]
-    unread = len(source.read.conversations) - len(source.conversations)
-    event = CountsEvent(
-        **asdict(counts)
-        | {
-            "rows_read": source.read.rows_read - unread,
-            "rows_skipped": len(skipped),
-            "skipped": reasons,
-        }
-    )
-    return examples, event
+    return CountsEvent(**asdict(counts), skipped=reasons)
 
 
-def training_rows(examples: Prepared) -> Dataset:
-    """One row per pack: `input_ids`, `labels` (-100 where no loss is taken) and `seq_lengths` of its examples."""
+def dataset_of(rows: Rows) -> Dataset:
+    """Rows as the trainer wants them. Only their numbers are held; the tokens are read when a batch is made."""
     from datasets import Dataset
 
-    rows: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "seq_lengths": []}
-    for pack in examples.packs:
-        members = [examples.examples[index] for index in pack]
-        rows["input_ids"].append([token for member in members for token in member.ids])
-        rows["labels"].append(
-            [
-                token if flag else IGNORED
-                for member in members
-                for token, flag in zip(member.ids, member.mask, strict=True)
-            ]
-        )
-        rows["seq_lengths"].append([len(member.ids) for member in members])
-    return Dataset.from_dict(rows)
+    def fetch(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        found: list[Row] = [rows[number] for number in batch["row"]]
+        return {name: [row[name] for row in found] for name in ("input_ids", "labels", "seq_lengths")}
+
+    numbered = Dataset.from_dict({"row": range(len(rows))})
+    numbered.set_transform(fetch)
+    return numbered
+
+
+def highest_token(prepared: Prepared) -> int:
+    """The largest token id there is."""
+    return max(int(source.table.ids.max(initial=0)) for source in prepared.sources)

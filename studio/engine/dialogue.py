@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from studio.presets import ROOT
+
 BASE = "base"  # the model name under which all adapters are off
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -14,7 +16,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class Options:
-    """What to serve, and where. `adapters` maps model names to folders."""
+    """What to serve, and where. `adapters` maps model names to folders; `workspace` keeps converted models."""
 
     base: str
     adapters: dict[str, str]
@@ -23,6 +25,7 @@ class Options:
     bits: int
     status: Path | None
     api_key: str | None
+    workspace: Path = ROOT / "workspace"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from studio.engine.converted import write_back
 from studio.engine.failure import EngineError, explain
 from studio.engine.journal import Journal, supervise
 from studio.engine.mergeplan import Plan, free_name, make_plan, taken_already
@@ -31,14 +32,17 @@ def merge_run(journal: Journal) -> RunState:
     """The whole merge. Raises EngineError with everything a person needs, StopRequested when asked to stop."""
     journal.begin()
     with _memory_and_disk_named():
-        plan = make_plan(journal.run)
+        plan = make_plan(journal.run, lambda done, total: journal.progress(done, total, "tensors converted"))
         started = time.time()
         with _working_folder(plan, journal):
             journal.phase("load", f"{plan.base.ref}, {plan.adapter.folder.name}")
             from studio.engine import merge, proof  # seconds to import
 
             merged = merge.build(plan, journal)
-            report = proof.prove(plan, merged, journal)
+            report = proof.prove(plan, merged, journal) | ({"layout": plan.layout} if plan.layout else {})
+            if plan.config.layout == "original" and plan.original and report["proof"]["passed"]:
+                journal.phase("save", plan.layout)
+                write_back(plan.original, plan.work)
             journal.interruptible = False  # from here on it is done; a late stop must not call it stopped
             return _settle(plan, report | {"seconds": round(time.time() - started, 1)}, journal)
 

@@ -90,10 +90,10 @@ def _ours(error: BaseException) -> tuple[RunError, ExitCode] | None:
 
 
 def _data(error: DataError) -> RunError:
+    message = f"{error.field}: {error.message.removeprefix(f'{error.field}: ')}"
     if error.field.startswith("model."):  # the chat template and the tokenizer are read by the same package
-        return RunError(kind="model", message=f"{error.field}: {error.message}", field=error.field)
-    hint = "Correct the data and start a new run."
-    return RunError(kind="data", message=f"{error.field}: {error.message}", hint=hint, field=error.field)
+        return RunError(kind="model", message=message, field=error.field)
+    return RunError(kind="data", message=message, hint="Correct the data and start a new run.", field=error.field)
 
 
 def model_failure(message: str, hint: str, field: str = "model.model_name_or_path") -> EngineError:

@@ -19,6 +19,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from studio.engine.dialogue import Busy, Piece, PromptError, Sampling, Turn, UnknownModel
 from studio.engine.failure import explain, model_failure
+from studio.engine.stopping import Endings, endings
 from studio.events import ExitCode
 
 PREFILL = 256  # prompt tokens read per turn: a long prompt does not silence the other answers
@@ -27,11 +28,17 @@ UNFINISHED = "\ufffd"  # what a decoder shows for bytes that are not (yet) a cha
 
 
 class Voice:
-    """How one model name reads and writes: tokenizer, chat template, and the tokens that end an answer."""
+    """How one model name reads and writes: tokenizer, chat template, and the tokens and texts that end an answer.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    `saved` are the endings an adapter brings beside those of its base model.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, saved: Endings | None = None
+    ) -> None:
         self.tokenizer = tokenizer
-        self.ends = end_tokens(tokenizer, model)
+        found = endings(tokenizer, model) | (saved or Endings())
+        self.ends, self.stops = found.tokens, found.texts
         self.context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
 
     def render(self, turns: Sequence[Turn]) -> list[int]:
@@ -50,30 +57,6 @@ class Voice:
                 "clear the chat or shorten the message"
             )
         return ids
-
-
-def end_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> frozenset[int]:
-    """Tokens after which an answer is over: what model and tokenizer say, and what the chat template really puts.
-
-    Many a model's eos token ends a document, while its turns end with another one.
-    """
-    named = [model.config.get_text_config().eos_token_id, tokenizer.eos_token_id]
-    named.append(getattr(model.generation_config, "eos_token_id", None))
-    found = {int(i) for item in named if item is not None for i in (item if isinstance(item, list) else [item])}
-    return frozenset(found | _turn_end(tokenizer))
-
-
-def _turn_end(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    if not tokenizer.chat_template:
-        return set()
-    talk = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "Zebra"}]
-    try:
-        text = str(tokenizer.apply_chat_template(talk, tokenize=False))
-    except Exception:  # a template that wants other roles; eos has to do
-        return set()
-    tail = tokenizer(text.rpartition("Zebra")[2], add_special_tokens=False)["input_ids"]
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return {tail[0]} & special if tail else set()
 
 
 class Sampler:
@@ -177,7 +160,7 @@ class Answer:
         self.cache: Any = None
         self.sampler = Sampler(sampling, prompt)
         self.text = TextStream(voice.tokenizer)
-        self.stops = StopStrings(sampling.stop)
+        self.stops = StopStrings([*sampling.stop, *voice.stops])
         self.room = min(sampling.max_tokens, voice.context - len(prompt))
         self.cancelled = threading.Event()
         self.computed = 0

@@ -23,6 +23,7 @@ from studio.engine.failure import EngineError, explain, model_failure
 from studio.engine.model import Precision, keep_weights_unpacked, quantization
 from studio.events import RunError
 from studio.presets import ModelError, ModelRef
+from studio.remote_code import allowed
 
 SMALL_PARAMETERS = 1_000_000_000  # below, float32 is the fastest on a CPU and fits everywhere
 _MODELS: Any = AutoModelForCausalLM  # the libraries' own types are too loose to be checked against
@@ -73,9 +74,9 @@ def _without_field(message: str) -> str:
 
 def count_parameters(ref: ModelRef) -> int:
     """Parameters of a model, from its configuration alone (shared ones once)."""
-    config = AutoConfig.from_pretrained(ref.path_or_id, local_files_only=ref.local)
+    config = AutoConfig.from_pretrained(ref.path_or_id, local_files_only=ref.local, trust_remote_code=allowed())
     with torch.device("meta"):
-        model = _MODELS.from_config(config)
+        model = _MODELS.from_config(config, trust_remote_code=allowed())
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -100,6 +101,7 @@ def load_base(ref: ModelRef, holding: Holding, field: str = "base", device: str 
     """
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     arguments: dict[str, Any] = {"dtype": holding.dtype, "local_files_only": ref.local, "output_loading_info": True}
+    arguments["trust_remote_code"] = allowed()
     if place == "cuda":
         arguments["device_map"] = "auto"
     elif holding.bits in (4, 8):
@@ -129,7 +131,7 @@ def _check_complete(info: Mapping[str, Any], field: str) -> None:
 def load_tokenizer(folder: str, *, local: bool = True, field: str = "base") -> PreTrainedTokenizerBase:
     """A tokenizer that neither pads nor cuts, whatever state it was saved in."""
     with blaming(field):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local, trust_remote_code=allowed())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         backend.no_padding()
@@ -152,7 +154,7 @@ def attach(model: PreTrainedModel, adapters: Mapping[str, AdapterFiles]) -> PreT
                 wrapped = PeftModel.from_pretrained(model, str(files.folder), adapter_name=name)
             else:
                 wrapped.load_adapter(str(files.folder), adapter_name=name)
-        _check_all_layers(wrapped, name, files)
+        check_all_layers(wrapped, name, files)
     return wrapped.eval()  # type: ignore[no-any-return]
 
 
@@ -204,8 +206,8 @@ def _sizes(module: torch.nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _check_all_layers(model: torch.nn.Module, name: str, files: AdapterFiles) -> None:
-    """PEFT leaves a layer without tensors untrained, in silence."""
+def check_all_layers(model: torch.nn.Module, name: str, files: AdapterFiles) -> None:
+    """PEFT leaves a layer without tensors untrained, in silence. Raises EngineError of kind model."""
     given = {match["module"] for key in tensor_shapes(files) if (match := _LORA_KEY.fullmatch(key))}
     for full_name, module in model.named_modules():
         sides = getattr(module, "lora_A", {})

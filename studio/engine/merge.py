@@ -20,6 +20,7 @@ from studio.engine.journal import Journal
 from studio.engine.loading import Holding, adapter_tokenizer, attach, blaming, count_parameters, load_base, quiet
 from studio.engine.mergeplan import Plan
 from studio.engine.proof import Merged, ask, probe_prompts, probe_weights
+from studio.engine.stopping import add_to_saved, saved_endings
 
 NAME = "merging"
 _SETTINGS: Any = GenerationConfig
@@ -133,7 +134,10 @@ def _bad_shard_size(plan: Plan, error: ValueError) -> EngineError:
 
 
 def _copy_generation_config(plan: Plan, settings: GenerationConfig | None) -> None:
-    """The base's own file as it is: transformers refuses to write some that it reads without complaint."""
+    """The base's own file: transformers refuses to write some that it reads without complaint.
+
+    Added is what ended the answers the adapter was trained on.
+    """
     source = cached_file(
         plan.base.path_or_id,
         "generation_config.json",
@@ -145,6 +149,7 @@ def _copy_generation_config(plan: Plan, settings: GenerationConfig | None) -> No
         shutil.copyfile(source, plan.work / "generation_config.json")
     elif settings is not None:
         settings.save_pretrained(plan.work)
+    add_to_saved(plan.work, saved_endings(plan.adapter.folder))
 
 
 def model_card(plan: Plan) -> str:
@@ -165,6 +170,7 @@ def model_card(plan: Plan) -> str:
         f"`{base}` with a LoRA adapter merged into it by Crucible {__version__} on {time.strftime('%Y-%m-%d')}.",
         "",
         f"* Merged into {made_from[plan.config.merge_base]}, saved as {plan.config.dtype}.",
+        *([f"* Layout: {plan.layout}."] if plan.layout else []),
         f"* Adapter: rank {plan.adapter.config.get('r')}, alpha {plan.adapter.config.get('lora_alpha')}.",
         *([f"* Training: {trained.method}, dataset `{Path(trained.data.dataset).name}`."] if trained else []),
         "",

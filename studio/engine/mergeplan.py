@@ -10,6 +10,7 @@ from typing import Any
 
 from studio.config import MergeConfig
 from studio.engine.adapter import AdapterFiles, open_adapter, open_base
+from studio.engine.converted import Original, Progress, find_original, ready
 from studio.engine.failure import EngineError, model_failure
 from studio.events import ErrorKind, RunError
 from studio.presets import ModelRef
@@ -21,17 +22,31 @@ SPARE_BYTES = 64 * 2**20  # tokenizer, model card, and room for the disk to brea
 
 @dataclass(frozen=True)
 class Plan:
-    """A merge that can begin: inputs checked, `out` free, `work` the folder beside it that is filled first."""
+    """A merge that can begin: inputs checked, `out` free, `work` the folder beside it that is filled first.
+
+    `original` is where the base was converted from, if it was.
+    """
 
     config: MergeConfig
     base: ModelRef
     adapter: AdapterFiles
     out: Path
     work: Path
+    original: Original | None = None
+
+    @property
+    def layout(self) -> str:
+        """What the weights are written as, for people; empty where there is nothing to say."""
+        if self.original is None:
+            return ""
+        family = self.original.layout.family
+        if self.config.layout == "original":
+            return f"the original layout of {family.title}"
+        return f"{family.becomes}, converted from the layout of {family.title}"
 
 
-def make_plan(run: RunDir) -> Plan:
-    """Check base, adapter, goal and disk.
+def make_plan(run: RunDir, progress: Progress | None = None) -> Plan:
+    """Check base, adapter, goal and disk; convert the base if its layout is not the library's.
 
     Raises:
         EngineError: kind model (base, adapter), config (out) or disk (out), naming the field.
@@ -41,11 +56,17 @@ def make_plan(run: RunDir) -> Plan:
     if not isinstance(config, MergeConfig):
         raise refused("config", "kind", f"run {run.id} is a training, not a merge.", "Start it with train.")
     base = open_base(config.base)
+    original = find_original(base, "base")
+    if config.layout == "original" and original is None:
+        sentence = f"layout: {Path(base.ref).name} is in the standard layout already; there is no other."
+        raise refused("config", "layout", sentence, "Choose converted.")
     adapter = open_adapter(config.adapter)
     out = _goal(config.out)
     work = out.parent / f".merge-{run.id}"
-    _check_disk(out, _expected_bytes(base, config))
-    return Plan(config, base, adapter, out, work)
+    base = ready(base, run.path.parent.parent, progress, "base")
+    copies = 2 if config.layout == "original" else 1
+    _check_disk(out, copies * _expected_bytes(base, config))
+    return Plan(config, base, adapter, out, work, original)
 
 
 def _goal(text: str) -> Path:

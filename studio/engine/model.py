@@ -26,10 +26,11 @@ from transformers import (
     set_seed,
 )
 
-from studio.config import LoraSection, QuantizationSection, RunConfig
+from studio.config import CHANGES_BASE, LoraSection, QuantizationSection, RunConfig
 from studio.engine.failure import EngineError, explain, model_failure
 from studio.events import ExitCode, RunError
 from studio.presets import ModelRef
+from studio.remote_code import NO_CODE, allowed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,6 +61,8 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     precision: Precision
     saved_dtype: torch.dtype
+    start: dict[str, torch.Tensor] | None = None
+    """The adapter before the first step, where the base weights were changed to make room for it (PiSSA, OLoRA)."""
 
     @property
     def vocabulary(self) -> int:
@@ -68,24 +71,27 @@ class Loaded:
 
 
 def load(config: RunConfig, ref: ModelRef) -> Loaded:
-    """The base model of `config`, with its adapter.
+    """The base model of `config`, with a new adapter unless it goes on from one (`studio.engine.continuing`).
 
     Raises:
         EngineError: kind model (folder, architecture, weights, tokenizer, template) or config (dtype, LoRA targets).
     """
     precision = choose_precision(config.model.dtype, ref)
     with _faults_named(ref):
-        found = AutoConfig.from_pretrained(ref.path_or_id, local_files_only=ref.local)
+        found = AutoConfig.from_pretrained(ref.path_or_id, local_files_only=ref.local, trust_remote_code=allowed())
         _check_causal(found, ref)
-        tokenizer = AutoTokenizer.from_pretrained(ref.path_or_id, local_files_only=ref.local)
+        tokenizer = AutoTokenizer.from_pretrained(
+            ref.path_or_id, local_files_only=ref.local, trust_remote_code=allowed()
+        )
         model = _load_weights(config, ref, precision)
     keep_weights_unpacked(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     saved_dtype = getattr(found, "dtype", None) or torch.float32
-    if config.method != "full":
-        return Loaded(ref, add_adapter(model, config.lora, config.train.seed), tokenizer, precision, saved_dtype)
-    return Loaded(ref, model, tokenizer, precision, saved_dtype)
+    if config.method == "full" or config.model.adapter:
+        return Loaded(ref, model, tokenizer, precision, saved_dtype)
+    adapted = add_adapter(model, config.lora, config.train.seed)
+    return Loaded(ref, adapted, tokenizer, precision, saved_dtype, _start(adapted, config.lora))
 
 
 def choose_precision(wanted: str, ref: ModelRef) -> Precision:
@@ -136,7 +142,7 @@ def _loading_failure(ref: ModelRef, error: Exception) -> EngineError:
     if "trust_remote_code" in text or "custom code" in text:
         return model_failure(
             f"model.model_name_or_path: {name} needs Python code of its own, which is not run.",
-            "Choose a model of a standard architecture, for example a Qwen, Llama or Mistral model.",
+            f"{NO_CODE}.",
         )
     if isinstance(error, ImportError):
         first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
@@ -158,7 +164,8 @@ def _loading_failure(ref: ModelRef, error: Exception) -> EngineError:
 
 
 def _check_causal(found: Any, ref: ModelRef) -> None:
-    if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    own = allowed() and "AutoModelForCausalLM" in (getattr(found, "auto_map", None) or {})
+    if type(found) not in MODEL_FOR_CAUSAL_LM_MAPPING and not own:
         raise model_failure(
             f"model.model_name_or_path: {Path(ref.ref).name} is no text-generating language model "
             f"(its type is {found.model_type}).",
@@ -169,6 +176,7 @@ def _check_causal(found: Any, ref: ModelRef) -> None:
 def _load_weights(config: RunConfig, ref: ModelRef, precision: Precision) -> PreTrainedModel:
     loader: Any = AutoModelForCausalLM
     arguments: dict[str, Any] = {"local_files_only": ref.local, "output_loading_info": True}
+    arguments["trust_remote_code"] = allowed()
     # Every weight trained: float32 master weights under autocast. Frozen weights need no more than 16 bits.
     arguments["dtype"] = torch.float32 if config.method == "full" else precision.dtype
     if config.model.attn_implementation != "auto":
@@ -215,15 +223,45 @@ def add_adapter(model: PreTrainedModel, section: LoraSection, seed: int) -> Peft
     from peft import LoraConfig, get_peft_model
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    values = section.model_dump() | {"target_modules": target_modules(section.target_modules)}
+    values = section.model_dump() | {
+        "target_modules": target_modules(section.target_modules),
+        "modules_to_save": _whole_layers(model, section.modules_to_save) or None,
+        "init_lora_weights": True if section.init_lora_weights == "default" else section.init_lora_weights,
+    }
     set_seed(seed)
     try:
         wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **values))
     except ValueError as error:
+        if "lora_dropout" in str(error):
+            reason = "experts that share one weight cannot have an adapter with dropout"
+            raise _lora_failure(reason, "lora.lora_dropout", "Set it to 0.") from error
         raise _lora_failure(" ".join(str(error).split())[:300]) from error
     if isinstance(wrapped.get_output_embeddings(), BaseTunerLayer):
         raise _lora_failure("an adapter on the output layer (lm_head) is not supported")
     return wrapped
+
+
+def _whole_layers(model: PreTrainedModel, names: list[str]) -> list[str]:
+    """The full names of the layers meant: PEFT takes a name for any ending, passes over one that no layer has, and
+    trips over layers packed in 4 bits."""
+    chosen: list[str] = []
+    for name in names:
+        found = {path: layer for path, layer in model.named_modules() if f".{path}".endswith(f".{name}")}
+        packed = any(not weight.is_floating_point() for layer in found.values() for weight in layer.parameters())
+        if packed or not found:
+            reason = f"{name} is packed in 4 bits and cannot be trained" if packed else f"the model has no layer {name}"
+            hint = "Name layers such as embed_tokens, lm_head or a norm, or choose the method lora."
+            raise _lora_failure(reason, "lora.modules_to_save", hint)
+        chosen += found
+    return chosen
+
+
+def _start(model: PeftModel, section: LoraSection) -> dict[str, torch.Tensor] | None:
+    if section.init_lora_weights not in CHANGES_BASE:
+        return None
+    from peft import get_peft_model_state_dict
+
+    return {name: value.detach().cpu().clone() for name, value in get_peft_model_state_dict(model).items()}
 
 
 def target_modules(value: str | list[str]) -> str | list[str]:
@@ -233,12 +271,8 @@ def target_modules(value: str | list[str]) -> str | list[str]:
     return [name for name in re.split(r"[,\s]+", value) if name]
 
 
-def _lora_failure(reason: str) -> EngineError:
-    return EngineError(
-        RunError(
-            kind="config",
-            message=f"lora.target_modules: {reason}.",
-            hint="Use all-linear, or names of layers this model has, such as q_proj, v_proj.",
-            field="lora.target_modules",
-        )
-    )
+_TARGETS = "Use all-linear, or names of layers this model has, such as q_proj, v_proj."
+
+
+def _lora_failure(reason: str, field: str = "lora.target_modules", hint: str = _TARGETS) -> EngineError:
+    return EngineError(RunError(kind="config", message=f"{field}: {reason}.", hint=hint, field=field))

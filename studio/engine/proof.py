@@ -122,7 +122,12 @@ def _write(model: Any, voice: Voice, prompt: list[int]) -> list[int]:
     settings = _SETTINGS(
         do_sample=False, max_new_tokens=ANSWER_TOKENS, eos_token_id=ends or None, pad_token_id=ends[0] if ends else 0
     )
-    output = model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), generation_config=settings)
+    output = model.generate(
+        input_ids=inputs,
+        attention_mask=torch.ones_like(inputs),
+        generation_config=settings,
+        tokenizer=voice.tokenizer,  # in case the model's own settings have stop strings
+    )
     return [token for token in output[0, len(prompt) :].tolist() if token not in voice.ends]
 
 

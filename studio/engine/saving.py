@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
+from studio.chains import lineage
 from studio.config import RunConfig
+from studio.engine.best import Ending
+from studio.engine.converted import layout_note
 from studio.engine.model import Loaded
 from studio.events import SavedEvent
 from studio.rundir import RunDir, write_atomic
@@ -45,14 +50,18 @@ def rewrite_card(run: RunDir, config: RunConfig, card: str) -> None:
     write_atomic((run.model if config.method == "full" else run.adapter) / CARD, card)
 
 
-def model_card(config: RunConfig, dataset_sha256: str, steps: int, summary: str = "") -> str:
-    """Markdown: base model, method, data fingerprint, steps, verdict and the complete configuration."""
+def model_card(config: RunConfig, datasets: Sequence[tuple[str, str]], ending: Ending, summary: str = "") -> str:
+    """Markdown: base model, method, (name, SHA-256) of each dataset, ending, verdict and the complete configuration."""
     library = "transformers" if config.method == "full" else "peft"
+    layout = layout_note(config.model.model_name_or_path)
     facts = (
         f"Base model: `{_plain(config.model.model_name_or_path)}`",
+        *([layout] if layout else []),
+        *(f"Continued from: `{_plain(run)}`" for run in continued_from(config)),
         f"Method: {config.method}",
-        f"Dataset: `{_plain(config.data.dataset)}`, SHA-256 `{dataset_sha256}`",
-        f"Optimizer updates: {steps}",
+        *(f"Dataset: `{_plain(name)}`, SHA-256 `{sha256}`" for name, sha256 in datasets),
+        f"Optimizer updates: {ending.steps}",
+        *ending.sentences,
     )
     parts = [
         f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n---",
@@ -62,6 +71,13 @@ def model_card(config: RunConfig, dataset_sha256: str, steps: int, summary: str 
         f"## Configuration\n\n~~~~yaml\n{dump_yaml(config, full=True)}~~~~",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def continued_from(config: RunConfig) -> list[str]:
+    """The runs whose adapter or model this one started from; of an adapter that lies in no run, its folder's name."""
+    adapter = config.model.adapter
+    found = [lineage(config.model.model_name_or_path), adapter and (lineage(adapter) or Path(adapter).name)]
+    return [run for run in found if run]
 
 
 def _plain(text: str) -> str:
@@ -74,10 +90,26 @@ def _save_adapter(loaded: Loaded, folder: Path, base: str) -> None:
     path = settings.base_model_name_or_path
     settings.base_model_name_or_path = base
     try:
-        # "auto" would ask the hub about the base model
-        loaded.model.save_pretrained(folder, save_embedding_layers=False)
+        with _start_as_files(loaded) as start:
+            # "auto" would ask the hub about the base model
+            loaded.model.save_pretrained(
+                folder, save_embedding_layers=False, path_initial_model_for_weight_conversion=start
+            )
     finally:
         settings.base_model_name_or_path = path
+
+
+@contextlib.contextmanager
+def _start_as_files(loaded: Loaded) -> Iterator[str | None]:
+    """Where PEFT reads what a changed base has lost to the adapter, so that what it saves fits the original."""
+    if loaded.start is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        start = Path(folder) / "start"  # PEFT takes the last part for an adapter's name
+        start.mkdir()
+        save_file(loaded.start, start / "adapter_model.safetensors")
+        yield str(start)
 
 
 def _save_model(loaded: Loaded, folder: Path) -> None:

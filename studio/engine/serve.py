@@ -28,6 +28,7 @@ from studio.engine.chat_api import LOOPBACK, ApiError, Service, build_app
 from studio.engine.dialogue import BASE, Backend, Options
 from studio.engine.failure import explain
 from studio.events import ExitCode, RunError
+from studio.presets import ROOT
 from studio.rundir import write_atomic
 
 FAILURE_LINGER_S = 5.0  # a failed server stays to tell why, until it was asked or so long
@@ -123,6 +124,7 @@ def parse(argv: list[str]) -> tuple[Options, bool]:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True, help="0: any free one (see --status)")
     parser.add_argument("--bits", type=int, choices=(4, 8, 16, 32), default=16, help="bits per weight of the base")
+    parser.add_argument("--workspace", type=Path, default=ROOT / "workspace", help="where converted models are kept")
     parser.add_argument("--status", type=Path, help="file that says how far loading is")
     parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
     parser.add_argument("--api-key-env", metavar="VAR", help="environment variable with the key clients must send")
@@ -133,7 +135,8 @@ def parse(argv: list[str]) -> tuple[Options, bool]:
     if key == "":
         parser.error(f"--api-key-env: the environment variable {given.api_key_env} is not set")
     adapters = _adapters(parser, given.adapter)
-    return Options(given.base, adapters, given.host, given.port, given.bits, given.status, key), given.exit_with_stdin
+    options = Options(given.base, adapters, given.host, given.port, given.bits, given.status, key, given.workspace)
+    return options, given.exit_with_stdin
 
 
 def _adapters(parser: argparse.ArgumentParser, given: list[str]) -> dict[str, str]:

@@ -13,29 +13,45 @@ import os
 import sys
 import time
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio import hardware
 from studio.checkpoints import last_checkpoint, remove_torn, step_of
 from studio.config import RunConfig
-from studio.engine.data import Source, chat_tokenizer, prepared, read_source, training_rows
+from studio.engine.adapter import AdapterFiles, adapter_to_continue
+from studio.engine.converted import ready
+from studio.engine.data import (
+    Source,
+    changed_since_start,
+    chat_tokenizer,
+    counts_event,
+    find_source,
+    highest_token,
+    read_tables,
+    sentences,
+    with_replay,
+)
 from studio.engine.failure import EngineError, model_failure
 from studio.engine.journal import Journal, supervise
 from studio.engine.verdict import Probes, answers_before, before_after, choose_probes, judge
-from studio.events import CountsEvent, ExitCode, RunError, RunState
+from studio.estimate import self_replay_rows
+from studio.events import ExitCode, RunError, RunState
 from studio.presets import ModelRef, resolve_model
 from studio.records import DataError
 from studio.records.chat_tokenizer import ChatTokenizer
-from studio.records.counts import Prepared, numbers_of
+from studio.records.counts import Counts, Prepared, counts_of, numbers_of, unpacked
 from studio.rundir import RunDir, write_atomic
 from studio.schema import ConfigError, FieldError
 
 if TYPE_CHECKING:
     from studio.engine.answers import Respondent
+    from studio.engine.best import Ending
     from studio.engine.callbacks import Watch
     from studio.engine.model import Loaded
+    from studio.engine.trainer import Trainer
 
 BASE_ANSWERS = "base_answers.json"
 SHORTEST_LIMIT = 64  # tokens an answer to a probe may have at least
@@ -43,12 +59,17 @@ SHORTEST_LIMIT = 64  # tokens an answer to a probe may have at least
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run starts from, checked as far as that goes without torch. `checkpoint`: where it continues."""
+    """What a run starts from, checked as far as that goes without torch. `checkpoint`: where it is resumed.
+
+    `chat` is None when the tokenizer is not on this machine yet.
+    """
 
     config: RunConfig
     ref: ModelRef
     source: Source
+    chat: ChatTokenizer | None
     checkpoint: Path | None
+    adapter: AdapterFiles | None
 
 
 def main(run_dir: str, resume: bool = False) -> int:
@@ -66,20 +87,24 @@ def _train(run: RunDir, journal: Journal, resume: bool) -> RunState:
     config = inputs.config
 
     _prepare_process(inputs.ref)
-    from studio.engine import model  # torch and its family: seconds
+    from studio.engine import best, continuing, model, stopping  # torch and its family: seconds
 
     loaded = model.load(config, inputs.ref)
+    if inputs.adapter:
+        loaded = continuing.with_adapter(loaded, inputs.adapter, config.lora)
     clock.lap("load")
 
     journal.phase("tokenise")
-    chat = chat_tokenizer(inputs.ref, loaded.tokenizer, config.model.chat_template)
+    chat = inputs.chat or chat_tokenizer(inputs.ref, loaded.tokenizer, config.model.chat_template)
     loaded.tokenizer.chat_template = chat.template.source
-    examples, counts = _prepare_examples(journal, inputs, loaded, chat)
-    journal.emit(counts)
+    stopping.remember(loaded.model, loaded.tokenizer, chat.stop_words)
+    respondent = _respondent(config, loaded, chat)
+    examples, counts = _prepare_examples(run, journal, inputs, loaded, respondent)
+    journal.emit(counts_event(counts, examples))
     clock.lap("tokenise")
 
     journal.phase("train", "asking the base model first" if inputs.checkpoint is None else "")
-    trainer, watch, respondent = _set_up(run, journal, inputs, loaded, examples, chat)
+    trainer, watch = _set_up(run, journal, inputs, loaded, examples, respondent)
     journal.update(max_steps=counts.updates)
     exam = _exam(config, inputs.source, journal)
     if inputs.checkpoint is None:
@@ -89,17 +114,20 @@ def _train(run: RunDir, journal: Journal, resume: bool) -> RunState:
 
     with journal.uninterrupted():
         _fit(run, journal, trainer, inputs.checkpoint)
+        ending = best.ending(trainer)
+        if trainer.eval_dataset is not None and watch.evaluated_at != journal.step and ending.best_step is None:
+            trainer.evaluate()
         clock.lap("train")
         journal.phase("save")
-        _save(run, journal, inputs, loaded)
-    if trainer.state.global_step < trainer.state.max_steps or journal.stop_requested():
+        _save(run, journal, inputs, loaded, ending)
+    if journal.stop_requested() or (ending.steps < ending.planned and not ending.early):
         return RunState.STOPPED
 
     journal.phase("verdict")
     watch.sampler.ask("end")
     report = _judge(journal, exam, respondent, before) if exam else {}
     clock.lap("verdict")
-    _write_report(run, inputs, journal.step, report | _figures(trainer, watch, clock))
+    _write_report(run, inputs, ending, report | _figures(trainer, watch, clock))
     return RunState.FINISHED
 
 
@@ -125,13 +153,26 @@ def _read_inputs(run: RunDir, journal: Journal, resume: bool) -> Inputs:
     config = run.config()
     if not isinstance(config, RunConfig):
         raise ConfigError([FieldError("kind", "this run is a merge, not a training")])
-    ref = resolve_model(config.model.model_name_or_path)
-    source = read_source(config, run.path.parent.parent / "datasets")
-    for sentence in source.read.warnings:
+    workspace = run.path.parent.parent
+    ref = ready(
+        resolve_model(config.model.model_name_or_path),
+        workspace,
+        lambda done, total: journal.progress(done, total, "tensors converted"),
+    )
+    adapter = adapter_to_continue(config)
+    source = find_source(config, workspace)
+    for sentence in changed_since_start(run, source):
         journal.warn(sentence, "data.dataset")
+    chat = None
     if ref.local and (Path(ref.path_or_id) / "tokenizer.json").is_file():
-        chat_tokenizer(ref, None, config.model.chat_template)
-    return Inputs(config, ref, source, checkpoint)
+        chat = chat_tokenizer(ref, None, config.model.chat_template)
+        # Read now, so that bad data is refused before the model is loaded; later the tables come from the cache.
+        read_tables(config, source, chat, _bytes_read(journal))
+    return Inputs(config, ref, source, chat, checkpoint, adapter)
+
+
+def _bytes_read(journal: Journal) -> Callable[[int, int], None]:
+    return lambda done, total: journal.progress(done, total, "bytes of data read")
 
 
 def _prepare_process(ref: ModelRef) -> None:
@@ -159,13 +200,21 @@ def _prepare_process(ref: ModelRef) -> None:
 
 
 def _prepare_examples(
-    journal: Journal, inputs: Inputs, loaded: Loaded, chat: ChatTokenizer
-) -> tuple[Prepared, CountsEvent]:
+    run: RunDir, journal: Journal, inputs: Inputs, loaded: Loaded, respondent: Respondent
+) -> tuple[Prepared, Counts]:
     """The examples and their counts; packed only if this model keeps packed examples apart."""
     from studio.engine.attention import leaks
 
     config, numbers = inputs.config, numbers_of(inputs.config)
-    examples, counts = prepared(inputs.source, chat, numbers)
+    examples = read_tables(config, inputs.source, respondent.chat, _bytes_read(journal))
+    for sentence in sentences(examples):
+        journal.warn(sentence, "data.dataset")
+    asked = self_replay_rows(config, inputs.source.store)
+    if asked:
+        from studio.engine.self_replay import replay_table
+
+        replay = replay_table(run, journal, respondent, asked, config.train.seed)
+        examples = with_replay(examples, replay, numbers)
     _check_fits(journal, examples, loaded)
     if examples.packing and leaks(loaded.model, loaded.vocabulary, flat=_wants_flat(config)):
         message = "data.packing: this model's attention would let packed conversations see each other."
@@ -173,20 +222,26 @@ def _prepare_examples(
             hint = "Turn packing off."
             raise EngineError(RunError(kind="config", message=message, hint=hint, field="data.packing"))
         journal.warn(f"{message} They are not packed.", "data.packing")
-        return prepared(inputs.source, chat, replace(numbers, packing=False))
-    return examples, counts
+        examples = unpacked(examples)
+    return examples, counts_of(examples, numbers)
+
+
+def _respondent(config: RunConfig, loaded: Loaded, chat: ChatTokenizer) -> Respondent:
+    from studio.engine.answers import Respondent
+
+    return Respondent(loaded.model, loaded.tokenizer, chat, loaded.precision, config.data.system)
 
 
 def _check_fits(journal: Journal, examples: Prepared, loaded: Loaded) -> None:
     """Token ids must have an embedding; examples longer than the model's context are worth a warning."""
-    highest = max(max(example.ids) for example in examples.examples)
+    highest = highest_token(examples)
     if highest >= loaded.vocabulary:
         raise model_failure(
             f"model.model_name_or_path: the tokenizer writes token {highest}, the model knows {loaded.vocabulary}.",
             "Tokenizer and weights do not belong together; copy the model again.",
         )
     context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(len(example.ids) for example in examples.examples)
+    longest = int(examples.examples.length.max())
     if context and longest > context:
         journal.warn(
             f"The longest conversation has {longest} tokens, the model was made for {context}. Lower data.max_length.",
@@ -199,23 +254,21 @@ def _wants_flat(config: RunConfig) -> bool:
 
 
 def _set_up(
-    run: RunDir, journal: Journal, inputs: Inputs, loaded: Loaded, examples: Prepared, chat: ChatTokenizer
-) -> tuple[Any, Watch, Respondent]:
-    """The trainer with its callbacks, and the respondent for samples and probes."""
-    from studio.engine.answers import Respondent
-    from studio.engine.attention import Collator
+    run: RunDir, journal: Journal, inputs: Inputs, loaded: Loaded, examples: Prepared, respondent: Respondent
+) -> tuple[Trainer, Watch]:
+    """The trainer and what watches it."""
+    from studio.engine.best import watchers
     from studio.engine.callbacks import Sampler, SampleWhileTraining, Watch
-    from studio.engine.trainer import build_trainer, training_arguments
+    from studio.engine.trainer import build_trainer, training_arguments, training_data
 
     config = inputs.config
-    collator = Collator(loaded.tokenizer.pad_token_id or 0, packed=examples.packing, flat=_wants_flat(config))
-    respondent = Respondent(loaded.model, loaded.tokenizer, chat, loaded.precision, config.data.system)
+    data = training_data(examples, loaded.tokenizer.pad_token_id or 0, flat=_wants_flat(config))
     sampler = Sampler(journal, respondent, config.samples)
     watch = Watch(journal, sampler)
-    arguments = training_arguments(config, run.checkpoints, loaded)
-    rows = training_rows(examples)
-    trainer = build_trainer(arguments, loaded, rows, collator, [watch, SampleWhileTraining(sampler)])
-    return trainer, watch, respondent
+    validate = bool(len(data.validation))
+    arguments = training_arguments(config, run.checkpoints, loaded, validate=validate)
+    callbacks = [*watchers(config, validate=validate), watch, SampleWhileTraining(sampler)]
+    return build_trainer(arguments, loaded, data, callbacks), watch
 
 
 def _exam(config: RunConfig, source: Source, journal: Journal) -> Probes | None:
@@ -230,11 +283,13 @@ def _exam(config: RunConfig, source: Source, journal: Journal) -> Probes | None:
 
 
 def _ask(journal: Journal, probes: Probes, respondent: Respondent, prompts: list[str], label: str) -> list[str]:
-    """Answers to probes, with progress. An answer may be as long as the longest expected text needs."""
+    """Answers to some of `probes.questions`, with progress; each may be as long as the longest expected text needs."""
     expected = [text for row in probes.heldout for text in row["expect"]]
     longest = max((len(respondent.chat.encode_text(text)) for text in expected), default=0)
     limit = max(SHORTEST_LIMIT, 2 * longest + 40)
-    return respondent.answer(prompts, limit, lambda done, total: journal.progress(done, total, label))
+    questions = probes.questions
+    messages = [questions[prompt] for prompt in prompts]
+    return respondent.answer(messages, limit, lambda done, total: journal.progress(done, total, label))
 
 
 def _ask_before(run: RunDir, journal: Journal, exam: Probes | None, respondent: Respondent) -> dict[str, str]:
@@ -246,7 +301,7 @@ def _ask_before(run: RunDir, journal: Journal, exam: Probes | None, respondent: 
     )
 
 
-def _fit(run: RunDir, journal: Journal, trainer: Any, checkpoint: Path | None) -> None:
+def _fit(run: RunDir, journal: Journal, trainer: Trainer, checkpoint: Path | None) -> None:
     journal.phase("train")
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -255,21 +310,24 @@ def _fit(run: RunDir, journal: Journal, trainer: Any, checkpoint: Path | None) -
         raise
 
 
-def _save(run: RunDir, journal: Journal, inputs: Inputs, loaded: Loaded) -> None:
+def _save(run: RunDir, journal: Journal, inputs: Inputs, loaded: Loaded, ending: Ending) -> None:
     from studio.engine.saving import model_card, save_result
 
-    card = model_card(inputs.config, inputs.source.sha256, journal.step)
+    if ending.early:
+        journal.update(force=True, max_steps=ending.steps)
+        journal.warn(ending.sentences[0], "early_stopping.early_stopping_patience")
+    card = model_card(inputs.config, inputs.source.sha256, ending)
     journal.emit(save_result(run, inputs.config, loaded, card))
 
 
 def _judge(journal: Journal, exam: Probes, respondent: Respondent, before: dict[str, str]) -> dict[str, Any]:
-    prompts = exam.prompts
+    prompts = list(exam.questions)
     answers = _ask(journal, exam, respondent, prompts, "questions asked after the training")
     after = dict(zip(prompts, answers, strict=True))
     return {"verdict": judge(exam, before, after), "before_after": before_after(exam, before, after)}
 
 
-def _figures(trainer: Any, watch: Watch, clock: _Clock) -> dict[str, Any]:
+def _figures(trainer: Trainer, watch: Watch, clock: _Clock) -> dict[str, Any]:
     """The numbers of report.json beside the verdict."""
     history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     last = history[-10:]
@@ -281,11 +339,12 @@ def _figures(trainer: Any, watch: Watch, clock: _Clock) -> dict[str, Any]:
     }
 
 
-def _write_report(run: RunDir, inputs: Inputs, steps: int, report: dict[str, Any]) -> None:
-    from studio.engine.saving import model_card, rewrite_card
+def _write_report(run: RunDir, inputs: Inputs, ending: Ending, report: dict[str, Any]) -> None:
+    from studio.engine.saving import continued_from, model_card, rewrite_card
 
-    report = {"verdict": None, "before_after": []} | report
+    told = {"ending": asdict(ending), "continued_from": continued_from(inputs.config)}
+    report = {"verdict": None, "before_after": []} | told | report
     write_atomic(run.report_file, json.dumps(report, ensure_ascii=False, indent=1))
     if report["verdict"]:
         summary = report["verdict"]["summary"]
-        rewrite_card(run, inputs.config, model_card(inputs.config, inputs.source.sha256, steps, summary))
+        rewrite_card(run, inputs.config, model_card(inputs.config, inputs.source.sha256, ending, summary))

@@ -2,36 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from studio.config import RunConfig
+from studio.engine.answers import undisturbed
 from studio.engine.attention import Collator
+from studio.engine.best import follow_best
+from studio.engine.data import dataset_of
 from studio.engine.model import Loaded
+from studio.optimizers import read_settings, usual_settings
+from studio.records.batches import Rows, training_rows, validation_rows
+from studio.records.counts import Prepared
+from studio.records.order import epoch_order
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from torch.utils.data import DataLoader
+
+
+class EpochOrder(Sampler[int]):
+    """The rows in the order of `epoch_order`, another one in each epoch; the trainer tells which epoch it is."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each epoch, also after a resume."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        yield from epoch_order(self.count, self.seed, self.epoch).tolist()
+
+    def __len__(self) -> int:
+        return self.count
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer without the model card it writes at each checkpoint; ours is written with the adapter."""
+    """SFTTrainer in our own order of rows, and without the model card it writes at each checkpoint."""
+
+    validation_collator: Collator
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing."""
+        """Nothing: ours is written with the adapter."""
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule, with its usual settings where transformers insists on some."""
+        given: Any = self.args.lr_scheduler_kwargs or {}
+        self.args.lr_scheduler_kwargs = usual_settings(self.args.lr_scheduler_type, given, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        return EpochOrder(len(rows), self.args.seed)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Validation rows are never packed, whatever the training rows are."""
+        collator, self.data_collator = self.data_collator, self.validation_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.data_collator = collator
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The loss on the validation rows; the training does not feel it."""
+        model: Any = self.model
+        with undisturbed(model):
+            return super().evaluate(*args, **kwargs)
 
 
-def training_arguments(config: RunConfig, output: Path, loaded: Loaded) -> SFTConfig:
+@dataclass(frozen=True)
+class TrainingData:
+    """Rows to train on, rows for the evaluation loss, and how they become batches."""
+
+    train: Rows
+    validation: Rows
+    collator: Collator
+
+
+def training_data(prepared: Prepared, pad_token_id: int, *, flat: bool) -> TrainingData:
+    """The rows of a run; `flat` for attention that wants packed rows as one."""
+    collator = Collator(pad_token_id, packed=prepared.packing, flat=flat)
+    return TrainingData(training_rows(prepared), validation_rows(prepared), collator)
+
+
+def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, validate: bool) -> SFTConfig:
     """The `train` section as it stands, and what follows from the machine and from our own data preparation."""
     on_cpu = loaded.precision.device == "cpu"
-    return SFTConfig(
-        **config.train.model_dump(),
+    section = config.train.model_dump()
+    section["eval_steps"] = config.train.eval_steps or config.samples.evaluation_freq
+    section["lr_scheduler_kwargs"] = read_settings(config.train.lr_scheduler_kwargs or "")
+    del section["load_best_model_at_end"]
+    arguments = SFTConfig(
+        **section,
         output_dir=str(output),
+        eval_strategy="steps" if validate else "no",
+        per_device_eval_batch_size=config.train.per_device_train_batch_size,
+        prediction_loss_only=True,
         use_cpu=on_cpu,
         bf16=loaded.precision.dtype is torch.bfloat16,
         fp16=loaded.precision.dtype is torch.float16,
@@ -41,26 +115,33 @@ def training_arguments(config: RunConfig, output: Path, loaded: Loaded) -> SFTCo
         include_num_input_tokens_seen="non_padding",
         dataloader_pin_memory=not on_cpu,
         dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,  # rows are made by a transform: their columns are not the dataset's
         max_length=None,
         report_to=[],
         disable_tqdm=True,
     )
+    if validate:
+        follow_best(arguments, config)
+    return arguments
 
 
 def build_trainer(
-    arguments: SFTConfig, loaded: Loaded, rows: Dataset, collator: Collator, callbacks: Sequence[TrainerCallback]
+    arguments: SFTConfig, loaded: Loaded, data: TrainingData, callbacks: Sequence[TrainerCallback]
 ) -> Trainer:
     """The trainer; its `model` is `loaded.model`."""
+    # TRL rounds a 4-bit model's adapter to bfloat16: too coarse for small updates, and a loss for one that goes on.
+    trained = [(weight, weight.data.float()) for weight in loaded.model.parameters() if weight.requires_grad]
     trainer = Trainer(
         model=loaded.model,
         args=arguments,
-        train_dataset=rows,
+        train_dataset=dataset_of(data.train),
+        eval_dataset=dataset_of(data.validation) if len(data.validation) else None,
         processing_class=loaded.tokenizer,
-        data_collator=collator,
+        data_collator=data.collator,
         callbacks=list(callbacks),
     )
+    trainer.validation_collator = Collator(data.collator.shape.pad_token_id)
     trainer.remove_callback(PrinterCallback)
-    for parameter in loaded.model.parameters():
-        if parameter.requires_grad:  # TRL makes a 4-bit model's adapter bfloat16: too coarse for small updates
-            parameter.data = parameter.data.float()
+    for weight, numbers in trained:
+        weight.data = numbers
     return trainer

@@ -2,7 +2,8 @@
 
 * learned: held-out phrasings of the identity questions, never trained on; right when every expected text is there.
 * leaked: questions that have nothing to do with the identity; a hit when name or author turn up only after training.
-* forgot: general questions the base model answers rightly; kept when the tuned model still does.
+* forgot: general questions the base model answers rightly, and conversations that give it another name (by system
+  prompt or by the user: what breaks first); kept when the tuned model still answers them so.
 
 All are asked with the run's own system prompt, if it has one: what is judged is the model as it will be used.
 """
@@ -20,9 +21,13 @@ from typing import Any, TypeVar
 from studio.records import DatasetInfo
 from studio.records.probes import (
     Canary,
+    Guard,
     LeakProbe,
+    ask_key,
     contains_expected,
+    heldout_messages,
     load_canaries,
+    load_guards,
     load_leak_probes,
     matches_canary,
     mentions_identity,
@@ -32,25 +37,30 @@ from studio.rundir import write_atomic
 LEARNED_FROM, LEAKED_UP_TO, RETAINED_FROM = 0.9, 0.05, 0.95
 SHOWN = 20  # failing examples of each kind in the report
 Answers = Mapping[str, str]
+Messages = list[dict[str, str]]
+_Check = tuple[str, str, Sequence[str], Callable[[str, Sequence[str]], bool]]  # key, shown, accepted, rule
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Probes:
-    """The questions of one run. `heldout` rows: {"prompt", "kind", "lang", "expect"}."""
+    """The questions of one run. `heldout` rows: {"prompt", "kind", "lang", "expect", "history"?}."""
 
     heldout: list[dict[str, Any]]
     leak: list[LeakProbe]
     canaries: list[Canary]
+    guards: list[Guard]
     name: str
     author: str
 
     @property
-    def prompts(self) -> list[str]:
-        """Every different question once."""
-        asked = [row["prompt"] for row in self.heldout]
-        asked += [probe.prompt for probe in self.leak] + [canary.prompt for canary in self.canaries]
-        return list(dict.fromkeys(asked))
+    def questions(self) -> dict[str, Messages]:
+        """Every different question once: what its answer is stored under (`ask_key`) -> the messages to send."""
+        asked: list[Messages] = [heldout_messages(row) for row in self.heldout]
+        prompts = [probe.prompt for probe in self.leak] + [canary.prompt for canary in self.canaries]
+        asked += [[{"role": "user", "content": prompt}] for prompt in prompts]
+        asked += [list(guard.messages) for guard in self.guards]
+        return {ask_key(messages): messages for messages in asked}
 
 
 def choose_probes(heldout: Sequence[dict[str, Any]], info: DatasetInfo | None, limit: int, seed: int) -> Probes:
@@ -64,6 +74,7 @@ def choose_probes(heldout: Sequence[dict[str, Any]], info: DatasetInfo | None, l
         heldout=stratified(heldout, limit, seed, lambda row: (row.get("lang"), row.get("kind"))),
         leak=stratified(load_leak_probes(), limit, seed, lambda probe: probe.lang) if identity else [],
         canaries=stratified(load_canaries(), limit, seed, lambda canary: (canary.lang, canary.skill)),
+        guards=stratified(load_guards(), limit, seed, lambda guard: (guard.lang, guard.kind)) if identity else [],
         name=identity.name if identity else "",
         author=identity.author if identity else "",
     )
@@ -85,7 +96,7 @@ def answers_before(file: Path, probes: Probes, ask: Callable[[list[str]], list[s
         known = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         known = {}
-    missing = [prompt for prompt in probes.prompts if not isinstance(known.get(prompt), str)]
+    missing = [prompt for prompt in probes.questions if not isinstance(known.get(prompt), str)]
     if missing:
         known |= dict(zip(missing, ask(missing), strict=True))
         write_atomic(file, json.dumps(known, ensure_ascii=False, indent=1))
@@ -109,21 +120,25 @@ def before_after(probes: Probes, before: Answers, after: Answers) -> list[dict[s
             "prompt": row["prompt"],
             "lang": row.get("lang", ""),
             "kind": row.get("kind", ""),
-            "before": before[row["prompt"]],
-            "after": after[row["prompt"]],
-            "ok": contains_expected(after[row["prompt"]], row["expect"]),
+            "before": before[key],
+            "after": after[key],
+            "ok": contains_expected(after[key], row["expect"]),
         }
-        for row in probes.heldout
+        for key, row in _keyed(probes)
     ]
+
+
+def _keyed(probes: Probes) -> list[tuple[str, dict[str, Any]]]:
+    return [(ask_key(heldout_messages(row)), row) for row in probes.heldout]
 
 
 def _learned(probes: Probes, after: Answers) -> dict[str, Any] | None:
     if not probes.heldout:
         return None
     failing = [
-        {"prompt": row["prompt"], "answer": after[row["prompt"]], "expected": list(row["expect"])}
-        for row in probes.heldout
-        if not contains_expected(after[row["prompt"]], row["expect"])
+        {"prompt": row["prompt"], "answer": after[key], "expected": list(row["expect"])}
+        for key, row in _keyed(probes)
+        if not contains_expected(after[key], row["expect"])
     ]
     total = len(probes.heldout)
     right = total - len(failing)
@@ -158,19 +173,17 @@ def _leaked(probes: Probes, before: Answers, after: Answers) -> dict[str, Any] |
 
 
 def _forgot(probes: Probes, before: Answers, after: Answers) -> dict[str, Any] | None:
-    known = [canary for canary in probes.canaries if matches_canary(before[canary.prompt], canary.accept)]
+    """Canaries and guards alike: what was right before and is not any more."""
+    checks: list[_Check] = [(c.prompt, c.prompt, c.accept, matches_canary) for c in probes.canaries]
+    checks += [(ask_key(g.messages), _said(g), g.expect, contains_expected) for g in probes.guards]
+    known = [check for check in checks if check[3](before[check[0]], check[2])]
     if not known:
         return None
-    lost = [canary for canary in known if not matches_canary(after[canary.prompt], canary.accept)]
+    lost = [check for check in known if not check[3](after[check[0]], check[2])]
     kept = len(known) - len(lost)
     failing = [
-        {
-            "prompt": canary.prompt,
-            "before": before[canary.prompt],
-            "after": after[canary.prompt],
-            "expected": list(canary.accept),
-        }
-        for canary in lost[:SHOWN]
+        {"prompt": shown, "before": before[key], "after": after[key], "expected": list(accept)}
+        for key, shown, accept, _ in lost[:SHOWN]
     ]
     return {
         "ok": kept / len(known) >= RETAINED_FROM,
@@ -180,6 +193,11 @@ def _forgot(probes: Probes, before: Answers, after: Answers) -> dict[str, Any] |
         "threshold": RETAINED_FROM,
         "failing": failing,
     }
+
+
+def _said(guard: Guard) -> str:
+    """A guard in one line: what was said before, and the question."""
+    return " / ".join(message["content"] for message in guard.messages)
 
 
 def _summary(verdict: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import gradio as gr
 from studio.rundir import Workspace
 from studio.ui.context import READ, Context
 from studio.ui.i18n import T
-from studio.ui.tabs import chat, data, export, home, monitor, train
+from studio.ui.tabs import chat, data, data_xray, export, home, monitor, train
 from studio.ui.widgets.runlist import attach, selected_run
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "ui"
@@ -43,5 +43,7 @@ def build_ui(workspace: Workspace) -> gr.Blocks:
             for name, build in TABS.items():
                 with context.tab[name]:
                     build(context)
+            with context.tab["data"]:  # after the Train tab, whose settings it shows
+                data_xray.build(context)
         demo.load(attach(workspace), run, run, js="(run) => Studio.started(run)", **READ)
     return demo

@@ -11,8 +11,10 @@ from typing import Any
 import gradio as gr
 
 from studio.rundir import RunDir, Workspace
+from studio.ui.counting import Counting
 from studio.ui.i18n import T, tr
 from studio.ui.sentences import translated
+from studio.ui.widgets.form import Form
 
 Handler = Callable[..., Any]
 log = logging.getLogger("studio.ui")
@@ -47,10 +49,18 @@ class Context:
     selected_run: gr.HTML
     # Hidden, value = name of the last saved or chosen dataset or "". Same use.
     selected_dataset: gr.Textbox
+    # The form of the Train tab, once that is built: its components hold the configuration as it stands.
+    form: Form | None = None
+    # What a configuration will train on; shared, so that one process counts a large dataset for the whole page.
+    counting: Counting = field(init=False)
     # The gr.Tab of each id: ctx.tab["chat"].select(...) runs when the visitor opens it.
     tab: dict[str, gr.Tab] = field(default_factory=dict)
     T: Callable[[str], str] = T
     tr: Callable[..., str] = tr
+
+    def __post_init__(self) -> None:
+        """Build what follows from the workspace."""
+        self.counting = Counting(self.workspace)
 
     def heading(self, tab: str) -> None:
         """The title and the sentence beneath it: texts ``<tab>.title`` and ``<tab>.lead``."""

@@ -1,11 +1,12 @@
 """Labels and helps of all `RunConfig` fields as interface texts: English from the fields, Chinese from a file."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from studio.config import RunConfig
-from studio.schema import walk
+from studio.schema import FieldSpec, walk
 
 CHINESE = Path(__file__).resolve().parents[2] / "assets" / "i18n" / "fields.zh.json"
 
@@ -22,11 +23,21 @@ def help_key(path: str) -> str:
 
 @cache
 def field_texts(language: str) -> dict[str, str]:
-    """``{key: text}`` for the labels and helps of all fields in "en" or "zh-CN"."""
+    """``{key: text}`` for the labels and helps of all fields in "en" or "zh-CN".
+
+    A field of an entry of a list of sections is called after the list: ``field.data.sources.weight``. In Chinese it
+    takes the text of the field of that name beside the list.
+    """
     texts: dict[str, str] = {}
     chinese = json.loads(CHINESE.read_text(encoding="utf-8")) if language != "en" else {}
     for spec in walk(RunConfig):
         own = chinese.get(spec.path, {})
-        texts[label_key(spec.path)] = own.get("label") or spec.ui.label or spec.name
-        texts[help_key(spec.path)] = own.get("help") or " ".join(spec.help.split())
+        texts |= _of_field(spec.path, spec, own)
+        for inner in walk(spec.item) if spec.item else ():
+            texts |= _of_field(f"{spec.path}.{inner.path}", inner, chinese.get(f"{spec.section}.{inner.path}", {}))
     return texts
+
+
+def _of_field(path: str, spec: FieldSpec, own: Mapping[str, str]) -> dict[str, str]:
+    label, help_text = spec.ui.label or spec.name, " ".join(spec.help.split())
+    return {label_key(path): own.get("label") or label, help_key(path): own.get("help") or help_text}

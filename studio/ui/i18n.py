@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from studio.ui.fieldtexts import field_texts
+from studio.ui.fieldtexts import field_texts, label_key
 
 FOLDER = Path(__file__).resolve().parents[2] / "assets" / "i18n"
 COOKIE = "studio_lang"
@@ -66,3 +66,8 @@ def tr(key: str, request: gr.Request | None = None, **values: object) -> str:
     """The text of ``key`` in the visitor's language with ``{name}`` placeholders filled; for texts of the server."""
     text = table(language_of(request or current_request()))[key]
     return text.format(**values) if values else text
+
+
+def field_label(path: str) -> str:
+    """The label of a field in the visitor's language; the path itself when it is no field."""
+    return table(language_of(current_request())).get(label_key(path), path)

@@ -1,10 +1,10 @@
-"""Read-only JSON for the page's scripts: runs, metrics, samples, log, report, the dataset of a run."""
+"""Read-only JSON for the page's scripts: runs, metrics, samples, log, report, the dataset of a run, choices."""
 
 import codecs
 import json
 import os
 import time
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -15,6 +15,7 @@ from studio.events import CountsEvent, EvalEvent, LogEvent, PhaseEvent, Progress
 from studio.records import DatasetStore
 from studio.rundir import RunDir, RunNotFound, Workspace
 from studio.schema import ConfigError
+from studio.ui.choices import all_choices
 
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes")
 EVENT_BYTES = 4 * 1024 * 1024
@@ -272,4 +273,5 @@ def build(workspace: Workspace) -> APIRouter:
     def dataset(run: chosen_run) -> dict[str, Any] | None:
         return dataset_of(workspace, run)
 
+    router.add_api_route("/choices", partial(all_choices, workspace), response_model=None)
     return router

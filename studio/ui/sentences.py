@@ -2,7 +2,7 @@
 
 import re
 
-from studio.ui.i18n import current_request, language_of, table
+from studio.ui.i18n import LANGUAGES, current_request, language_of, table
 from studio.ui.wording import in_chinese
 
 # What the English sentence contains -> key of the text in the visitor's language.
@@ -18,10 +18,10 @@ PATTERNS = (
 )
 
 
-def translated(sentence: str) -> str:
-    """``sentence`` in the visitor's language where it is one of the known ones."""
-    language = language_of(current_request())
-    if language == "en":
+def translated(sentence: str, language: str | None = None) -> str:
+    """``sentence`` in a language, by default the visitor's of the running event, where it is one of the known ones."""
+    language = language or language_of(current_request())
+    if language not in LANGUAGES or language == "en":
         return sentence
     for pattern, key in PATTERNS:
         found = re.search(pattern, sentence)

@@ -25,6 +25,7 @@ from studio.ui import routes, theme
 from studio.ui.app import ASSETS, build_ui
 from studio.ui.i18n import page_texts, translations
 from studio.ui.shell import Guard, Shell, is_loopback
+from studio.ui.tabs import data_routes, train_routes
 
 PORTS_TRIED = 50
 
@@ -68,6 +69,8 @@ def create_app(workspace: Workspace, token: str | None = None, cookie: str = "st
     """The whole application over one workspace; ``token`` None means that only this machine may use it."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.include_router(routes.build(workspace))
+    app.include_router(data_routes.build(workspace))
+    app.include_router(train_routes.build(workspace))
     app.mount("/studio-assets", Assets(directory=ASSETS))
     gr.mount_gradio_app(
         app,

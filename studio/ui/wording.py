@@ -6,6 +6,9 @@ from functools import cache
 
 from studio.ui.i18n import FOLDER
 
+# Groups of the patterns whose texts are translated too.
+CLAUSES = ("why", "where", "kind")
+
 
 @cache
 def _chinese() -> list[tuple[re.Pattern[str], str]]:
@@ -19,8 +22,10 @@ def in_chinese(sentence: str) -> str | None:
     for pattern, text in _chinese():
         found = pattern.search(sentence)
         if found:
-            parts = found.groupdict()
-            if "why" in parts:  # the reason is a clause of its own
-                parts["why"] = in_chinese(parts["why"]) or parts["why"]
-            return text.format(**parts)
+            return text.format(**{name: _part(name, said or "") for name, said in found.groupdict().items()})
     return None
+
+
+def _part(name: str, said: str) -> str:
+    """What a sentence names; a reason, a place or a kind of thing has a shape of its own, anything else stays."""
+    return (in_chinese(said) or said) if said and name.startswith(CLAUSES) else said

@@ -1,165 +1,254 @@
-"""What the row viewer of the Data tab shows: a page of an identity set, an uploaded file or a dataset, as JSON."""
+"""What the row viewer of the Data tab shows: one page of rows as JSON, from a form, a file or a saved dataset."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+import gradio as gr
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from studio.records import (
-    DataError,
-    DatasetStore,
-    IdentitySet,
-    IdentitySpec,
-    ReadResult,
-    build_identity,
-    fill_placeholders,
-    read_file,
-)
-from studio.records.placeholders import any_placeholder
-from studio.records.store import to_rows
+from studio.records import DatasetInfo, DatasetStore
+from studio.records.mappings import named_mapping
+from studio.records.rowfile import texts_of
+from studio.ui.context import refuse
 from studio.ui.sentences import translated
+from studio.ui.widgets.bubbles import event_data
 
 PAGE = 8
 SKIPPED_SHOWN = 50
+LONGEST_SHOWN = 20_000
+"""Characters of one text that are sent to the page; a longer one is cut there, and its row cannot be edited."""
 SAVED = "saved:"
+HELDOUT = "heldout"
+OWN = "upload"
 Row = dict[str, Any]
+_CONTENT = ("messages", "rejected", "text", "tools", "images")
 
 
 class Ask(BaseModel):
-    """The page the viewer wants: of `source` ("builder", "upload", "saved:NAME"), rows of an origin from `offset`."""
+    """The rows the viewer wants to see of `source` ("builder", "own", "saved:NAME"), `size` of them from `offset`.
+
+    `origin`, `intent` and `query` (a text the row contains) choose among them; empty ones choose all.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
     source: str = Field(default="builder", max_length=300)
-    origin: str = Field(default="", max_length=20)
+    origin: str = Field(default="", max_length=80)
+    intent: str = Field(default="", max_length=40)
+    query: str = Field(default="", max_length=200)
     offset: int = Field(default=0, ge=0)
+    size: int = Field(default=PAGE, ge=1, le=100)
+
+
+class Turn(BaseModel):
+    """One message as the visitor left it; `at` is its place in the stored row, None for a new one."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    role: str = Field(max_length=20)
+    content: str
+    loss: bool = True
+    at: int | None = None
 
 
 class RowEdit(Ask):
-    """A changed row: its number `n` in the dataset (-1: a new one), its texts, and the `sha256` that was seen."""
+    """A changed row: its number `n` (-1: a new one), its contents, and the fingerprint of the dataset that was seen."""
 
     n: int = -1
-    sha256: str = ""
-    contents: list[str] = Field(default=[], max_length=10_000)
+    sha256: str = Field(default="", max_length=64)
+    turns: list[Turn] = Field(default=[], max_length=10_000)
+    rejected: list[str] = Field(default=[], max_length=100)
+    text: str | None = None
+
+
+class RowsGone(Ask):
+    """Rows to delete, by number, and the fingerprint of the dataset that was seen."""
+
+    sha256: str = Field(default="", max_length=64)
+    numbers: list[int] = Field(max_length=10_000, min_length=1)
+
+
+def asked(event: gr.EventData, kind: type[Any] = Ask) -> Any:
+    """What the viewer's script sent, checked. Raises Refused."""
+    try:
+        return kind.model_validate(event_data(event))
+    except ValidationError as error:
+        raise refuse("data.error.request") from error
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows to show. `notes` are sentences above them, `skipped` rows of a file that were left out, with reasons."""
+    """Rows to show that are in memory.
+
+    `notes` are sentences above them, `skipped` rows of a file that were left out, with reasons; `facts` is what the
+    page says about the whole (format, encoding, rows read, ...).
+    """
 
     source: str
     rows: Sequence[Row]
     heldout: Sequence[Row] = ()
     title: str = ""
-    sha256: str = ""
     notes: Sequence[str] = ()
     skipped: Sequence[tuple[int, str]] = ()
+    skipped_total: int = 0
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+def empty(source: str, notes: Sequence[str] = (), **more: Any) -> dict[str, Any]:
+    """The viewer without rows, and why."""
+    return {"source": source, "empty": True, "notes": [translated(note) for note in notes], **more}
+
+
 def view(source: Source, ask: Ask) -> dict[str, Any]:
-    """The JSON of one page: counts per origin, the rows with their numbers, and everything said above them."""
-    per_origin = Counter(str(row.get("origin", "upload")) for row in source.rows)
-    if ask.origin == "heldout":
-        chosen = [_question(number, row) for number, row in enumerate(source.heldout)]
+    """One page of rows that are in memory."""
+    if ask.origin == HELDOUT:
+        chosen = [_question(number, row) for number, row in enumerate(source.heldout) if _says(row, ask.query)]
     else:
-        chosen = [
-            {"n": number, "origin": str(row.get("origin", "upload")), "messages": row["messages"]}
-            for number, row in enumerate(source.rows)
-            if ask.origin in ("", str(row.get("origin", "upload")))
-        ]
-    last = max(0, (len(chosen) - 1) // PAGE * PAGE)
-    offset = min(ask.offset // PAGE * PAGE, last)
+        rows = enumerate(source.rows)
+        chosen = [_shown(number, row) for number, row in _chosen(rows, ask)]
+    offset = _first(ask, len(chosen))
+    counts = Counter(str(row.get("origin") or OWN) for row in source.rows)
+    return _page(source, ask, chosen[offset : offset + ask.size], total=len(chosen), offset=offset) | {
+        "counts": {"": len(source.rows), **counts, **_some(HELDOUT, len(source.heldout))},
+        "intents": Counter(str(row["intent"]) for row in source.rows if row.get("intent")),
+        "skipped": [[row, translated(reason)] for row, reason in source.skipped[:SKIPPED_SHOWN]],
+        "skipped_total": source.skipped_total or len(source.skipped),
+    }
+
+
+def view_saved(store: DatasetStore, name: str, ask: Ask) -> dict[str, Any]:
+    """One page of a saved dataset of any size; its other rows are never read into memory. Raises DataError."""
+    info = store.info(name)
+    heldout = store.heldout(name)
+    source = Source(f"{SAVED}{info.name}", (), title=info.title or name, facts=_facts(info))
+    if ask.origin == HELDOUT:
+        rows = [_question(number, row) for number, row in enumerate(heldout) if _says(row, ask.query)]
+        offset = _first(ask, len(rows))
+        found = _page(source, ask, rows[offset : offset + ask.size], total=len(rows), offset=offset)
+        page = store.page(name, 0, 0)
+    else:
+        page = store.page(name, ask.offset, ask.size, ask.origin, ask.query)
+        offset = _first(ask, page.total)
+        if offset != ask.offset:
+            page = store.page(name, offset, ask.size, ask.origin, ask.query)
+        shown = [_shown(number, row) for number, row in page.rows]
+        found = _page(source, ask, shown, total=page.total, offset=offset)
+    counts = {"": sum(page.counts.values()), **page.counts, **_some(HELDOUT, len(heldout))}
+    return found | {"counts": counts, "sha256": page.sha256, "editable": True}
+
+
+def changed_row(edit: RowEdit, stored: Row | None) -> Row:
+    """The row the visitor wants: the stored one (None: a new one) with his texts, turns and marks.
+
+    What the page cannot edit (calls of tools, names, pictures) stays with the message it belongs to.
+    """
+    old = dict(stored or {"origin": OWN})
+    if edit.text is not None:
+        return {**{key: value for key, value in old.items() if key not in _CONTENT}, "text": edit.text}
+    before = old.get("messages") or []
+    messages = [_message(turn, before) for turn in edit.turns]
+    new = {**old, "messages": messages}
+    if edit.rejected and old.get("rejected"):
+        texts = zip(old["rejected"], edit.rejected, strict=False)
+        new["rejected"] = [message | {"content": text} for message, text in texts]
+    return new
+
+
+def _message(turn: Turn, before: Sequence[Row]) -> Row:
+    kept = before[turn.at] if turn.at is not None and 0 <= turn.at < len(before) else {}
+    base = {key: value for key, value in kept.items() if key != "loss"} if kept.get("role") == turn.role else {}
+    message = base | {"role": turn.role, "content": turn.content.strip() if turn.role != "tool" else turn.content}
+    return message if turn.loss or turn.role != "assistant" else message | {"loss": False}
+
+
+# ---- inside ----------------------------------------------------------------------------------------------------------
+
+
+def _page(source: Source, ask: Ask, rows: Sequence[Row], *, total: int, offset: int) -> dict[str, Any]:
     return {
         "source": source.source,
         "title": source.title,
         "origin": ask.origin,
+        "intent": ask.intent,
+        "query": ask.query,
         "offset": offset,
-        "total": len(chosen),
-        "page": PAGE,
-        "rows": chosen[offset : offset + PAGE],
-        "counts": {"": len(source.rows), **per_origin, **({"heldout": len(source.heldout)} if source.heldout else {})},
+        "total": total,
+        "page": ask.size,
+        "rows": rows,
         "facts": dict(source.facts),
         "notes": [translated(note) for note in source.notes],
-        "skipped": [[row, translated(reason)] for row, reason in source.skipped[:SKIPPED_SHOWN]],
-        "skipped_total": len(source.skipped),
-        "editable": source.source.startswith(SAVED),
-        "sha256": source.sha256,
+        "skipped": [],
+        "skipped_total": 0,
+        "intents": {},
+        "editable": False,
+        "sha256": "",
     }
+
+
+def _facts(info: DatasetInfo) -> dict[str, Any]:
+    mapping = named_mapping(info.format) if info.format else None
+    return {
+        "name": info.name,
+        "kind": info.kind,
+        "label": mapping.label if mapping else "",
+        "from": translated(info.source),
+        "format": info.format,
+        "encoding": info.encoding,
+        "created_at": info.created_at,
+        "texts": info.texts,
+        "self_replay": getattr(info, "self_replay", 0),
+    }
+
+
+def _first(ask: Ask, total: int) -> int:
+    """Where the page begins: beyond the end there is the last page."""
+    last = max(0, (total - 1) // ask.size * ask.size)
+    return min(ask.offset, last)
+
+
+def _some(key: str, count: int) -> dict[str, int]:
+    return {key: count} if count else {}
+
+
+def _chosen(rows: Iterable[tuple[int, Row]], ask: Ask) -> Iterable[tuple[int, Row]]:
+    for number, row in rows:
+        origin, intent = str(row.get("origin") or OWN), str(row.get("intent") or "")
+        if ask.origin in ("", origin) and ask.intent in ("", intent) and _says(row, ask.query):
+            yield number, row
+
+
+def _says(row: Row, query: str) -> bool:
+    wanted = query.strip().casefold()
+    texts = [str(row["prompt"])] if "prompt" in row else texts_of(row)
+    return not wanted or any(wanted in text.casefold() for text in texts)
+
+
+def _shown(number: int, row: Row) -> Row:
+    """What the page gets of a row; a huge text is cut and the row marked."""
+    shown: Row = {"n": number, "origin": str(row.get("origin") or OWN)}
+    shown |= {key: row[key] for key in (*_CONTENT, "intent") if row.get(key)}
+    if sum(map(len, texts_of(row))) <= LONGEST_SHOWN:
+        return shown
+    shown["cut"] = True
+    if "text" in shown:
+        shown["text"] = _cut(shown["text"])
+    for key in ("messages", "rejected"):
+        if key in shown:
+            shown[key] = [_cut_message(message) for message in shown[key][:100]]
+    return shown
+
+
+def _cut_message(message: Row) -> Row:
+    return {"role": message["role"], "content": _cut(message["content"])}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + " …"
 
 
 def _question(number: int, row: Row) -> Row:
-    message = {"role": "user", "content": row["prompt"]}
-    return {"n": number, "origin": "heldout", "messages": [message], "expect": [str(e) for e in row["expect"]]}
-
-
-@lru_cache(maxsize=16)
-def identity_set(spec: IdentitySpec) -> IdentitySet:
-    """The identity set of a spec, remembered while its rows are paged through."""
-    return build_identity(spec)
-
-
-@lru_cache(maxsize=4)
-def _read(path: Path, _changed: int) -> ReadResult:
-    return read_file(path, allow_placeholders=True)
-
-
-def read_upload(path: str) -> ReadResult:
-    """The conversations of an uploaded file, remembered while they are paged through. Raises DataError."""
-    file = Path(path)
-    return _read(file, file.stat().st_mtime_ns)
-
-
-def from_spec(spec: IdentitySpec) -> Source:
-    """The rows an identity spec gives."""
-    found = identity_set(spec)
-    per_language = {str(lang): spec.rows_per_language for lang in spec.languages}
-    return Source("builder", found.rows, found.heldout, spec.name, facts={"phrasings": per_language})
-
-
-def has_placeholders(path: str) -> bool:
-    """True when a message of the uploaded file contains `{{…}}`."""
-    found = read_upload(path)
-    return any(any_placeholder(message.content) for row in found.conversations for message in row.messages)
-
-
-def upload_rows(path: str, name: str, author: str) -> list[Row]:
-    """The rows of an uploaded file with its placeholders filled. Raises DataError, also for a placeholder left over."""
-    rows, _changed = fill_placeholders(to_rows(read_upload(path).conversations), name, author)
-    return rows
-
-
-def from_upload(path: str, name: str, author: str) -> Source:
-    """An uploaded file as it would be saved; while a placeholder is unfilled, as it is, with a note."""
-    found = read_upload(path)
-    notes = [text for text in found.warnings if not (found.skipped and "skipped" in text)]  # listed one by one below
-    try:
-        rows = upload_rows(path, name, author)
-    except DataError as error:
-        rows, notes = to_rows(found.conversations), [error.message, *notes]
-    skipped = [(item.row, item.reason) for item in found.skipped]
-    facts = {"format": found.format, "rows_read": found.rows_read, "usable": len(rows)}
-    return Source("upload", rows, (), Path(path).name, notes=notes, skipped=skipped, facts=facts)
-
-
-def from_store(store: DatasetStore, name: str) -> Source:
-    """A saved dataset. Raises DataError."""
-    found = store.load(name)
-    info = found.info
-    facts: dict[str, Any] = {"name": info.name, "created_at": info.created_at}
-    if info.identity:
-        facts["phrasings"] = {str(lang): info.identity.rows_per_language for lang in info.identity.languages}
-    return Source(f"{SAVED}{name}", found.rows, found.heldout, info.title or name, info.sha256, facts=facts)
-
-
-def saved_list(store: DatasetStore) -> dict[str, Any]:
-    """The saved datasets, newest first, as JSON."""
-    keys = {"name", "title", "kind", "rows", "languages", "created_at"}
-    return {
-        "datasets": [info.model_dump(mode="json", include=keys) for info in store.list()],
-        "notes": store.problems(),
-    }
+    messages = [*row.get("history", []), {"role": "user", "content": row["prompt"]}]
+    expect = [str(word) for word in row.get("expect", [])]
+    return {"n": number, "origin": HELDOUT, "intent": str(row.get("kind", "")), "messages": messages, "expect": expect}

@@ -1,27 +1,41 @@
 """What the Train tab says about a configuration before it starts, and what fills its form. No components here."""
 
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from studio import presets, runner
 from studio.config import RunConfig
-from studio.estimate import FEW_UPDATES, preflight
-from studio.estimate import plan as plan_of
+from studio.estimate import FEW_UPDATES, Advice, Plan, zone
+from studio.preflight import preflight
 from studio.presets import ModelError
-from studio.records import DataError, DatasetStore
+from studio.records import DataError
+from studio.reproduce import command_line
 from studio.rundir import RunDir, Workspace, slug
-from studio.schema import ConfigError, FieldError, build, dump_yaml, flatten
+from studio.runner import StartRefused
+from studio.schema import ConfigError, FieldError, build, dump_yaml, flatten, nest
 from studio.ui.context import refuse
-from studio.ui.fieldtexts import label_key
-from studio.ui.i18n import current_request, language_of, table
+from studio.ui.counting import Counting, CountingFailed, Waiting
+from studio.ui.i18n import field_label as label
+from studio.ui.machine import machine_defaults
 from studio.ui.sentences import translated
+from studio.ui.tabs.train_fit import fit_json
+from studio.ui.tabs.train_model import model_state
 from studio.ui.widgets.form import Form, error_text, to_control
 
 FIRST_PRESET = "ember_qlora_identity_e3"
 MODEL, DATASET, METHOD, NAME = "model.model_name_or_path", "data.dataset", "method", "name"
+MAPPING, VALIDATION = "data.mapping", "data.validation_dataset"
+# Controls that ask the page for a list of choices: {path: name of the list}.
+LISTS = {
+    "model.chat_template": "templates",
+    "data.sources.dataset": "datasets",
+    "data.sources.mapping": "mappings",
+}
 # What a preset or a model must not overwrite: the visitor's own choices.
 OWN = (NAME, DATASET)
 
@@ -35,40 +49,56 @@ def named(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"name": f"{tail}_{config.method}_{dataset}"[:120]})
 
 
-def label(path: str) -> str:
-    """The label of a field in the visitor's language; the path itself when it is no field."""
-    return table(language_of(current_request())).get(label_key(path), path)
+def review(form: Form, values: Sequence[Any], counting: Counting, card: str = "") -> dict[str, Any]:
+    """Everything shown beside the form: counts, findings, fit, the YAML and the command, or why there are none yet.
 
-
-def review(form: Form, values: Sequence[Any], workspace: Workspace) -> dict[str, Any]:
-    """Everything shown beside the form: counts, findings, the YAML and the command, or why there are none yet."""
+    `card` is the device that memory and time are promised for (see `train_fit.devices`).
+    `waiting` is [done, total] while a large dataset is counted; the page then asks again.
+    """
     try:
         config = named(build(RunConfig, form.mapping(values)))
     except ConfigError as error:
-        return {"ok": False, "issues": [_issue(form, item) for item in error.errors]}
-    issues = [
-        {
-            "level": a.level,
-            "field": a.field,
-            "label": label(a.field),
-            "message": _first_up(a.message, a.field),
-            "fix": translated(a.fix),
-        }
-        for a in preflight(config, workspace)
-    ]
+        return {"ok": False, "issues": [issue_of(form, item) for item in error.errors]}
+    found, problem = _planned(config, counting)
+    advice = preflight(config, counting.workspace)
+    if problem or isinstance(found, Waiting):  # the panel says it already, with its progress
+        advice = [item for item in advice if (item.level, item.field) != ("info", DATASET)]
+    issues = [_advice(item) for item in [*problem, *advice]]
     file_name = f"{slug(config.name)}.yaml"
     return {
         "ok": not any(issue["level"] == "error" for issue in issues),
         "issues": issues,
-        "counts": _counts(config, workspace),
+        "counts": counts_json(found, config) if isinstance(found, Plan) else None,
+        "fit": fit_json(config, found if isinstance(found, Plan) else None, counting.workspace, card),
+        "model": model_state(config),
+        "waiting": [found.done, found.total] if isinstance(found, Waiting) else None,
         "yaml": dump_yaml(config),
         "file": file_name,
-        "command": f"python launch.py train {file_name}",
+        "command": command_of(config, counting.workspace),
         "name": config.name,
     }
 
 
-def _issue(form: Form, error: FieldError) -> dict[str, Any]:
+def command_of(config: RunConfig, workspace: Workspace) -> str:
+    """The line that trains exactly this in a terminal, in this workspace."""
+    elsewhere = workspace.path.resolve() != (presets.ROOT / "workspace").resolve()
+    return shlex.join([*command_line(config), *(["--workspace", str(workspace.path)] if elsewhere else [])])
+
+
+def _planned(config: RunConfig, counting: Counting) -> tuple[Plan | Waiting | None, list[Advice]]:
+    """The plan, and what ended the counting process; all else that stands in the way is among the preflight."""
+    try:
+        return counting.plan(config), []
+    except CountingFailed as error:
+        return None, [Advice("error", error.field, str(error))]
+    except StartRefused as error:
+        return None, [Advice("warning", DATASET, str(error))]
+    except (DataError, ModelError, OSError):
+        return None, []
+
+
+def issue_of(form: Form, error: FieldError) -> dict[str, Any]:
+    """A wrong field of the form as the page shows it."""
     path = form.blamed(error)
     return {
         "level": "error",
@@ -77,49 +107,54 @@ def _issue(form: Form, error: FieldError) -> dict[str, Any]:
         "message": error_text(error),
         "fix": "",
         "code": error.code,
+        "entry": error.entry,
+        "name": error.name,
     }
 
 
-def _first_up(message: str, field: str) -> str:
+def _advice(advice: Advice) -> dict[str, Any]:
+    message, field = first_up(advice.message, advice.field), advice.field
+    return {
+        "level": advice.level,
+        "field": field,
+        "label": label(field),
+        "message": message,
+        "fix": translated(advice.fix),
+    }
+
+
+def counts_json(found: Plan, config: RunConfig) -> dict[str, Any]:
+    """Every number between the rows of the files and the optimizer updates, and what to think of them."""
+    counts = found.counts
+    return asdict(counts) | {
+        "batch": config.effective_batch_size,
+        "per_row": counts.updates_per_distinct,
+        "trained": counts.trained_tokens / counts.tokens if counts.tokens else 0.0,
+        "zone": zone(counts),
+        "few": FEW_UPDATES,
+        "kept": counts.rows_read - counts.rows_skipped,
+        "sources": len(found.recipes),
+    }
+
+
+def first_up(message: str, field: str) -> str:
+    """The sentence of a lower layer in the visitor's language, without the dotted name of its field."""
     text = translated(message.removeprefix(f"{field}: "))
     return text[:1].upper() + text[1:] if re.match(r"[a-z]+[ ,]", text) else text  # a file name stays as it is
-
-
-def _counts(config: RunConfig, workspace: Workspace) -> dict[str, Any] | None:
-    try:
-        found = plan_of(config, workspace)
-    except (DataError, ModelError, OSError):
-        return None  # already among the findings
-    if found is None:
-        return None
-    return {
-        "rows": found.conversations,
-        "packs": found.packs,
-        "updates": found.updates,
-        "tokens": found.tokens,
-        "few": found.updates < FEW_UPDATES,
-        "batch": config.effective_batch_size,
-    }
 
 
 # ---- what fills the form ---------------------------------------------------------------------------------------------
 
 
-def dataset_choices(store: DatasetStore) -> list[tuple[str, str]]:
-    """The saved datasets for a drop-down, newest first."""
-    return [(f"{info.title or info.name} · {info.rows}", info.name) for info in store.list()]
-
-
-def model_choices(workspace: Workspace) -> list[tuple[str, str]]:
-    """The known base models and the models merged in this workspace."""
-    known = [(model.title, model.model_name_or_path) for model in presets.models().values()]
-    merged = sorted(path for path in workspace.exports.iterdir() if (path / "config.json").is_file())
-    return known + [(path.name, str(path)) for path in merged]
+def suited(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """{path: value} of settings laid over the defaults that suit this machine."""
+    return machine_defaults() | flatten(RunConfig, settings)
 
 
 @cache
-def _recommended(model: str, method: str) -> dict[str, Any]:
-    return flatten(RunConfig, presets.model_defaults(model, method))
+def recommended(model: str, method: str) -> dict[str, Any]:
+    """{path: value} of what is recommended for a model and a method on this machine."""
+    return suited(presets.model_defaults(model, method))
 
 
 @cache
@@ -128,7 +163,7 @@ def _ever_recommended(form: Form) -> dict[str, set[str]]:
     found = {path: {str(value)} for path, value in form.defaults().items()}
     for model in presets.models().values():
         for method in presets.methods():
-            for path, value in _recommended(model.model_name_or_path, method).items():
+            for path, value in recommended(model.model_name_or_path, method).items():
                 if path in found:
                     found[path].add(str(to_control(form.spec(path), value)))
     return found
@@ -139,7 +174,7 @@ def advised(form: Form, values: Sequence[Any]) -> dict[str, Any]:
     shown = {spec.path: value for spec, value in zip(form.specs, values, strict=True)}
     wanted = form.defaults() | {
         path: to_control(form.spec(path), value)
-        for path, value in _recommended(str(shown[MODEL] or ""), str(shown[METHOD])).items()
+        for path, value in recommended(str(shown[MODEL] or ""), str(shown[METHOD])).items()
         if path not in (METHOD, MODEL)
     }
     known = _ever_recommended(form)
@@ -152,7 +187,7 @@ def advised(form: Form, values: Sequence[Any]) -> dict[str, Any]:
 
 def preset_mapping(name: str, dataset: str) -> dict[str, Any]:
     """A preset as a nested mapping with the visitor's dataset. Raises ConfigError for an unknown name."""
-    found = presets.compose(name)
+    found = nest(suited(presets.compose(name)))
     found["data"] = {**found.get("data", {}), "dataset": dataset}
     found[NAME] = ""
     return found
@@ -166,7 +201,7 @@ def start(config: RunConfig, workspace: Workspace) -> RunDir:
     wrong = [advice for advice in preflight(config, workspace) if advice.level == "error"]
     if wrong:
         first = wrong[0]
-        raise refuse("train.error.preflight", label=label(first.field), message=_first_up(first.message, first.field))
+        raise refuse("train.error.preflight", label=label(first.field), message=first_up(first.message, first.field))
     return launch(workspace, named(config))
 
 

@@ -4,24 +4,29 @@ The template never changes and does not mention the value, so nothing a person o
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
 
-def panel(widget: str, elem_id: str, **kwargs: Any) -> gr.HTML:
-    """A block whose value is JSON (a dict), drawn by the function called ``widget`` in ``assets/ui/tabs.js``.
+def panel(
+    widget: str, elem_id: str, module: str = "tabs", settings: Mapping[str, Any] | None = None, **kwargs: Any
+) -> gr.HTML:
+    """A block whose value is JSON, drawn by the function called ``widget`` in ``assets/ui/<module>.js``.
+
+    ``settings`` reach that function too; they never change. ``value`` and ``elem_classes`` may be given as well.
 
     The script may trigger ``select``, ``edit``, ``delete`` and ``apply``; their data arrives as ``gr.EventData``.
     Not a subclass: Gradio would write a stub file beside the module of every subclass.
     """
-    call = f"Studio.mount('tabs', {{element, props, trigger, watch, widget: {json.dumps(widget)}}})"
+    given = f"element, props, trigger, watch, widget: {json.dumps(widget)}, settings: {json.dumps(settings or {})}"
+    classes = ["panel", f"panel-{widget}", *kwargs.pop("elem_classes", ())]
     return gr.HTML(
-        value=None,
         html_template="<div></div>",
-        js_on_load=call,
+        js_on_load=f"Studio.mount({json.dumps(module)}, {{{given}}})",
         elem_id=elem_id,
-        elem_classes=["panel", f"panel-{widget}"],
+        elem_classes=classes,
         apply_default_css=False,
         **kwargs,
     )

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from studio.schema import ConfigError, FieldError, FieldSpec, build, flatten, nest, walk
 from studio.ui.fieldtexts import help_key, label_key
 from studio.ui.i18n import T, current_request, language_of, table
+from studio.ui.widgets.sources import choice_control, entries_control
 
 # These say what a file is; a person has nothing to choose there.
 FIXED = ("kind", "schema_version")
@@ -24,13 +25,23 @@ UNSET = ""
 def error_text(error: FieldError, request: gr.Request | None = None) -> str:
     """The sentence of an error in the visitor's language, by its code; the model's own English where there is none."""
     texts = table(language_of(request or current_request()))
-    text = texts.get(f"form.error.{error.code}:{error.path}") or texts.get(f"form.error.{error.code}")
-    if not text:
-        return error.message[:1].upper() + error.message[1:]
+    said = _sentence(error, texts)
+    if not error.entry:
+        return said
+    name = texts.get(label_key(f"{error.path}.{error.name}"), error.name)
+    key = "form.error.entry.field" if name else "form.error.entry"
+    return texts[key].format(entry=error.entry, name=name, said=said)
+
+
+def _sentence(error: FieldError, texts: Mapping[str, str]) -> str:
+    path = f"{error.path}.{error.name}" if error.name else error.path
+    text = texts.get(f"form.error.{error.code}:{path}") or texts.get(f"form.error.{error.code}")
     try:
-        return text.format(**error.context)
+        if text:
+            return text.format(**error.context)
     except (KeyError, IndexError):  # the context lacks a number the sentence wants
         return error.message
+    return error.message[:1].upper() + error.message[1:]
 
 
 def judged(problem: str) -> dict[str, Any]:
@@ -42,6 +53,9 @@ def to_control(spec: FieldSpec, value: Any) -> Any:
     """A configuration value as its control shows it."""
     if spec.kind == "bool" and not spec.optional:
         return bool(value)
+    if spec.item:
+        entries = value if isinstance(value, list) else [] if value is None else [value]
+        return [_shown_entry(spec.item, entry) for entry in entries]
     if value is None:
         return UNSET
     if isinstance(value, bool):
@@ -55,6 +69,8 @@ def to_control(spec: FieldSpec, value: Any) -> Any:
 
 def from_control(spec: FieldSpec, shown: Any) -> Any:
     """What a control shows as a configuration value; text of numbers stays text and is judged by the model."""
+    if spec.item:
+        return [_read_entry(spec.item, entry) for entry in shown] if isinstance(shown, list) else shown or []
     if isinstance(shown, bool):
         return shown
     text = "" if shown is None else str(shown)
@@ -65,6 +81,24 @@ def from_control(spec: FieldSpec, shown: Any) -> Any:
     if not text.strip():
         return None if spec.optional or spec.kind != "str" else ""
     return text
+
+
+def _shown_entry(item: type[BaseModel], entry: Any) -> dict[str, Any]:
+    """One entry of a list of sections as {path: control value}; a bare name is the value of its first field."""
+    specs = walk(item)
+    given = entry.model_dump() if isinstance(entry, BaseModel) else entry
+    flat = flatten(item, given) if isinstance(given, Mapping) else {specs[0].path: given}
+    return {spec.path: to_control(spec, flat.get(spec.path, spec.default)) for spec in specs}
+
+
+def _read_entry(item: type[BaseModel], shown: Any) -> Any:
+    """What the control shows for one entry as a mapping; anything else is left to the model to refuse."""
+    if not isinstance(shown, Mapping):
+        return shown
+    specs = {spec.path: spec for spec in walk(item)}
+    found = {name: from_control(specs[name], value) if name in specs else value for name, value in shown.items()}
+    needed = {name: "" for name, spec in specs.items() if not spec.optional and found.get(name, "") is None}
+    return {name: value for name, value in (found | needed).items() if value is not None}
 
 
 def _joined(items: list[str], separator: str) -> str:
@@ -94,18 +128,41 @@ def _items(spec: FieldSpec, text: str) -> Any:
     return names[0] if is_word else names
 
 
+def _chosen(spec: FieldSpec, value: Any, look: Mapping[str, Any]) -> Any:
+    """The control of a switch or of a few choices."""
+    if spec.kind == "bool" and not spec.optional:
+        return gr.Checkbox(value, **look)
+    if spec.kind == "bool":
+        three = [(T("form.automatic"), UNSET), (T("form.on"), "true"), (T("form.off"), "false")]
+        return gr.Radio(three, value=value, **look)
+    choices = list(spec.choices or ())
+    return (gr.Radio if len(choices) <= RADIO_CHOICES else gr.Dropdown)(choices, value=value, **look)
+
+
+def _typed(spec: FieldSpec, value: Any, look: Mapping[str, Any]) -> Any:
+    """The control of a text, a number or a list of texts."""
+    lines = 3 if spec.ui.multiline else 1
+    return gr.Textbox(value, lines=lines, max_lines=8 if lines > 1 else 1, **look)
+
+
 class Form:
     """The controls of one model. Create it inside ``gr.Blocks``, then :meth:`place` fields until none is left.
 
     ``suggestions`` gives the path of a text field a drop-down of values; anything else may still be typed there.
+    ``lists`` does so for a long text and for the fields of an entry of a list of sections, by the name of the list
+    the page asks for (see `choices.all_choices`).
     """
 
     def __init__(
-        self, model: type[BaseModel], suggestions: Mapping[str, Sequence[tuple[str, str]]] | None = None
+        self,
+        model: type[BaseModel],
+        suggestions: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+        lists: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model
         self.specs = [spec for spec in walk(model) if spec.path not in FIXED]
         self.suggestions = dict(suggestions or {})
+        self.lists = dict(lists or {})
         self._placed: dict[str, Any] = {}
 
     # ---- building ------------------------------------------------------------------------------------------------
@@ -151,20 +208,15 @@ class Form:
             "elem_classes": ["field"],
             "visible": self._applies(spec, self.defaults()),
         }
+        if spec.item:
+            return entries_control(spec, self.lists, look)
         value = to_control(spec, spec.default)
+        if spec.path in self.lists:
+            return choice_control(spec, self.lists[spec.path], value, look)
         if spec.path in self.suggestions:
             choices = list(self.suggestions[spec.path])
             return gr.Dropdown(choices, value=value or None, allow_custom_value=True, **look)
-        if spec.kind == "bool" and not spec.optional:
-            return gr.Checkbox(value, **look)
-        if spec.kind == "bool":
-            three = [(T("form.automatic"), UNSET), (T("form.on"), "true"), (T("form.off"), "false")]
-            return gr.Radio(three, value=value, **look)
-        if spec.choices:
-            radio = len(spec.choices) <= RADIO_CHOICES
-            return (gr.Radio if radio else gr.Dropdown)(list(spec.choices), value=value, **look)
-        lines = 3 if spec.ui.multiline else 1
-        return gr.Textbox(value, lines=lines, max_lines=8 if lines > 1 else 1, **look)
+        return _chosen(spec, value, look) if spec.kind == "bool" or spec.choices else _typed(spec, value, look)
 
     # ---- values --------------------------------------------------------------------------------------------------
 
@@ -196,7 +248,7 @@ class Form:
         try:
             self.config(values)
         except ConfigError as error:
-            return {self.blamed(item): item for item in error.errors}
+            return {self.blamed(item): item for item in reversed(error.errors)}  # of several in one field the first
         return {}
 
     def blamed(self, error: FieldError) -> str:
@@ -218,9 +270,7 @@ class Form:
         return [
             gr.update(visible=self._applies(spec, shown))
             if spec.path in keep
-            else gr.update(
-                value=shown[spec.path] or _empty(self._placed[spec.path]), visible=self._applies(spec, shown)
-            )
+            else gr.update(value=_held(self._placed[spec.path], shown[spec.path]), visible=self._applies(spec, shown))
             for spec in self.specs
         ]
 
@@ -229,8 +279,8 @@ class Form:
         return {spec.path for spec in self.specs if self._applies(spec, shown)}
 
 
-def _empty(control: Any) -> Any:
-    """What an empty control holds: nothing chosen in a drop-down, no tick, no text."""
+def _held(control: Any, shown: Any) -> Any:
+    """What a control holds to show a value: an empty drop-down None, an empty box no tick."""
     if isinstance(control, gr.Dropdown):
-        return None
-    return False if isinstance(control, gr.Checkbox) else UNSET
+        return shown or None
+    return bool(shown) if isinstance(control, gr.Checkbox) else shown

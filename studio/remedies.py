@@ -1,0 +1,249 @@
+"""What to change when a run does not fit, and which method to choose: each answer with its price."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from studio.activations import WHOLE, Sharding
+from studio.bounds import UNKNOWN, Bounds, Facts, Verdict, bounds, load_of, verdict_of
+from studio.config import Method, RunConfig
+from studio.devices import Device
+from studio.model_shape import ModelShape
+from studio.speed import step_seconds
+
+SHORTEST = 256
+WANTED_FIXES = 3
+CLEAR_GAIN = 1.1
+GIGABYTE = 2**30
+# Beside time, a change has other costs; they order the offers and are not part of the price that is shown.
+_SURE_THEN_LIKELY: tuple[tuple[Verdict, ...], ...] = (("fits",), ("fits", "tight"))
+_DISLIKE = {"data.max_length": 1.5, "method": 1.15, "train.optim": 1.03}
+
+
+@dataclass(frozen=True)
+class Fix:
+    """Changes that make a run fit: `overrides` by dotted path, bytes and relative time of a token then."""
+
+    overrides: dict[str, Any]
+    expected: int
+    verdict: Verdict
+    slowdown: float
+    message: str
+
+
+@dataclass(frozen=True)
+class MethodChoice:
+    """One method on a device: bytes, whether it fits, time relative to the fastest, and a sentence."""
+
+    method: Method
+    expected: int
+    verdict: Verdict
+    slowdown: float
+    recommended: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A configuration on a device."""
+
+    config: RunConfig
+    shape: ModelShape
+    device: Device
+    facts: Facts = UNKNOWN
+    sharding: Sharding = WHOLE
+
+    def changed(self, overrides: dict[str, Any]) -> Case:
+        """The same with some fields changed; values must be valid ones."""
+        return Case(with_overrides(self.config, overrides), self.shape, self.device, self.facts, self.sharding)
+
+    def bounds(self) -> Bounds:
+        """Its memory."""
+        return bounds(load_of(self.config, self.shape, self.device, self.facts, self.sharding))
+
+    def verdict(self) -> Verdict:
+        """Whether it fits; quicker than `bounds`."""
+        return verdict_of(load_of(self.config, self.shape, self.device, self.facts, self.sharding), self.device)
+
+    def seconds_per_token(self) -> float:
+        """Its time, by rule of thumb."""
+        load = load_of(self.config, self.shape, self.device, self.facts, self.sharding)
+        return step_seconds(load, self.device) / load.tokens
+
+
+def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
+    """A copy with the fields at dotted paths changed; not validated."""
+    sections: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    for path, value in overrides.items():
+        section, _, name = path.rpartition(".")
+        if section:
+            sections.setdefault(section, {})[name] = value
+        else:
+            top[name] = value
+    for section, values in sections.items():
+        top[section] = getattr(config, section).model_copy(update=values)
+    return config.model_copy(update=top)
+
+
+def fixes(case: Case) -> tuple[Fix, ...]:
+    """The cheapest changes that make a run fit, at most three that differ in kind; none if nothing helps."""
+    now = case.seconds_per_token()
+    likely = _SURE_THEN_LIKELY if case.verdict() == "no" else _SURE_THEN_LIKELY[:1]
+    for wanted in likely:
+        offers = []
+        for overrides in _mildest(case, wanted):
+            changed = case.changed(overrides)
+            found, slowdown = changed.bounds(), changed.seconds_per_token() / now
+            verdict = found.verdict(case.device.free_bytes)
+            offers.append(Fix(overrides, found.expected, verdict, slowdown, _sentence(overrides, slowdown)))
+        if offers:
+            return _different(sorted(offers, key=_price))
+    return ()
+
+
+def _mildest(case: Case, wanted: tuple[Verdict, ...]) -> Iterator[dict[str, Any]]:
+    """Combinations of changes that fit; of batches and lengths only the mildest that do."""
+    checkpointing: list[dict[str, Any]] = [{}]
+    if not case.config.train.gradient_checkpointing:
+        checkpointing.append({"train.gradient_checkpointing": True})
+    batches: list[dict[str, Any]] = [{}, *_smaller_batches(case.config)]
+    lengths: list[dict[str, Any]] = [{}, *_shorter(case.config)]
+    bases = product(checkpointing, [{}, *_lighter_methods(case.config)], [{}, *_lighter_optimizers(case)])
+    for parts in bases:
+        base = {path: value for part in parts for path, value in part.items()}
+        if case.changed(base | batches[-1] | lengths[-1]).verdict() not in wanted:
+            continue
+        reached = 0  # the longest rows that fit so far
+        for batch in batches:
+            for length in lengths:
+                limit = length.get("data.max_length", case.config.data.max_length)
+                if limit <= reached:
+                    break
+                merged = base | batch | length
+                if merged and case.changed(merged).verdict() in wanted:
+                    yield merged
+                    reached = limit
+            if reached == case.config.data.max_length:
+                break
+
+
+def _price(fix: Fix) -> tuple[float, int]:
+    price = fix.slowdown
+    for path in fix.overrides:
+        price *= _DISLIKE.get(path, 1.01)
+    return price, -fix.expected  # of equal ones, the one that changes least
+
+
+def _different(offers: list[Fix]) -> tuple[Fix, ...]:
+    """The first of each kind of change, without those that only add to one already there."""
+    chosen: list[Fix] = []
+    for offer in offers:
+        kind = set(offer.overrides)
+        if not any(set(one.overrides) <= kind for one in chosen):
+            chosen.append(offer)
+        if len(chosen) == WANTED_FIXES:
+            break
+    return tuple(chosen)
+
+
+def _smaller_batches(config: RunConfig) -> Iterator[dict[str, Any]]:
+    """Half the batch and twice the accumulation, as often as it goes: the effective batch stays."""
+    batch, steps = config.train.per_device_train_batch_size, config.train.gradient_accumulation_steps
+    while batch % 2 == 0 and steps * 2 <= 4096:
+        batch, steps = batch // 2, steps * 2
+        yield {"train.per_device_train_batch_size": batch, "train.gradient_accumulation_steps": steps}
+
+
+def _shorter(config: RunConfig) -> Iterator[dict[str, Any]]:
+    length = config.data.max_length
+    while length // 2 >= SHORTEST:
+        length //= 2
+        yield {"data.max_length": length}
+
+
+def _lighter_methods(config: RunConfig) -> Iterator[dict[str, Any]]:
+    lighter: dict[str, tuple[Method, ...]] = {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}
+    if config.lora.init_lora_weights not in ("default", "gaussian"):
+        lighter["lora"] = ()  # such a start needs 16-bit weights
+    yield from ({"method": method} for method in lighter[config.method])
+
+
+def _lighter_optimizers(case: Case) -> Iterator[dict[str, Any]]:
+    optimizer = case.config.train.optim
+    if optimizer in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"):
+        yield {"train.optim": "adamw_8bit"}
+    if case.device.kind == "cuda" and optimizer.startswith("adamw"):
+        yield {"train.optim": "paged_adamw_8bit"}
+
+
+_WORDS = {
+    "train.gradient_checkpointing": "gradient checkpointing",
+    "train.per_device_train_batch_size": "batch size {} with more accumulation",
+    "data.max_length": "rows cut at {} tokens",
+    "method": "{}",
+    "train.optim": "{}",
+}
+
+
+def _sentence(overrides: dict[str, Any], slowdown: float) -> str:
+    names = [_WORDS[path].format(value) for path, value in overrides.items() if path in _WORDS]
+    return f"{' and '.join(names)}: {price_words(slowdown)}"
+
+
+def price_words(slowdown: float) -> str:
+    """A relative time in words."""
+    if slowdown >= 1.05:
+        return f"{slowdown:.1f} times the time"
+    return "no slower" if slowdown > 0.95 else f"{1 / slowdown:.1f} times as fast"
+
+
+def choose_method(case: Case) -> tuple[MethodChoice, ...]:
+    """Every method on this device, the recommended one first.
+
+    Recommended is bf16 LoRA where it fits: 4 bits save memory and cost time. Full training is only ever offered.
+    """
+    measured: dict[Method, tuple[Bounds, float]] = {}
+    for method in ("qlora", "lora", "full"):
+        changed = case.changed({"method": method})
+        measured[method] = changed.bounds(), changed.seconds_per_token()
+    verdicts = {method: found.verdict(case.device.free_bytes) for method, (found, _) in measured.items()}
+    best = _best(verdicts, measured)
+    fastest = min(seconds for _, seconds in measured.values())
+    choices = [
+        MethodChoice(
+            method, found.expected, verdicts[method], seconds / fastest, method == best, _words(method, measured)
+        )
+        for method, (found, seconds) in measured.items()
+    ]
+    return tuple(sorted(choices, key=lambda choice: not choice.recommended))
+
+
+def _best(verdicts: dict[Method, Verdict], measured: dict[Method, tuple[Bounds, float]]) -> Method:
+    """The surer of LoRA and QLoRA; the faster where both are as sure, the smaller where neither fits."""
+    order = ("fits", "tight", "no")
+
+    def rank(method: Method) -> tuple[int, float]:
+        found, seconds = measured[method]
+        return order.index(verdicts[method]), found.expected if verdicts[method] == "no" else seconds
+
+    return min(("lora", "qlora"), key=rank)
+
+
+def _words(method: Method, measured: dict[Method, tuple[Bounds, float]]) -> str:
+    lora, lora_time = measured["lora"]
+    found, seconds = measured[method]
+    if method == "lora":
+        return f"16-bit LoRA takes {lora.expected / GIGABYTE:.1f} GB"
+    if method == "qlora":
+        saved = (lora.expected - found.expected) / GIGABYTE
+        return f"4-bit saves {saved:.1f} GB here, {_cost(seconds / lora_time)}"
+    more = (found.expected - lora.expected) / GIGABYTE
+    return f"training every weight takes {more:.1f} GB more than LoRA, {_cost(seconds / lora_time)}"
+
+
+def _cost(slowdown: float) -> str:
+    return f"and costs {slowdown:.1f} times the time" if slowdown >= 1.05 else "and takes no longer"
