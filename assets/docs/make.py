@@ -1,4 +1,4 @@
-"""Writes the generated parts of the documentation: the file trees of both READMEs and the table of all fields.
+"""Writes the generated parts of the documentation: the file trees of both READMEs, the tables of fields and models.
 
 .venv/bin/python assets/docs/make.py            write
 .venv/bin/python assets/docs/make.py --check    exit 1 if something is out of date
@@ -13,14 +13,39 @@ import sys
 from pathlib import Path
 
 from studio.config import RunConfig
+from studio.layouts import layouts_table
+from studio.preset_files import models_table
 from studio.schema import docs_table
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ROOT / "assets" / "docs" / "config.md"
+MODELS = ROOT / "assets" / "docs" / "models.md"
+MODELS_INTRO = """# Which models load, and how
+
+Generated from studio/layouts.py and presets/models. Loading:
+
+* **native**: the installed transformers knows the architecture.
+* **converted**: the folder is in a layout of its own, but what the model computes is a known architecture. It is
+  converted exactly when it is first loaded and kept in `workspace/cache/converted`; training, 4 bits, chat and merge
+  work as for every other model, and none of its own code runs. `merge --layout original` writes the old layout back.
+* **remote code**: the model computes something no installed architecture does. It needs Python code of its own,
+  which runs only if the studio was started with `--trust-remote-code`; else it is refused before anything starts.
+* **no**: GGUF files, weights as pickle files (`.bin`), weights that are quantised already, and models that write
+  no text.
+
+## Families with a layout of their own
+
+{layouts}
+## Every model with a preset
+
+Chat template: the name of ours, for models without one.
+
+"""
 REGION = re.compile(r"(<!-- files -->\n).*?(<!-- /files -->)", re.DOTALL)
 FOLDERS = (
     "studio",
     "studio/records",
+    "studio/foreign",
     "studio/cli",
     "studio/engine",
     "studio/ui",
@@ -52,6 +77,7 @@ def wanted() -> dict[Path, str]:
     texts = {
         FIELDS: f"# Every field of a run's configuration\n\nGenerated from studio/config.py.\n\n{docs_table(RunConfig)}"
     }
+    texts[MODELS] = MODELS_INTRO.format(layouts=layouts_table()) + models_table()
     for name in ("README.md", "README.zh.md"):
         path = ROOT / name
         texts[path] = REGION.sub(lambda m: m[1] + tree() + m[2], path.read_text(encoding="utf-8"))

@@ -306,6 +306,10 @@
     return remembered();
   };
 
+  // Gradio's drop-down would open again after the Tab key has left it: its own handler must not see that key.
+  addEventListener("keydown", (event) => {
+    if (event.key === "Tab" && event.target.matches?.("input[role=combobox]")) event.stopPropagation();
+  }, true);
   addEventListener("keydown", (event) => {
     if (event.altKey && /^[1-9]$/.test(event.key)) {
       const tab = document.querySelectorAll("#nav > .tab-wrapper [role=tablist] [role=tab]")[+event.key - 1];
@@ -313,7 +317,7 @@
     }
     if ((event.ctrlKey || event.metaKey) && event.key === "Enter") {
       const panel = [...document.querySelectorAll("#nav > [role=tabpanel]")].find((node) => node.offsetParent !== null);
-      panel?.querySelector(".primary-action")?.click();
+      [...(panel?.querySelectorAll(".primary-action") || [])].find((node) => node.offsetParent !== null)?.click();
     }
   });
 

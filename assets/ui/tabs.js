@@ -1,12 +1,12 @@
-// What the Data, Train, Export and Chat tabs draw from JSON. All text is set as text (`h` makes text nodes).
-const { t, api, goTab, confirm, format, poll } = window.Studio;
-const h = (spec, options, ...children) => window.Studio.h(spec, options, ...children.flat(9));
+// What the Export and Chat tabs draw from JSON (data.js: Data, train.js: Train). All text is set as text (`h` makes text nodes).
+const { t, api, goTab, format, poll } = window.Studio;
+export const h = (spec, options, ...children) => window.Studio.h(spec, options, ...children.flat(9));
 
-const button = (spec, text, onclick, options = {}) => h("button." + spec, { type: "button", onclick, ...options }, text);
-const plural = (key, n, values = {}) => t(`tabs.${key}.${n === 1 ? "one" : "many"}`, { n: format.number(n), ...values });
-const empty = (title, text, ...actions) => h("div.empty", {}, h("h3", {}, title), h("p", {}, text), h("div.row", {}, actions));
-const notes = (texts) => (texts || []).map((text) => h("p.note.warn", { role: "status" }, text));
-const copy = async (text, node) => {
+export const button = (spec, text, onclick, options = {}) => h("button." + spec, { type: "button", onclick, ...options }, text);
+export const plural = (key, n, values = {}) => t(`tabs.${key}.${n === 1 ? "one" : "many"}`, { n: format.number(n), ...values });
+export const empty = (title, text, ...actions) => h("div.empty", {}, h("h3", {}, title), h("p", {}, text), h("div.row", {}, actions));
+export const notes = (texts) => (texts || []).map((text) => h("p.note.warn", { role: "status" }, text));
+export const copy = async (text, node) => {
   try { await navigator.clipboard.writeText(text); } catch {
     const area = h("textarea", {}, text); document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
   }
@@ -14,14 +14,14 @@ const copy = async (text, node) => {
   node.textContent = t("tabs.copied");
   setTimeout(() => { node.textContent = before; }, 1200);
 };
-const save = (name, text) => {
+export const save = (name, text) => {
   const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/yaml" })), download: name });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 };
 
 // What is wrong with a field, beneath it. Gradio's own messages vanish when any other event ends; these stay.
-function markFields(scope, wrong) {
+export function markFields(scope, wrong) {
   for (const node of document.querySelectorAll(scope)) {
     const text = wrong[node.id];
     let note = node.querySelector(":scope > .field-error");
@@ -31,192 +31,6 @@ function markFields(scope, wrong) {
     if (!note) { note = h("p.field-error", { role: "alert" }); node.append(note); }
     if (note.textContent !== text) note.textContent = text;
   }
-}
-
-// ---- Data: rows as bubbles or table, one page at a time; rows of a saved dataset can be edited -----------------------
-const ORIGINS = ["", "identity", "hard_negative", "replay", "upload", "heldout"];
-
-function rows({ props, trigger, draw }) {
-  let mode = window.Studio.store.get("rows") === "table" ? "table" : "bubbles";
-  let editing = null;
-  const ask = (extra) => trigger("select", { source: props.value.source, origin: props.value.origin, offset: props.value.offset, ...extra });
-  const send = (event, n, contents) => {
-    const v = props.value;
-    trigger(event, { source: v.source, origin: v.origin, offset: v.offset, sha256: v.sha256, n, contents });
-  };
-
-  const editor = (row) => {
-    const fields = row.messages.map((message) => h("textarea", { rows: 3, "aria-label": t("tabs.role." + message.role) }));
-    fields.forEach((field, i) => { field.value = row.messages[i].content; });
-    const finish = () => send("edit", row.n, fields.map((field) => field.value));
-    const box = h("div.row-edit", {},
-      fields.map((field, i) => h("label.turn", {}, h("span", {}, t("tabs.role." + row.messages[i].role)), field)),
-      h("div.row", {}, button("btn.go", t("tabs.save"), finish), button("btn", t("tabs.cancel"), () => { editing = null; redraw(); }),
-        h("span.spring"), row.n >= 0 && button("btn.link.bad", t("tabs.delete"), async () => {
-          if (await confirm({ title: t("tabs.delete_row"), body: t("tabs.delete_row.body"), ok: t("tabs.delete") })) send("delete", row.n, []);
-        })));
-    box.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") { editing = null; redraw(); }
-      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.stopPropagation(); finish(); }
-    });
-    queueMicrotask(() => fields[0]?.focus());
-    return box;
-  };
-  const pencil = (row) => props.value.editable && row.origin !== "heldout" &&
-    button("btn.small", t("tabs.edit"), () => { editing = row.n; redraw(); }, { "aria-label": t("tabs.edit_row", { n: row.n + 1 }) });
-
-  const bubble = (row) => h("li.talk", {},
-    h("div.talk-head", {}, h("span.num", {}, String(row.n + 1)), h("span.tag." + row.origin, {}, t("tabs.origin." + row.origin)), h("span.spring"), pencil(row)),
-    editing === row.n && row.origin !== "heldout" ? editor(row) : row.messages.map((message) => h("div.bubble." + message.role, {}, message.content)),
-    row.expect && h("p.expect", {}, t("tabs.expect"), " ", row.expect.map((word) => h("b", {}, word))));
-
-  const line = (row) => {
-    if (editing === row.n && row.origin !== "heldout") return [h("tr", {}, h("td", { colspan: 4 }, editor(row)))];
-    const pairs = [];
-    for (const message of row.messages) {
-      if (message.role === "system") continue;
-      if (message.role === "user") pairs.push([message.content, row.expect ? row.expect.join(" · ") : ""]);
-      else if (pairs.length) pairs[pairs.length - 1][1] = message.content;
-    }
-    return pairs.map(([user, assistant], i) => h("tr", {},
-      h("td.num", {}, i ? "" : String(row.n + 1)), h("td", {}, user), h("td", {}, assistant), h("td", {}, i ? null : pencil(row))));
-  };
-  const table = (shown) => h("div.scroll", { tabindex: 0, role: "region", "aria-label": t("tabs.rows") }, h("table.rows", {},
-    h("thead", {}, h("tr", {}, h("th", {}, "#"), h("th", {}, t("tabs.role.user")), h("th", {}, t("tabs.role.assistant")), h("th", {}, h("span.sr-only", {}, t("tabs.edit"))))),
-    h("tbody", {}, shown.flatMap(line))));
-
-  const facts = (v) => {
-    const said = [];
-    if (v.facts.format) said.push(t("tabs.format", { format: t("tabs.format." + v.facts.format) }));
-    if (v.facts.rows_read) said.push(plural("rows_read", v.facts.rows_read));
-    for (const [lang, n] of Object.entries(v.facts.phrasings || {})) said.push(t("tabs.phrasings." + lang, { n }));
-    return said.join(" · ");
-  };
-
-  const redraw = () => draw((v) => {
-    if (!v) return [empty(t("tabs.data.empty"), t("tabs.data.empty.builder"))];
-    if (v.empty) return [notes(v.notes), empty(t("tabs.data.empty"), t("tabs.data.empty." + v.source))];
-    const flip = (name) => button("seg", t("tabs.as." + name), () => { mode = name; window.Studio.store.set("rows", name); redraw(); }, { "aria-pressed": String(mode === name) });
-    const from = v.total ? v.offset + 1 : 0;
-    const adding = editing === -1 && [h("div.talk", {}, editor({ n: -1, origin: "upload", messages: [{ role: "user", content: "" }, { role: "assistant", content: "" }] }))];
-    return [
-      h("div.rows-head", {},
-        h("div.what", {}, h("h3", {}, v.title, " ", v.editable && h("span.chip.finished", {}, t("tabs.saved"))), h("p.quiet", {}, facts(v))),
-        h("div.row", {}, v.editable && button("btn", t("tabs.add_row"), () => { editing = -1; redraw(); }),
-          v.editable && button("btn.go", t("tabs.train_on"), () => trigger("apply", { name: v.facts.name }), { id: "data-train-on" }))),
-      v.just_saved && h("p.note.good", { role: "status" }, t("tabs.just_saved", { n: format.number(v.counts[""]) })),
-      notes(v.notes),
-      v.skipped_total > 0 && h("details.skipped", {}, h("summary", {}, plural("skipped", v.skipped_total)),
-        h("ul", {}, v.skipped.map(([row, reason]) => h("li", {}, t("tabs.skipped.row", { row }), " ", reason)), v.skipped_total > v.skipped.length && h("li", {}, "…"))),
-      h("div.counts", {}, ORIGINS.filter((origin) => v.counts[origin]).map((origin) =>
-        button("count", [h("b.num", {}, format.number(v.counts[origin])), h("span", {}, t("tabs.origin." + (origin || "all")))], () => ask({ origin, offset: 0 }), { "aria-pressed": String(v.origin === origin) })),
-        h("span.spring"), h("div.segs", {}, flip("bubbles"), flip("table"))),
-      adding,
-      mode === "table" ? table(v.rows) : h("ol.talks", {}, v.rows.map(bubble)),
-      h("nav.pager", { "aria-label": t("tabs.pages") },
-        button("btn", "‹", () => ask({ offset: v.offset - v.page }), { disabled: v.offset <= 0, "aria-label": t("tabs.previous") }),
-        h("span.num.quiet", {}, t("tabs.range", { from, to: Math.min(v.offset + v.page, v.total), total: format.number(v.total) })),
-        button("btn", "›", () => ask({ offset: v.offset + v.page }), { disabled: v.offset + v.page >= v.total, "aria-label": t("tabs.next") })),
-    ];
-  });
-  return () => {
-    const wrong = (props.value && props.value.wrong) || {};
-    markFields("#data-builder .field, #data-more .field", Object.fromEntries(Object.entries(wrong).map(([name, text]) => ["data-" + name, text])));
-    editing = null;
-    redraw();
-  };
-}
-
-function saved({ trigger, draw }) {
-  return () => draw((v) => {
-    if (!v || !v.datasets.length) return [notes(v && v.notes), empty(t("tabs.saved.empty"), t("tabs.saved.empty.body"))];
-    return [notes(v.notes), h("ul.saved", {}, v.datasets.map((item) => h("li", {},
-      button("open", [h("b", {}, item.title || item.name),
-        h("span.quiet", {}, [t("tabs.kind." + item.kind), plural("rows", item.rows), item.languages.map((lang) => t("tabs.lang." + lang)).join(" + "), new Date(item.created_at).toLocaleDateString(window.Studio.lang())].filter(Boolean).join(" · "))],
-        () => trigger("select", { name: item.name })),
-      button("btn.small", t("tabs.delete"), async () => {
-        const title = t("tabs.delete_dataset", { name: item.title || item.name });
-        if (await confirm({ title, body: t("tabs.delete_dataset.body"), ok: t("tabs.delete") })) trigger("delete", { name: item.name });
-      }, { "aria-label": t("tabs.delete_dataset", { name: item.title || item.name }) }))))];
-  });
-}
-
-// ---- Train: what will happen, before it does -------------------------------------------------------------------------
-const fieldNode = (path) => document.getElementById("f-" + path.replaceAll(".", "-"));
-const openAdvanced = async () => {
-  const head = document.querySelector("#train-advanced > button");
-  if (!head || document.querySelector("#train-advanced .field")?.offsetParent) return;
-  head.click();
-  for (let i = 0; i < 40 && !document.querySelector("#train-advanced .field")?.offsetParent; i += 1) await window.Studio.sleep(50);
-};
-const reveal = async (path) => {
-  filterFields("");
-  if (!fieldNode(path)?.offsetParent) await openAdvanced();
-  const node = fieldNode(path);
-  if (!node) return;
-  node.scrollIntoView({ block: "center", behavior: "smooth" });
-  node.querySelector("input, textarea")?.focus({ preventScroll: true });
-};
-async function filterFields(text) {
-  const words = (text || "").trim().toLowerCase();
-  if (words) await openAdvanced();
-  for (const node of document.querySelectorAll("#train-columns .field")) node.classList.toggle("hide-f", !!words && !node.textContent.toLowerCase().includes(words));
-}
-window.Studio.filterFields = filterFields;
-
-const flow = (counts) => {
-  if (!counts) return null;
-  const steps = [[counts.rows, "conversations"], [counts.packs, "packs"], [counts.updates, "updates"]];
-  return h("div.flow" + (counts.few ? ".few" : ""), {}, steps.flatMap(([n, key], i) => [i ? h("span.arrow", { "aria-hidden": "true" }, "→") : null,
-    h("span.leg", {}, h("b.num", {}, format.number(n)), " ", t("tabs.flow." + key + (n === 1 ? ".one" : "")))]));
-};
-const ended = (text) => (/[.。!！?？]$/.test(text) ? text : text + (/[\u4e00-\u9fff]/.test(text) ? "。" : "."));
-const issueList = (issues) => h("ul.issues", {}, issues.map((issue) => h("li." + issue.level, {},
-  h("span.mark", { role: "img", "aria-label": t("tabs.level." + issue.level) }),
-  h("div", {}, issue.field ? button("btn.link", issue.label, () => reveal(issue.field)) : null, h("span", {}, ended(issue.message), " "), issue.fix && h("span.quiet", {}, ended(issue.fix[0].toUpperCase() + issue.fix.slice(1)))))));
-const yamlLines = (text) => text.replace(/\n$/, "").split("\n").map((line) => {
-  const found = /^(\s*(?:- )?)([\w.]+)(:)(.*)$/.exec(line);
-  return h("span.line", {}, found ? [found[1], h("span.key", {}, found[2]), h("span.colon", {}, found[3]), found[4]] : line, "\n");
-});
-
-function review({ props, draw, element }) {
-  let tried = false; // an empty field is no mistake before the first attempt to start
-  const mark = () => {
-    const wrong = {};
-    for (const issue of (props.value && props.value.issues) || []) {
-      if (issue.level === "error" && issue.field && (tried || issue.code !== "string_too_short")) wrong["f-" + issue.field.replaceAll(".", "-")] = issue.message;
-    }
-    markFields("#train-columns .field", wrong);
-  };
-  document.querySelector("#train-start")?.addEventListener("click", () => { tried = true; mark(); });
-  poll(element, mark, 600); // fields of a section that has just been opened
-  return () => draw((v) => {
-    mark();
-    if (!v) return [h("div.card.skeleton", {})];
-    const card = (title, actions, ...inside) => h("section.card", {}, h("div.card-head", {}, h("h3", {}, title), h("span.spring"), actions), inside);
-    const copyButton = (text) => { const node = button("btn.small", t("tabs.copy"), () => copy(text, node)); return node; };
-    const checks = card(t("tabs.checks"), null,
-      v.counts && [flow(v.counts), h("p.quiet", {}, t("tabs.flow.detail", { tokens: format.number(v.counts.tokens), batch: v.counts.batch }))],
-      v.issues.length ? issueList(v.issues) : h("p.note.good", {}, t("tabs.checks.good")));
-    if (!v.yaml) return [checks];
-    return [checks,
-      card("config.yaml", [copyButton(v.yaml), button("btn.small", t("tabs.download"), () => save(v.file, v.yaml), { id: "train-download" })],
-        h("pre.code", { tabindex: 0, id: "train-yaml", "aria-label": "config.yaml" }, yamlLines(v.yaml))),
-      card(t("tabs.command"), copyButton(v.command), h("pre.code.command", { tabindex: 0, id: "train-command", "aria-label": t("tabs.command") }, v.command), h("p.quiet", {}, t("tabs.command.help")))];
-  });
-}
-
-function bar({ props, draw }) {
-  document.querySelector("#train-start")?.addEventListener("click", () => {
-    const wrong = props.value && props.value.issues.find((issue) => issue.level === "error" && issue.field);
-    if (wrong) reveal(wrong.field);
-  });
-  return () => draw((v) => {
-    if (!v) return [h("span.quiet", {}, t("tabs.checking"))];
-    const wrong = v.issues.filter((issue) => issue.level === "error");
-    if (wrong.length) return [h("span.bar-wrong", { role: "status" }, button("btn.link.bad", plural("wrong", wrong.length), () => reveal(wrong[0].field)), h("span", {}, wrong[0].label ? wrong[0].label + ": " : "", wrong[0].message))];
-    return [h("div.bar-ok", {}, flow(v.counts) || h("span.quiet", {}, t("tabs.no_counts")), v.counts && v.counts.few && h("span.few", {}, t("tabs.few.short")))];
-  });
 }
 
 // ---- Export: follow a merge, then its proof ----------------------------------------------------------------------------
@@ -305,12 +119,14 @@ function chatStatus({ props, trigger, draw, element }) {
 const chips = ({ trigger, draw }) => () => draw((v) => (v && v.chips && v.chips.length
   ? [h("div.chips", {}, h("span.quiet", {}, t("tabs.chat.try")), v.chips.map((text) => button("btn.small.chip-ask", text, () => trigger("select", { text }))))] : []));
 
-const WIDGETS = { rows, saved, review, bar, merge, export_empty: exportEmpty, chat_empty: chatEmpty, chat_status: chatStatus, chips };
+const WIDGETS = { merge, export_empty: exportEmpty, chat_empty: chatEmpty, chat_status: chatStatus, chips };
 
-export function mount({ element, props, trigger, watch, widget }) {
+// `mount` of a module of widgets: each is a function of {element, props, trigger, draw} that gives one to call when the value changed.
+export const mounting = (widgets) => ({ element, props, trigger, watch, widget, ...more }) => {
   const target = () => element.querySelector(":scope > div") || element;
   const draw = (make) => target().replaceChildren(...make(props.value).flat(5).filter((node) => node !== null && node !== undefined && node !== false));
-  const changed = WIDGETS[widget]({ element, props, trigger, draw });
+  const changed = widgets[widget]({ element, props, trigger, draw, ...more });
   watch("value", changed);
   changed();
-}
+};
+export const mount = mounting(WIDGETS);

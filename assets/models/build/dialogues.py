@@ -5,7 +5,15 @@ from collections.abc import Callable
 
 from assets.models.build import skills
 from assets.models.build.names import IdPool, name_pair, syllables
-from assets.models.build.phrases import identity, identity_answers, right_answers, table, templates, words
+from assets.models.build.phrases import (
+    identity,
+    identity_answers,
+    identity_questions,
+    right_answers,
+    table,
+    templates,
+    words,
+)
 from assets.models.build.skills import Case, Draw, Message
 
 TONES = ("plain", "friendly", "formal")
@@ -15,8 +23,7 @@ Skill = Callable[[Draw], Case]
 def _identity_question(draw: Draw, lang: str) -> tuple[str, str]:
     """(kind, question); kind is "who" or "author"."""
     kind = "who" if draw.r.random() < 0.6 else "author"
-    pool = identity(lang)["questions"][kind]["heldout" if draw.held else "train"]
-    return kind, draw.noisy(draw.r.choice(pool), lang, 0.45)
+    return kind, draw.noisy(draw.r.choice(identity_questions(lang, kind, draw.held)), lang, 0.45)
 
 
 def _named_answers(draw: Draw, lang: str, kind: str, name: str, author: str) -> list[str]:

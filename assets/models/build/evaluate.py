@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from assets.models.build.dialogues import SKILLS, sample
-from assets.models.build.phrases import identity, right_answers, table, templates
+from assets.models.build.phrases import identity_questions, right_answers, table, templates
 from assets.models.build.skills import Case, Draw
 
 PER_SKILL = 60
@@ -52,7 +52,7 @@ def unseen_names() -> list[Question]:
     for name, author in UNSEEN:
         for lang in ("en", "zh"):
             for kind in ("who", "author"):
-                question = r.choice(identity(lang)["questions"][kind]["heldout"])
+                question = r.choice(identity_questions(lang, kind, held=True))
                 system = r.choice(templates()["system"][lang]).format(n=name, a=author)
                 answers = right_answers(lang, kind, name, author)
                 found.append(Question("unseen_names", Case([("system", system), ("user", question)], answers, lang)))

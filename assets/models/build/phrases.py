@@ -32,6 +32,18 @@ def identity(lang: str) -> Any:
     return yaml.safe_load((ASSETS / "identity" / f"{lang}.yaml").read_text(encoding="utf-8"))
 
 
+#: Kinds of question asked as "who" and as "author"; yes/no questions are trained on but not scored.
+ASKED_AS = {"who": ("who", "name", "other_name", "is_ai", "is_human"), "author": ("author", "other_author")}
+SCORED_AS = {"who": ("who", "name"), "author": ("author",)}
+
+
+@cache
+def identity_questions(lang: str, kind: str, held: bool) -> tuple[str, ...]:
+    """Questions of a kind, "who" or "author": to train on, or held out."""
+    kinds = (SCORED_AS if held else ASKED_AS)[kind]
+    return tuple(q for k in kinds for q in identity(lang)["questions"][k]["heldout" if held else "train"])
+
+
 @cache
 def words(name: str) -> tuple[str, ...]:
     """A word list of facts.yaml; lists of single Hanzi are written without spaces."""
