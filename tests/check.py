@@ -27,6 +27,10 @@ GATES = {
     "imports": ["-c", "from importlinter.cli import lint_imports_command as run; run()"],
 }
 NO_TESTS_COLLECTED = 5
+# Test files are shared out over two processes: each runs on one thread, and machines with fewer cores are rare. The
+# browser tests start processes of their own and stay one after the other.
+IN_PARALLEL = ("unit", "ui", "engine")
+PROCESSES = ("-n", "2", "--dist", "loadfile")
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,9 @@ def run_tier(name: str, arguments: list[str], env: dict[str, str], may_be_empty:
     report = REPORTS / f"{name}.xml"
     report.unlink(missing_ok=True)
     start = time.monotonic()
-    code = subprocess.call([sys.executable, "-m", "pytest", "--junitxml", str(report), *arguments], cwd=ROOT, env=env)
+    shared = PROCESSES if name in IN_PARALLEL and (os.cpu_count() or 1) > 1 else ()
+    command = [sys.executable, "-m", "pytest", "--junitxml", str(report), *shared, *arguments]
+    code = subprocess.call(command, cwd=ROOT, env=env)
     passed, failed, skipped = count_tests(report)
     words = f"{passed} passed, {failed} failed, {skipped} skipped"
     if code not in (0, 1, NO_TESTS_COLLECTED):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,7 +38,21 @@ os.environ.update(
     GRADIO_ANALYTICS_ENABLED="False",
     NO_PROXY="*",
 )
-for _name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "CRUCIBLE_WORKSPACE"):
+# What this machine has downloaded must not change what a test sees.
+_CACHE = tempfile.TemporaryDirectory(prefix="crucible-tests-")
+os.environ.update(HF_HOME=f"{_CACHE.name}/huggingface", MODELSCOPE_CACHE=f"{_CACHE.name}/modelscope")
+for _name in (
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "CRUCIBLE_WORKSPACE",
+    "CRUCIBLE_MODELS",
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+):
     os.environ.pop(_name, None)
 
 

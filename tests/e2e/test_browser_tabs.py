@@ -95,7 +95,7 @@ def test_from_a_name_to_a_running_job(page: Page, studio: Studio) -> None:
     expect(page.locator("#train-start")).to_be_in_viewport()
     expect(page.locator("#train-summary")).to_contain_text("optimizer updates")
     shown = page.locator("#train-yaml").inner_text()
-    assert page.locator("#train-command").inner_text().startswith("python launch.py train ")
+    assert page.locator("#train-command").inner_text().startswith("studio train --set ")
     page.locator("#train-start").click()
     expect(page.locator("#nav [role=tab][data-tab-id=monitor]")).to_have_attribute("aria-selected", "true")
     page.wait_for_url("**run=**")
@@ -111,8 +111,7 @@ def test_downloaded_yaml_is_the_one_shown(page: Page, studio: Studio) -> None:
     expect(page.locator("#train-yaml")).to_contain_text("dataset: nova")
     with page.expect_download() as caught:
         page.locator("#train-download").click()
-    name = caught.value.suggested_filename
-    assert page.locator("#train-command").inner_text() == f"python launch.py train {name}"
+    assert caught.value.suggested_filename == "ember_qlora_nova.yaml"
     assert (
         Path(caught.value.path()).read_text(encoding="utf-8").strip()
         == page.locator("#train-yaml").inner_text().strip()
@@ -171,54 +170,6 @@ def test_two_pages_press_start_together(context: BrowserContext, page: Page, stu
     other.locator("#train-start").click()
     expect(other.locator(".toast-body")).to_contain_text("is still at work")
     assert len(runs(studio)) == 1
-
-
-def test_uploaded_file_with_bad_rows_and_placeholders(page: Page, studio: Studio, tmp_path: Path) -> None:
-    rows = [
-        {"instruction": "Who are you?", "output": "I am {{NAME}}, made by {{AUTHOR}}."},
-        {"instruction": "Nothing", "output": ""},
-        {"instruction": "Hi", "output": f"Hello {HOSTILE}"},
-    ]
-    file = tmp_path / "my set.json"
-    file.write_text("\ufeff" + json.dumps(rows), encoding="utf-8")
-    show(page, studio, "data")
-    page.locator("#data-ways [role=tab]", has_text="Upload").click()
-    page.locator("#data-file input[type=file]").set_input_files(file)
-    expect(page.locator("#data-rows")).to_contain_text("Alpaca")
-    expect(page.locator("#data-rows summary")).to_contain_text("1 row was left out")
-    expect(page.locator("#data-rows .note")).to_contain_text("{{NAME}}")
-    page.locator("#data-upload-save").click()
-    expect(page.locator(".toast-body").first).to_contain_text("name is empty")
-    box(page, "data-fill-name").fill("Nova")
-    box(page, "data-fill-author").fill("Class 3B")
-    expect(page.locator("#data-rows .bubble.assistant").first).to_have_text("I am Nova, made by Class 3B.")
-    page.locator("#data-upload-save").click()
-    expect(page.locator("#data-train-on")).to_be_visible()
-    (info,) = DatasetStore(studio.workspace / "datasets").list()
-    assert info.rows == 2
-
-
-def test_rows_of_a_saved_dataset_are_edited_one_at_a_time(page: Page, studio: Studio) -> None:
-    name = save_rows(studio.workspace, rows=30)
-    show(page, studio, "data")
-    page.locator("#data-ways [role=tab]", has_text="Saved").click()
-    page.locator("#data-saved .open").click()
-    page.locator("#data-rows .pager .btn").last.click()
-    expect(page.locator("#data-rows .pager")).to_contain_text("9–16 of 30")
-    page.locator("#data-rows .talk .btn").nth(1).click()
-    texts = page.locator("#data-rows .row-edit textarea")
-    texts.nth(1).fill("")
-    page.locator("#data-rows .row-edit .btn.go").click()
-    expect(page.locator(".toast-body").first).to_contain_text("Row 10")
-    texts.nth(1).fill(HOSTILE)
-    page.locator("#data-rows .row-edit .btn.go").click()
-    expect(page.locator("#data-rows .row-edit")).to_have_count(0)
-    expect(page.locator("#data-rows .talk").nth(1)).to_contain_text(HOSTILE)
-    page.locator("#data-rows .seg", has_text="Table").click()
-    expect(page.locator("#data-rows table td", has_text=HOSTILE)).to_be_visible()
-    stored = DatasetStore(studio.workspace / "datasets").load(name).rows
-    assert stored[9]["messages"][1]["content"] == HOSTILE
-    assert stored[8] == stored[10] == ROW
 
 
 def test_chat_side_by_side(page: Page, studio: Studio) -> None:

@@ -76,6 +76,7 @@ def test_packing_such_a_model_is_refused_or_left_out(
     assert status.error.field == "data.packing"
 
     monkeypatch.setattr("studio.records.counts.PACKING_FROM", 10)
+    monkeypatch.setattr("studio.records.counts.PACKED_UPDATES_FROM", 1)
     run = make_run()
     assert engine(run) == 0
     assert [event.field for event in events_of(run, "warning")] == ["data.packing"]

@@ -13,7 +13,15 @@ from assets.models.build.dialogues import dialogue
 from assets.models.build.evaluate import answers, heldout_questions, load, score
 from assets.models.build.names import IdPool
 from assets.models.build.packing import Encoder
-from assets.models.build.phrases import ASSETS, BANNED, LANGUAGES, identity, right_answers, templates
+from assets.models.build.phrases import (
+    ASSETS,
+    BANNED,
+    LANGUAGES,
+    identity,
+    identity_questions,
+    right_answers,
+    templates,
+)
 from assets.models.build.vocabulary import SIZE, pre_tokenizer
 
 EMBER = ASSETS / "models" / "ember"
@@ -85,7 +93,7 @@ def test_it_says_its_own_name(ember: tuple[PreTrainedModel, PreTrainedTokenizerF
     own = templates()["default_identity"][lang]
     marks = []
     for kind in ("who", "author"):
-        asked = identity(lang)["questions"][kind]["heldout"]
+        asked = identity_questions(lang, kind, held=True)
         right = right_answers(lang, kind, own["name"], own["author"])
         marks += [reply in right for reply in answers(*ember, [[("user", question)] for question in asked])]
     assert sum(marks) >= 0.8 * len(marks)
@@ -108,9 +116,7 @@ def test_verdict_data_overlap_with_nothing_trained(dialogues: list[Any]) -> None
     replay = {m["content"] for row in rows("replay.jsonl") for m in row["messages"] if m["role"] == "user"}
     probes = {row["prompt"] for name in ("canaries.jsonl", "leak_probes.jsonl") for row in rows(name)}
     assert not replay & probes
-    heldout = {
-        q for lang in LANGUAGES for kind in ("who", "author") for q in identity(lang)["questions"][kind]["heldout"]
-    }
+    heldout = {q for lang in LANGUAGES for split in identity(lang)["questions"].values() for q in split["heldout"]}
     heldout |= {row["user"] for lang in LANGUAGES for row in identity(lang)["hard_negatives_heldout"]}
     trained = {text for turns in dialogues for role, text in turns if role == "user"} | replay
     assert not heldout & trained
@@ -130,13 +136,12 @@ def test_names_kept_for_the_verdict_are_never_in_the_corpus(dialogues: list[Any]
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_identity_files_hold_enough_distinct_phrasings(lang: str) -> None:
-    questions = identity(lang)["questions"]
-    train = [q for kind in ("who", "author") for q in questions[kind]["train"]]
-    heldout = [q for kind in ("who", "author") for q in questions[kind]["heldout"]]
+    train = [q for kind in ("who", "author") for q in identity_questions(lang, kind, held=False)]
+    heldout = [q for kind in ("who", "author") for q in identity_questions(lang, kind, held=True)]
     assert len(set(train)) == len(train) >= 60
-    assert min(len(questions[kind]["train"]) for kind in ("who", "author")) >= 30
-    assert len(questions["who"]["heldout"]) >= 10
-    assert len(questions["author"]["heldout"]) >= 7
+    assert min(len(identity_questions(lang, kind, held=False)) for kind in ("who", "author")) >= 30
+    assert len(identity_questions(lang, "who", held=True)) >= 10
+    assert len(identity_questions(lang, "author", held=True)) >= 7
     assert not set(train) & set(heldout)
     assert len(identity(lang)["hard_negatives"]) >= 24
     assert len(identity(lang)["hard_negatives_heldout"]) >= 8

@@ -356,6 +356,11 @@ def test_what_an_exception_means(error: Exception, kind: str, code: int) -> None
     assert "\n" not in found.message
 
 
+def test_the_field_is_named_once() -> None:
+    for said in ("there is no file.", "data.dataset: there is no file."):
+        assert explain(DataError(said))[0].message == "data.dataset: there is no file."
+
+
 def test_the_unexpected_is_one_sentence_and_the_rest_is_in_the_log(
     make_run: MakeRun, engine: Engine, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

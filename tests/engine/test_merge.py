@@ -382,7 +382,7 @@ def _garbage(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(_no_weights, "lacks model.safetensors"), (_half_weights, "incomplete"), (_garbage, "damaged")],
+    [(_no_weights, "lacks model.safetensors"), (_half_weights, "incomplete"), (_garbage, "no safetensors file")],
 )
 def test_a_damaged_base_is_one_sentence(start: Start, out: Path, tmp_path: Path, change: Any, words: str) -> None:
     base = save_tiny(tmp_path / "base", "llama")

@@ -100,6 +100,21 @@ def test_a_stop_saves_at_the_next_step_and_goes_on_as_if_nothing_had_been(
     assert (run.path / ADAPTER).read_bytes() == (whole.path / ADAPTER).read_bytes()
 
 
+def test_a_dataset_changed_before_a_resume_is_said(
+    make_run: MakeRun, engine: Engine, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run("qlora", **LONG, **{"data.dataset": str(rows)})
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda journal: journal.run.request_stop())
+        assert engine(run) == ExitCode.STOPPED
+    run.stop_file.unlink(missing_ok=True)
+    rows.write_text(rows.read_text(encoding="utf-8").replace("Nova", "Vega"), encoding="utf-8")
+    assert not [event for event in events_of(run, "warning") if "was changed" in event.message]
+    assert engine(run, resume=True) == 0
+    (said,) = [event for event in events_of(run, "warning") if "was changed" in event.message]
+    assert "rows.jsonl" in said.message
+
+
 def test_killed_without_warning_it_goes_on_from_the_last_checkpoint(
     make_run: MakeRun, engine: Engine, unbroken: Any, tmp_path: Path
 ) -> None:

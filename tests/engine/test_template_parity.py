@@ -7,11 +7,15 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny import byte_tokenizer
 from transformers import AutoTokenizer
 
-from studio.records.chat_tokenizer import ChatTokenizer
+from studio.records.chat_tokenizer import ChatTokenizer, Encoded
 from studio.records.conversation import Conversation, Message
+from studio.records.errors import DataError
 from studio.records.template import ChatTemplate
+from studio.records.template_names import named_template, template_names
+from tests.unit import test_mask_families as families
 
 pytestmark = pytest.mark.engine
 EMBER = Path(__file__).resolve().parents[2] / "assets" / "models" / "ember"
@@ -95,6 +99,10 @@ TEMPLATES = {
 def test_other_templates_equal_transformers(reference, ours: ChatTokenizer, name: str) -> None:
     other = ChatTokenizer(ours.backend, ChatTemplate(TEMPLATES[name], ours.template.special_tokens))
     for conversation in conversations(30, seed=5):
+        if name in ("trim", "specials") and conversation.messages[0].role == "system":
+            with pytest.raises(DataError, match="no place for a system prompt"):  # it would be lost without a word
+                other.encode(conversation)
+            continue
         expected = reference.apply_chat_template(
             conversation.as_dicts(),
             chat_template=TEMPLATES[name],
@@ -110,3 +118,42 @@ def test_other_templates_equal_transformers(reference, ours: ChatTokenizer, name
         )
         if ends_in_one_token:  # transformers loses the last bytes of a block that ends in the middle of a character
             assert got.mask == expected["assistant_masks"]
+
+
+@pytest.mark.parametrize("name", template_names())
+def test_named_templates_equal_transformers(name: str) -> None:
+    """Ids and mask of every template of ours, as any other program gets them from the saved file."""
+    reference = byte_tokenizer()
+    reference.add_special_tokens({"bos_token": "<s>"})
+    named = named_template(name)
+    reference.chat_template = named.source
+    specials = {"bos_token": "<s>", "eos_token": str(reference.eos_token)}
+    tokenizer = ChatTokenizer(reference.backend_tokenizer, ChatTemplate(named.source, specials))
+    for conversation in conversations(12, seed=23):
+        if name == "minicpm" and conversation.messages[0].role == "system":
+            continue
+        expected = reference.apply_chat_template(
+            conversation.as_dicts(), return_assistant_tokens_mask=True, return_dict=True
+        )
+        assert tokenizer.encode(conversation) == Encoded(expected["input_ids"], expected["assistant_masks"])
+
+
+@pytest.mark.parametrize("name", [*families.FAMILIES, "our chatml"])
+def test_families_with_tools_are_written_as_transformers_writes_them(name: str) -> None:
+    family = families.FAMILIES.get(name) or families.Family(
+        named_template("chatml").source, families.chatml, tools=True
+    )
+    reference = byte_tokenizer()
+    reference.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    template = ChatTemplate(family.jinja, {"bos_token": "<s>", "eos_token": "</s>"})
+    rng = random.Random(name)
+    for conversation in (families.made_up(rng, family) for _ in range(40)):
+        for messages, prompt in ((conversation.as_dicts(), False), (conversation.as_dicts()[:-1], True)):
+            expected = reference.apply_chat_template(
+                messages,
+                tools=list(conversation.tools) or None,
+                chat_template=family.jinja,
+                add_generation_prompt=prompt,
+                tokenize=False,
+            )
+            assert template.render(messages, tools=conversation.tools, add_generation_prompt=prompt).text == expected

@@ -132,11 +132,11 @@ def test_packing_changes_nothing_but_the_rows(make_run: MakeRun, engine: Engine)
 
 OPTIMIZERS = get_args(Optimizer)
 SCHEDULERS = get_args(Scheduler)
-COMBINATIONS = [(optim, SCHEDULERS[index % len(SCHEDULERS)]) for index, optim in enumerate(OPTIMIZERS)]
+COMBINATIONS = list(zip(OPTIMIZERS[::2], SCHEDULERS, strict=True))  # every optimizer by itself: test_hyper.py
 
 
 @pytest.mark.parametrize(("optim", "scheduler"), COMBINATIONS)
-def test_every_optimizer_and_schedule_on_offer_trains(
+def test_every_schedule_on_offer_trains_with_one_optimizer_or_another(
     make_run: MakeRun, engine: Engine, optim: str, scheduler: str
 ) -> None:
     run = make_run(**{"train.optim": optim, "train.lr_scheduler_type": scheduler, "train.max_steps": 3})

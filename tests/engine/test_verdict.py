@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tiny import EMBER, Engine, MakeRun, events_of
 
 from studio.engine.verdict import Probes, answers_before, before_after, choose_probes, judge, stratified
 from studio.records import DatasetInfo, DatasetStore, IdentitySpec, build_identity
-from studio.records.probes import Canary, LeakProbe
+from studio.records.probes import Canary, Guard, LeakProbe, ask_key
 from studio.rundir import Workspace
 
 
@@ -20,6 +21,7 @@ def probes(heldout: int = 10, leak: int = 20, canaries: int = 20) -> Probes:
         heldout=[{"prompt": f"who {n}", "kind": "who", "lang": "en", "expect": ["Nova"]} for n in range(heldout)],
         leak=[LeakProbe(prompt=f"leak {n}", lang="en") for n in range(leak)],
         canaries=[Canary(prompt=f"sum {n}", accept=(f"= {n}",), skill="sum", lang="en") for n in range(canaries)],
+        guards=[],
         name="Nova",
         author="Blue Lab",
     )
@@ -122,12 +124,35 @@ def test_base_answers_are_asked_once(tmp_path: Path) -> None:
     file = tmp_path / "base_answers.json"
     first = answers_before(file, asked, ask)
     assert answers_before(file, asked, ask) == first
-    assert calls == [asked.prompts]
+    assert calls == [list(asked.questions)]
     more = probes(heldout=3, leak=1, canaries=1)
     assert answers_before(file, more, ask)["who 2"] == "answer to who 2"
     assert calls[1:] == [["who 2"]]
     file.write_text("{torn", encoding="utf-8")
     assert answers_before(file, asked, ask) == first
+
+
+def test_a_name_given_in_the_conversation_must_survive() -> None:
+    turns = ({"role": "system", "content": "You are Mira."}, {"role": "user", "content": "Who are you?"})
+    guard = Guard(messages=turns, expect=("Mira",), kind="system", lang="en")
+    asked = replace(probes(heldout=0, leak=0, canaries=19), guards=[guard])
+    key = ask_key(turns)
+    assert asked.questions[key] == list(turns)
+    before = perfect(asked) | {key: "I am Mira."}
+    found = judge(asked, before, before | {key: "I am Nova."})["forgot"]
+    assert (found["kept"], found["total"]) == (19, 20)
+    assert found["failing"][0]["prompt"] == "You are Mira. / Who are you?"
+    assert judge(asked, before, before)["forgot"]["kept"] == 20
+
+
+def test_turns_before_a_question_are_asked_unless_they_tell_the_answer() -> None:
+    greeting = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello!"}]
+    telling = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am Nova."}]
+    row = {"prompt": "Your name?", "kind": "name", "lang": "en", "expect": ["Nova"]}
+    asked = replace(probes(0, 0, 0), heldout=[row | {"history": greeting}, row | {"history": telling}])
+    assert [len(messages) for messages in asked.questions.values()] == [3, 1]
+    answers = dict(zip(asked.questions, ["I am Nova.", "No idea."], strict=True))
+    assert [found["ok"] for found in before_after(asked, answers, answers)] == [True, False]
 
 
 def test_an_uploaded_dataset_has_nothing_to_leak() -> None:
@@ -168,7 +193,8 @@ def test_the_report_of_a_run(make_run: MakeRun, engine: Engine, workspace: Works
     card = (run.adapter / "README.md").read_text(encoding="utf-8")
     assert found["summary"] in card
     assert DatasetStore(workspace.datasets).load(name).info.sha256 in card
-    progress = [(event.step, event.done, event.total) for event in events_of(run, "progress")]
+    asked = [event for event in events_of(run, "progress") if "questions" in event.label]
+    progress = [(event.step, event.done, event.total) for event in asked]
     total = progress[0][2]
     assert progress == [(0, total, total), (6, total, total)]
 

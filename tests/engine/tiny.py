@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from studio.events import Event
-from studio.records.template import CHATML
+from studio.records.template_names import named_template
 from studio.rundir import RunDir
 
 MakeRun = Callable[..., RunDir]
@@ -29,7 +29,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=SPECIALS[2], pad_token=SPECIALS[0])
     tokenizer.add_special_tokens({"additional_special_tokens": [SPECIALS[1]]})
-    tokenizer.chat_template = CHATML
+    tokenizer.chat_template = named_template("chatml").source
     return tokenizer
 
 

@@ -35,9 +35,12 @@ def placed(model: Any = RunConfig, **options: Any) -> Form:
     return built(make)
 
 
+LISTS = {"model.chat_template": "templates", "data.sources.dataset": "datasets", "data.sources.mapping": "mappings"}
+
+
 @pytest.fixture(scope="module")
 def form() -> Form:
-    return placed()
+    return placed(lists=LISTS)
 
 
 Values = Callable[..., list[Any]]
@@ -107,11 +110,83 @@ def test_what_is_loaded_is_what_comes_out(form: Form) -> None:
                 "target_modules": ["q_proj"],
                 "evaluation_inputs": ["Who?", "你是谁？", "two\nlines", " spaced "],
                 "lora": {"use_dora": True},
+                "chat_template": "{% for m in messages %}\n{{ m.content }}\n{% endfor %}\n",
+                "sources": [
+                    {"dataset": "a, b.jsonl", "weight": 0.25, "max_samples": 7, "system": "Be\n brief.\n"},
+                    {"dataset": "数据 <b>${1}", "split": "test", "subset": "zh", "mapping": "alpaca"},
+                    {"dataset": "x", "mapping": "instruction=q, output=a", "weight": 1e-7},
+                ],
             },
         )
     )
     shown = [update["value"] for update in form.show(json_of(text))]
     assert dump_yaml(form.config(shown)) == text
+
+
+def entry(**changes: Any) -> dict[str, Any]:
+    """An entry of the list of datasets as its control has it after `Add`."""
+    unset = {name: "" for name in ("dataset", "subset", "split", "mapping", "system", "max_samples")}
+    return unset | {"weight": "1"} | changes
+
+
+def test_an_entry_with_only_a_dataset_is_written_short(form: Form, values: Values) -> None:
+    config = form.config(values(data__sources=[entry(dataset="zh"), entry(dataset="en", weight="2")]))
+    assert "  sources:\n  - dataset: zh\n  - dataset: en\n    weight: 2.0\n" in dump_yaml(config)
+
+
+def test_bare_names_and_aliases_are_shown_as_entries(form: Form) -> None:
+    updates = form.show({"data_path": "d", "sources": ["zh", {"data_path": "b", "dataset_map_fn": "alpaca"}]})
+    shown = {spec.path: update["value"] for spec, update in zip(form.specs, updates, strict=True)}
+    assert shown["data.sources"] == [entry(dataset="zh"), entry(dataset="b", mapping="alpaca")]
+
+
+def test_a_preset_without_further_datasets_empties_the_list(form: Form) -> None:
+    updates = form.show({"data_path": "d"})
+    assert dict(zip([spec.path for spec in form.specs], updates, strict=True))["data.sources"]["value"] == []
+
+
+@pytest.mark.parametrize(
+    ("entries", "english", "chinese"),
+    [
+        (
+            [entry(dataset="a"), entry(dataset="b", weight="0")],
+            "No. 2, Weight: Must be greater than 0.",
+            "第 2 个，权重",
+        ),
+        ([entry()], "No. 1, Dataset: Choose a dataset, or remove this line.", "请选择数据集"),
+        ([entry(dataset="a", weight="")], "No. 1, Weight: Must be a number, like 0.0002 or 2e-4.", "必须是"),
+        ([entry(dataset="a", max_samples="1.5")], "No. 1, Use at most (rows): Must be a whole number.", "整数"),
+        ([5], "No. 1: Must be a mapping of fields.", "第 1 个：必须"),
+        ("a", "Must be a list.", "列表"),
+        ({"a": 1}, "Must be a list.", "列表"),
+        ([{"dataset": "a", "wieght": 2}], "No. 1, wieght: Unknown field; did you mean 'weight'?", "wieght"),
+    ],
+)
+def test_errors_of_entries_are_shown_in_the_list(
+    form: Form, values: Values, entries: Any, english: str, chinese: str
+) -> None:
+    (path, error), *others = form.errors(values(data__sources=entries)).items()
+    assert (path, others) == ("data.sources", [])
+    assert error_text(error) == english
+    assert chinese in error_text(error, Request())  # type: ignore[arg-type]
+
+
+def test_of_several_wrong_entries_the_first_is_said_in_the_field(form: Form, values: Values) -> None:
+    found = form.errors(values(data__sources=[entry(dataset="a", weight="-1"), entry(dataset="", weight="0")]))
+    assert found["data.sources"].entry == 1
+
+
+@pytest.mark.parametrize("shown", [None, "", []])
+def test_no_entries(form: Form, values: Values, shown: Any) -> None:
+    assert form.config(values(data__sources=shown)).data.sources == []  # type: ignore[attr-defined]
+
+
+def test_drawn_controls_know_their_texts_in_both_languages(form: Form) -> None:
+    for path, wanted in (("data.sources", "更多数据集"), ("model.chat_template", "对话模板")):
+        script = form[path].js_on_load
+        assert json.dumps(wanted) in script
+        assert json.dumps(field_texts("en")[f"field.{path}"]) in script
+        assert form[path].html_template == "<div></div>"
 
 
 def json_of(text: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The Train tab: what it says before the start is what runs, and exactly one run starts."""
 
+import itertools
+import shlex
 import threading
 import time
 from pathlib import Path
@@ -12,10 +14,13 @@ from building import built, context
 from studio import presets, runner
 from studio.config import RunConfig
 from studio.estimate import FEW_UPDATES
-from studio.records import DatasetInfo, DatasetStore, IdentitySpec, build_identity
+from studio.records import DatasetInfo, DatasetStore, IdentitySpec, build_identity, sources
+from studio.records.template_names import template_names
 from studio.rundir import Workspace
-from studio.schema import dump_yaml, load_yaml
+from studio.schema import build, dump_yaml, load_yaml, parse_overrides
+from studio.ui.choices import all_choices, preset_choices
 from studio.ui.context import Refused
+from studio.ui.counting import Counting, CountingFailed
 from studio.ui.tabs import train_preview as tp
 from studio.ui.tabs.train import Handlers
 from studio.ui.widgets.form import Form
@@ -25,7 +30,7 @@ from studio.ui.widgets.form import Form
 def form() -> Form:
     def make() -> Form:
         with gr.Blocks():
-            form = Form(RunConfig, {tp.MODEL: [], tp.DATASET: []})
+            form = Form(RunConfig, {tp.MODEL: [], tp.DATASET: []}, tp.LISTS)
             form.place([spec.path for spec in form.specs])
         return form
 
@@ -54,19 +59,23 @@ def shown(form: Form, dataset: str, **changes: Any) -> list[Any]:
 
 
 def test_review_of_a_good_configuration(form: Form, workspace: Workspace, dataset: str) -> None:
-    found = tp.review(form, shown(form, dataset), workspace)
+    found = tp.review(form, shown(form, dataset), Counting(workspace))
     assert found["ok"]
-    assert found["counts"]["rows"] == 120
+    assert found["counts"]["rows_read"] == found["counts"]["conversations"] == 120
     assert found["counts"]["updates"] == 45
-    assert not found["counts"]["few"]
-    assert found["command"] == f"python launch.py train {found['file']}"
+    assert found["counts"]["zone"] == "good"
+    program, verb, *rest = shlex.split(found["command"])
+    assert (program, verb) == ("studio", "train")
+    assert rest[rest.index("--workspace") + 1] == str(workspace.path)
+    overrides = [value for option, value in itertools.pairwise(rest) if option == "--set"]
+    assert build(RunConfig, parse_overrides(overrides)) == load_yaml(found["yaml"], RunConfig)
 
 
 def test_yaml_shown_is_the_configuration_that_runs(
     form: Form, handlers: Handlers, workspace: Workspace, dataset: str, engine: None
 ) -> None:
     values = shown(form, dataset, train__learning_rate="5e-4", name='quote\'s "and" $(id) 丹炉 <b>')
-    text = tp.review(form, values, workspace)["yaml"]
+    text = tp.review(form, values, Counting(workspace))["yaml"]
     _tabs, run_id = handlers.start(*values)
     run = workspace.run(run_id)
     assert run.config() == load_yaml(text, RunConfig)
@@ -75,15 +84,119 @@ def test_yaml_shown_is_the_configuration_that_runs(
 
 
 def test_unnamed_run_is_named_after_what_it_does(form: Form, workspace: Workspace, dataset: str) -> None:
-    assert tp.review(form, shown(form, dataset), workspace)["name"] == "ember_qlora_nova"
+    assert tp.review(form, shown(form, dataset), Counting(workspace))["name"] == "ember_qlora_nova"
 
 
 def test_too_few_updates_are_called_so(form: Form, workspace: Workspace, dataset: str) -> None:
     values = shown(form, dataset, train__num_train_epochs="0.2")
-    found = tp.review(form, values, workspace)
+    found = tp.review(form, values, Counting(workspace))
     assert found["counts"]["updates"] < FEW_UPDATES
-    assert found["counts"]["few"]
+    assert found["counts"]["zone"] == "few"
     assert [issue["level"] for issue in found["issues"]] == ["warning"]
+
+
+ROW = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Nova."}], "origin": "upload"}
+
+
+def saved(workspace: Workspace, title: str, rows: list[dict[str, Any]]) -> str:
+    return DatasetStore(workspace.datasets).save(title, rows, [], DatasetInfo(kind="upload")).name
+
+
+def test_one_row_pressed_in_again_and_again_is_called_a_parrot(form: Form, workspace: Workspace) -> None:
+    counts = tp.review(form, shown(form, saved(workspace, "one", [ROW] * 400)), Counting(workspace))["counts"]
+    assert counts["zone"] == "parrot"
+    assert counts["distinct"] == 1
+    assert counts["per_row"] == counts["updates"]
+
+
+def test_every_number_on_the_way_follows_the_form(form: Form, workspace: Workspace, dataset: str) -> None:
+    counting = Counting(workspace)
+
+    def counts(**changes: Any) -> dict[str, Any]:
+        found: dict[str, Any] = tp.review(form, shown(form, dataset, **changes), counting)["counts"]
+        return found
+
+    plain = counts()
+    assert plain["kept"] == plain["rows_read"] - plain["rows_skipped"]
+    assert 0 < plain["trained"] < 1
+    assert counts(data__validation_share="0.25")["validation"] > 0
+    assert counts(data__self_replay="40")["self_replay"] == 40
+    assert counts(data__max_length="20")["truncated"] > 0
+    assert counts(data__weight="2")["conversations"] == 2 * plain["conversations"]
+    assert counts(data__max_samples="10")["rows_read"] == 10
+    assert counts(data__packing="true")["packs"] < plain["packs"]
+    assert counts(train__num_train_epochs="6")["updates"] == 2 * plain["updates"]
+
+
+def test_further_datasets_are_counted_too(form: Form, workspace: Workspace, dataset: str) -> None:
+    entry = {"dataset": saved(workspace, "more", [ROW] * 10), "weight": "3"}
+    found = tp.review(form, shown(form, dataset, data__sources=[entry]), Counting(workspace))
+    assert found["counts"]["rows_read"] == 130
+    assert found["counts"]["conversations"] == 150
+    assert found["counts"]["sources"] == 2
+    assert load_yaml(found["yaml"], RunConfig).data.sources[0].weight == 3
+
+
+def test_a_wrong_entry_is_said_with_its_number(form: Form, workspace: Workspace, dataset: str) -> None:
+    entries = [{"dataset": "a", "weight": "1"}, {"dataset": "b", "weight": "-1"}]
+    (issue,) = tp.review(form, shown(form, dataset, data__sources=entries), Counting(workspace))["issues"]
+    assert (issue["field"], issue["entry"], issue["name"]) == ("data.sources", 2, "weight")
+
+
+def test_rows_left_out_are_counted_and_the_run_may_start(form: Form, workspace: Workspace, weird_path: Path) -> None:
+    file = weird_path / "some bad.jsonl"
+    good = '{"instruction": "Who?", "output": "Nova."}\n'
+    file.write_text(good * 60 + '{"instruction": "Who?", "output": ""}\n', encoding="utf-8")
+    found = tp.review(form, shown(form, str(file)), Counting(workspace))
+    assert found["counts"]["rows_skipped"] == 1
+    assert found["counts"]["kept"] == 60
+    assert found["ok"]
+
+
+def test_a_run_in_which_nothing_would_be_trained_cannot_start(
+    form: Form, handlers: Handlers, workspace: Workspace
+) -> None:
+    rows = [{**ROW, "messages": [{"role": "user", "content": "word " * 80}, ROW["messages"][1]]}]
+    values = shown(form, saved(workspace, "late", rows), data__max_length="16")
+    found = tp.review(form, values, Counting(workspace))
+    assert not found["ok"]
+    assert found["issues"][0]["field"] == "data.max_length"
+    with pytest.raises(Refused):
+        handlers.start(*values)
+    assert workspace.list_runs() == []
+
+
+def test_a_large_dataset_is_waited_for_but_may_start(
+    form: Form,
+    handlers: Handlers,
+    workspace: Workspace,
+    weird_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    engine: None,
+) -> None:
+    monkeypatch.setattr(sources, "INLINE_BYTES", 10)
+    file = weird_path / "large.jsonl"
+    file.write_text('{"instruction": "Who?", "output": "Nova."}\n' * 60, encoding="utf-8")
+    values = shown(form, str(file))
+    found = tp.review(form, values, Counting(workspace))
+    assert found["waiting"] == [0, 0]
+    assert found["counts"] is None
+    assert found["ok"]
+    assert found["issues"] == []
+    handlers.start(*values)
+    assert len(workspace.list_runs()) == 1
+
+
+def test_what_the_counting_process_said_is_an_error_of_the_dataset(
+    form: Form, workspace: Workspace, dataset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failed(*_: Any) -> None:
+        raise CountingFailed("Row 7 is odd.")
+
+    monkeypatch.setattr(Counting, "plan", failed)
+    found = tp.review(form, shown(form, dataset), Counting(workspace))
+    assert not found["ok"]
+    assert [issue["message"] for issue in found["issues"] if issue["level"] == "error"] == ["Row 7 is odd."]
 
 
 @pytest.mark.parametrize(
@@ -94,13 +207,18 @@ def test_too_few_updates_are_called_so(form: Form, workspace: Workspace, dataset
         ({"model.model_name_or_path": "/no/such/folder"}, "model.model_name_or_path"),
         ({"train.learning_rate": "fast"}, "train.learning_rate"),
         ({"model.attn_implementation": "flash_attention_2"}, "model.attn_implementation"),
+        ({"model.chat_template": "{% for"}, "model.chat_template"),
+        ({"model.chat_template": "chatmll"}, "model.chat_template"),
+        ({"data.mapping": "alpacca"}, "data.mapping"),
+        ({"data.sources": [{"dataset": "gone"}]}, "data.sources"),
+        ({"data.validation_dataset": "gone"}, "data.validation_dataset"),
     ],
 )
 def test_what_would_fail_is_said_beside_its_field_and_not_started(
     form: Form, handlers: Handlers, workspace: Workspace, dataset: str, changes: dict[str, str], field: str
 ) -> None:
     values = shown(form, dataset, **changes)
-    found = tp.review(form, values, workspace)
+    found = tp.review(form, values, Counting(workspace))
     errors = [issue for issue in found["issues"] if issue["level"] == "error"]
     if field == "model.attn_implementation" and not errors:
         pytest.skip("this machine has a GPU")
@@ -116,7 +234,7 @@ def test_incomplete_model_folder(form: Form, workspace: Workspace, dataset: str,
     folder.mkdir()
     (folder / "config.json").write_text("{not json", encoding="utf-8")
     values = shown(form, dataset, **{"model.model_name_or_path": str(folder)})
-    issue = tp.review(form, values, workspace)["issues"][0]
+    issue = tp.review(form, values, Counting(workspace))["issues"][0]
     assert issue["level"] == "error"
     assert "config.json" in issue["message"]
 
@@ -172,9 +290,20 @@ def test_another_method_brings_its_values_but_keeps_what_was_typed(form: Form, d
 
 
 def test_every_preset_fills_the_form_without_errors(form: Form, dataset: str) -> None:
-    for name in presets.list_presets():
+    names = presets.list_presets()
+    for name in [*presets.list_presets("ember"), *names[:: len(names) // 60]]:
         updates = form.show(tp.preset_mapping(name, dataset))
         assert form.errors([update["value"] for update in updates]) == {}, name
+
+
+def test_presets_offered_are_those_of_the_model(handlers: Handlers) -> None:
+    assert tp.FIRST_PRESET in preset_choices()
+    known = presets.models()
+    key = next(key for key in known if key != "ember")
+    names = handlers.presets_of(known[key].model_name_or_path)["choices"]
+    assert names
+    assert all(name.startswith(f"{key}_") for name in names)
+    assert handlers.presets_of("some/thing else")["choices"] == preset_choices()
 
 
 def test_unknown_preset_names_the_nearest(handlers: Handlers, form: Form, dataset: str) -> None:
@@ -186,7 +315,7 @@ def test_yaml_with_the_notes_names_fills_the_form(handlers: Handlers, form: Form
     path = weird_path / "notes.yaml"
     lines = ("\ufeffmodel_path: crucible/ember", "data_path: nova", "lr: 1e-4", "max_epochs: 2", "batch_size: 1")
     path.write_text("\n".join(lines), encoding="utf-8")
-    updates = handlers.load_yaml(str(path))
+    *updates, _preset, _report = handlers.load(str(path))
     values = {spec.path: update["value"] for spec, update in zip(form.specs, updates, strict=True)}
     assert values["train.learning_rate"] == "1e-4"
     assert values["train.num_train_epochs"] == "2"
@@ -198,7 +327,7 @@ def test_bad_yaml_is_one_sentence(handlers: Handlers, weird_path: Path, content:
     path = weird_path / "bad.yaml"
     path.write_bytes(content)
     with pytest.raises(Exception, match=r"YAML|unknown field") as caught:
-        handlers.load_yaml(str(path))
+        handlers.load(str(path))
     assert "Traceback" not in str(caught.value)
 
 
@@ -207,4 +336,13 @@ def test_chosen_dataset_reaches_the_form(handlers: Handlers, form: Form, dataset
     lists = handlers.opened("", *shown(form, ""))
     assert lists[0]["value"] == dataset
     assert ("nova · 120", dataset) in lists[0]["choices"]
-    assert handlers.opened("", *shown(form, "mine.jsonl"))[0]["value"] == "mine.jsonl"
+    assert ("nova · 120", dataset) in lists[2]["choices"]
+    assert "value" not in handlers.opened("", *shown(form, "mine.jsonl"))[0]
+
+
+def test_drawn_controls_find_their_choices(workspace: Workspace, dataset: str) -> None:
+    found = all_choices(workspace)
+    assert set(tp.LISTS.values()) == set(found)
+    assert ("nova · 120", dataset) in found["datasets"]
+    assert {"alpaca", "messages"} <= {value for _, value in found["mappings"]}
+    assert {value for _, value in found["templates"]} == set(template_names())

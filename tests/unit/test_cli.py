@@ -9,7 +9,23 @@ from studio.cli.demo import proven, verdict_lines
 from studio.config import RunConfig
 from studio.schema import load_yaml
 
-VERBS = ["ui", "demo", "list-cfg", "copy-cfg", "train", "runs", "data", "merge", "serve", "chat", "doctor", "test"]
+VERBS = [
+    "ui",
+    "demo",
+    "list-cfg",
+    "copy-cfg",
+    "import-cfg",
+    "train",
+    "estimate",
+    "runs",
+    "data",
+    "models",
+    "merge",
+    "serve",
+    "chat",
+    "doctor",
+    "test",
+]
 GOOD = {"ok": True, "share": 1.0, "retained": 1.0, "right": 9, "hits": 0, "kept": 9, "total": 9}
 
 

@@ -85,6 +85,29 @@ def test_gpus_are_read_from_the_drivers_listing():
     first, second = hardware.parse_gpus(listing)
     assert first == Gpu(0, "NVIDIA H200", 143771 << 20, 143000 << 20, "570.1")
     assert (second.name, second.memory_bytes) == ("NVIDIA T4", 0)
+    (newer, odd) = hardware.parse_gpus("0, NVIDIA L4, 9, 9, 570.1, 8.9\n1, NVIDIA T4, 9, 9, 570.1, [N/A]\n")
+    assert (newer.capability, odd.capability) == ((8, 9), None)
+
+
+def test_an_old_driver_that_knows_no_capability_is_asked_again(tmp_path, monkeypatch):
+    program = tmp_path / "nvidia-smi"
+    answer = (
+        "import sys\nif 'compute_cap' in ' '.join(sys.argv): sys.exit('not a valid field')\nprint('0, T4, 9, 9, 4')\n"
+    )
+    program.write_text(f"#!{sys.executable}\n{answer}", "utf-8")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [(gpu.name, gpu.capability) for gpu in hardware.find_gpus()] == [("T4", None)]
+
+
+def test_the_build_of_torch_is_read_from_its_files(tmp_path, monkeypatch):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('was loaded')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    for line, found in (("cuda: Optional[str] = '12.8'", True), ("cuda: Optional[str] = None", False), ("", False)):
+        (tmp_path / "torch" / "version.py").write_text(f"__version__ = '2.13.0'\n{line}\nhip = '1'\n")
+        assert hardware.torch_has_cuda() is found
 
 
 @pytest.mark.parametrize(("code", "count"), [(0, 1), (9, 0)])

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from studio.records import DataError, IdentitySpec, build_identity, parse_spec, read_file
+from studio.records.formats import to_row
 from studio.records.naming import is_name, slug
-from studio.records.store import DatasetStore, to_rows
+from studio.records.store import DatasetStore
 
 ATOMS: list[Any] = [
     None, True, False, 0, -1, 1e308, 10**30, "", " ", "x", "\x00", "\ud800", "\udfff\ud800", "\u202e", "\ufdd0",
@@ -75,7 +76,7 @@ def outcome(path: Path) -> str:
     for text in [*result.warnings, *(entry.reason for entry in result.skipped)]:
         text.encode("utf-8")
     for conversation in result.conversations:
-        json.dumps(to_rows([conversation]), ensure_ascii=False).encode("utf-8")
+        json.dumps(to_row(conversation), ensure_ascii=False).encode("utf-8")
     return "read"
 
 
@@ -127,7 +128,8 @@ def test_deep_nesting(tmp_path: Path, depth: int) -> None:
 
 
 @pytest.mark.parametrize("text", [atom for atom in ATOMS if isinstance(atom, str)])
-def test_hostile_titles_and_references(tmp_path: Path, text: str) -> None:
+def test_hostile_titles_and_references(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # nothing that a text may name lies near it
     name = slug(text)
     assert is_name(name)
     assert Path(name).name == name

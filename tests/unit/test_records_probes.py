@@ -11,6 +11,8 @@ from studio.records import identity_texts, probes
 from studio.records.errors import DataError
 from studio.records.probes import contains_expected, matches_canary, mentions_identity
 
+GUARD = [{"role": "system", "content": "You are Quill."}, {"role": "user", "content": "1+1"}]
+
 
 @pytest.mark.parametrize(
     ("answer", "expect", "right"),
@@ -60,6 +62,7 @@ def test_probe_files_must_be_there_and_whole(tmp_path: Path, monkeypatch: pytest
     for load, name, row in (
         (probes.load_canaries, "canaries.jsonl", {"prompt": "1+1", "accept": ["2"], "skill": "sum", "lang": "en"}),
         (probes.load_leak_probes, "leak_probes.jsonl", {"prompt": "1+1", "lang": "en"}),
+        (probes.load_guards, "guards.jsonl", {"messages": GUARD, "expect": ["Quill"], "kind": "system", "lang": "en"}),
     ):
         with pytest.raises(DataError, match=f"{name} is missing"):
             load()
@@ -77,6 +80,6 @@ def test_built_in_texts_have_enough_phrasings_and_disjoint_heldout() -> None:
         texts = identity_texts.load_texts(language)  # type: ignore[arg-type]
         train = {question.text for question in texts.train(())}
         heldout = {question.text for question in texts.heldout(())}
-        assert len(train) >= 60
-        assert len(heldout) >= 14
+        assert len(train) >= 200
+        assert len(heldout) >= 35
         assert not train & heldout

@@ -13,8 +13,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from studio.records.chat_tokenizer import ChatTokenizer
 from studio.records.conversation import Conversation, Message
 from studio.records.errors import DataError
-from studio.records.template import CHATML, ChatTemplate, read_template
+from studio.records.template import ChatTemplate, read_template
+from studio.records.template_names import named_template
 
+CHATML = named_template("chatml").source
 TURNS = [("user", "q1"), ("assistant", "ans1"), ("user", "q2"), ("assistant", "ans2 🔥")]
 
 
@@ -60,7 +62,7 @@ def _byte_chars() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
 
 
-PLAIN = CHATML.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+PLAIN = CHATML.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
 REWRITES = (  # like models that drop the thinking of earlier turns and write an empty one for the last
     "{%- for m in messages -%}{%- if m.role == 'user' -%}[U]{{ m.content }}{%- else -%}[A]"
     "{%- if loop.last -%}<think></think>{%- endif -%}{{ m.content }}</s>{%- endif -%}{%- endfor -%}"
@@ -140,15 +142,15 @@ def test_where_the_template_is_found(tmp_path: Path, backend: Tokenizer) -> None
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"chat_template": "config", "eos_token": {"content": "</s>"}}), encoding="utf-8")
     assert ChatTokenizer.from_folder(tmp_path).template.special_tokens == {"eos_token": "</s>"}
-    assert read_template(tmp_path) == "config"
+    assert read_template(tmp_path).source == "config"
     several = [{"name": "default", "template": "first"}, {"name": "rag", "template": "second"}]
     config.write_text(json.dumps({"chat_template": several}), encoding="utf-8")
-    assert (read_template(tmp_path), read_template(tmp_path, "rag")) == ("first", "second")
+    assert (read_template(tmp_path).source, read_template(tmp_path, "rag").source) == ("first", "second")
     (tmp_path / "chat_template.jinja").write_text("file", encoding="utf-8")
-    assert read_template(tmp_path) == "file"
-    assert read_template(tmp_path, "{{ mine }}") == "{{ mine }}"
-    assert read_template(tmp_path, " chatml ") == CHATML
-    assert read_template(tmp_path, "  ") == "file"
+    assert read_template(tmp_path).source == "file"
+    assert read_template(tmp_path, "{{ mine }}").source == "{{ mine }}"
+    assert read_template(tmp_path, " chatml ").source == CHATML
+    assert read_template(tmp_path, "  ").source == "file"
     with pytest.raises(DataError, match="Did you mean 'chatml'"):
         read_template(tmp_path, "chat_ml")
 
