@@ -7,8 +7,9 @@ from studio.config import RunConfig
 from studio.presets import compose
 from studio.records.identity import IdentitySpec, build_identity
 from studio.records.store import DatasetInfo, DatasetStore
-from studio.rundir import RunDir, Workspace, WorkspaceError
+from studio.rundir import RunDir
 from studio.schema import build, merge
+from studio.workspace import Workspace, WorkspaceError
 
 # About 150 updates: one language has half the rows, so it goes through them twice as often.
 PRESETS = {1: "ember_qlora_identity_e6", 2: "ember_qlora_identity_e3"}

@@ -17,7 +17,7 @@ from studio.records.chat_tokenizer import ChatTokenizer, has_tokenizer
 from studio.records.counts import Counts, Mixed, Numbers, Prepared, counts_of, numbers_of, prepare
 from studio.records.sources import Progress, Recipe, Tables, recipes
 from studio.records.store import DatasetStore, read_info
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 FEW_UPDATES = 15
 """Fewer optimizer updates teach nothing (seen in the courses at lr 2e-4)."""

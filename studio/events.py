@@ -124,7 +124,8 @@ class CountsEvent(Event):
 
 
 class LogEvent(Event):
-    """One point of the curves. `tokens_per_second` counts all tokens; `memory_bytes` is GPU or process memory."""
+    """One point of the curves. `tokens_per_second` counts all tokens; `memory_bytes` is GPU or process memory;
+    `gpu_utilization`, `mfu` (share of the card's peak arithmetic) and `padding` are shares from 0 to 1."""
 
     type: Literal["log"] = "log"
     epoch: float | None = None
@@ -135,6 +136,10 @@ class LogEvent(Event):
     step_seconds: float | None = None
     memory_bytes: int | None = None
     eta_seconds: float | None = None
+    gpu_utilization: float | None = None
+    gpu_power_watts: float | None = None
+    mfu: float | None = None
+    padding: float | None = None
 
 
 class EvalEvent(Event):
@@ -152,6 +157,19 @@ class SampleEvent(Event):
     prompt: str
     answer: str
     reason: Literal["start", "freq", "save", "end"]
+
+
+class VerdictEvent(Event):
+    """A check of some of the verdict's questions during the training: shares from 0 to 1, None for what is not asked.
+
+    `perplexity` is that of the validation rows.
+    """
+
+    type: Literal["verdict"] = "verdict"
+    learned: float | None = None
+    leaked: float | None = None
+    retained: float | None = None
+    perplexity: float | None = None
 
 
 class SavedEvent(Event):
@@ -186,6 +204,7 @@ AnyEvent = (
     | LogEvent
     | EvalEvent
     | SampleEvent
+    | VerdictEvent
     | SavedEvent
     | WarningEvent
     | FinishedEvent

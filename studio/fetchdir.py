@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from studio.events import Launch, RunError, RunState
 from studio.records.errors import DataError, Skipped, shown
 from studio.records.renaming import Names
-from studio.rundir import Workspace, is_alive, slug, write_atomic
+from studio.rundir import is_alive, write_atomic
+from studio.workspace import Workspace, slug
 
 Hub = Literal["huggingface", "modelscope", "folder", "file"]
 What = Literal["dataset", "model"]

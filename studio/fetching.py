@@ -16,8 +16,9 @@ import psutil
 from studio.events import Launch, RunState
 from studio.fetchdir import FetchDir, FetchJob, FetchStatus, new_fetch
 from studio.records.errors import DataError
-from studio.rundir import Workspace, is_alive
+from studio.rundir import is_alive
 from studio.runner import ENGINE, engine_environment
+from studio.workspace import Workspace
 
 STOP_GRACE_S = 3.0
 TERM_GRACE_S = 5.0

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from studio.activations import Load
 from studio.footprint import Measurement
-from studio.rundir import Workspace, write_atomic
+from studio.rundir import write_atomic
 from studio.runner import ENGINE, engine_environment
 from studio.schema import dump_yaml
+from studio.workspace import Workspace
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
 TIMEOUT_S = 600.0

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from studio.model_cache import cached_model, cached_models
 from studio.model_files import CONFIG, Fault, facts, faults
 from studio.presets import BUILT_IN, ModelError, models
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 FOLDERS = "CRUCIBLE_MODELS"
 """Environment variable: folders of models, or of folders of models, divided as in PATH."""

@@ -28,7 +28,7 @@ from studio.records.store import DatasetStore
 from studio.records.template import choose_template
 from studio.remote_code import NO_CODE, allowed
 from studio.run_size import run_size
-from studio.rundir import Workspace, slug
+from studio.workspace import Workspace, slug
 
 MIN_FREE_BYTES = 200 * 1024 * 1024
 BUSY_SHARE = 0.25

@@ -1,4 +1,4 @@
-"""One run is one directory; this file owns every file name in it, and the workspace around it.
+"""One run is one directory; this file owns every file name in it.
 
 The directory is the whole contract between browser, command line and engine: one writer per file, JSON replaced
 atomically, events appended with one write per line, readers keep a byte offset. The state shown is computed here by
@@ -10,34 +10,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import socket
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import psutil
 from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
-from studio.chains import adapter_settings, lineage, lora_of
 from studio.config import AnyConfig, MergeConfig, RunConfig
 from studio.events import AnyEvent, Launch, RunState, Status, parse_event
-from studio.schema import ConfigError, FieldError, ModelT, build, dump_yaml, parse_yaml
+from studio.schema import ConfigError, FieldError, ModelT, build, parse_yaml
 
-ConfigT = TypeVar("ConfigT", bound=RunConfig | MergeConfig)
 READ_CHUNK = 8 * 1024 * 1024
 PID_TOLERANCE_S = 2.0  # psutil's creation time is stable to a clock tick; pids are not reused this fast
 REMOTE_SILENCE_S = 120.0
-
-
-class WorkspaceError(OSError):
-    """The workspace cannot be used; the message says why and what to do."""
-
-
-class RunNotFound(LookupError):
-    """No run of that id in the workspace."""
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -53,9 +42,14 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
-def observe(status: Status | None, launch: Launch | None, *, alive: bool, stop_exists: bool) -> RunState:
-    """The state of a run from what its directory and the process table say (DESIGN §4)."""
-    if launch is None:
+def observe(
+    status: Status | None, launch: Launch | None, *, alive: bool, stop_exists: bool, waiting: bool = False
+) -> RunState:
+    """The state of a run from what its directory and the process table say (DESIGN §4).
+
+    `waiting`: it has a place in the queue, be it for its start or for its resume.
+    """
+    if launch is None or (waiting and not alive):
         return RunState.QUEUED
     if status is None or status.updated_at < launch.started_at:  # nothing heard from this attempt yet
         if alive:
@@ -103,6 +97,10 @@ class RunDir:
         self.model = self.path / "model"
         self.self_replay_file = self.path / "self_replay.jsonl"
         self.data_file = self.path / "data.json"
+        self.queue_file = self.path / "queue.json"  # writer: whoever queues; there while the run waits for its turn
+        self.changes_file = self.path / "changes.yaml"  # writer: runner; fields changed at a resume
+        self.labels_file = self.path / "labels.json"  # writer: browser or command line; title, tags
+        self.best_file = self.path / "best.json"  # writer: engine; the checkpoint to choose
 
     @property
     def created_at(self) -> float:
@@ -205,7 +203,8 @@ class RunDir:
         # last status, never as lost.
         launch = self.read_launch()
         alive = is_alive(launch, self.read_status())
-        return observe(self.read_status(), launch, alive=alive, stop_exists=self.stop_requested())
+        waiting = self.queue_file.exists()
+        return observe(self.read_status(), launch, alive=alive, stop_exists=self.stop_requested(), waiting=waiting)
 
     def describe(self) -> dict[str, Any]:
         """What a list of runs shows of this one; a run whose configuration is broken is shown too."""
@@ -254,138 +253,3 @@ class RunDir:
     def stop_requested(self) -> bool:
         """True once somebody asked for a stop."""
         return self.stop_file.exists()
-
-
-def slug(text: str, fallback: str = "run") -> str:
-    """A safe file name from any text: letters of every script, digits, dot and dash; at most 60 characters."""
-    kept = re.sub(r"[^\w.-]+", "-", text, flags=re.UNICODE).strip("-._")
-    while len(kept.encode("utf-8")) > 120:  # file systems count bytes
-        kept = kept[:-1]
-    return kept[:60].rstrip("-._") or fallback
-
-
-def _absolute(reference: str) -> str:
-    """A path that exists, made absolute; any other reference (a hub id, a dataset's name) as it is."""
-    try:
-        path = Path(reference).expanduser()
-        return str(path.absolute()) if path.exists() else reference
-    except (OSError, ValueError, RuntimeError):
-        return reference
-
-
-def _short(base: str) -> str:
-    """A base model as part of a name; of an earlier run its name without the time."""
-    run = lineage(base)
-    return (run.partition("_")[2] or run or Path(base).name).lower()
-
-
-class Workspace:
-    """The folder that holds runs, datasets and exports.
-
-    Raises:
-        WorkspaceError: the folder cannot be created or written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path).expanduser().absolute()
-        self.runs = self.path / "runs"
-        self.datasets = self.path / "datasets"
-        self.exports = self.path / "exports"
-        self.tokens = self.path / "cache" / "tokens"
-        try:
-            for folder in (self.runs, self.datasets, self.exports):
-                folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
-        except OSError as error:
-            raise WorkspaceError(
-                f"workspace: {self.path} cannot be written ({error.strerror or error}); "
-                "choose another folder with --workspace"
-            ) from None
-
-    def lock(self) -> FileLock:
-        """Serialises starts: two studios on one workspace never start the same run twice."""
-        return FileLock(self.path / ".lock", timeout=20)
-
-    def create_run(self, config: AnyConfig, now: float | None = None) -> RunDir:
-        """A new run directory with its complete config.yaml. Raises WorkspaceError when it cannot be written."""
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-        config = self.freeze(config)
-        name = slug(config.name)
-        for attempt in range(1, 1000):
-            path = self.runs / (f"{stamp}_{name}" + (f"-{attempt}" if attempt > 1 else ""))
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            except OSError as error:
-                raise WorkspaceError(
-                    f"workspace: no run directory can be made in {self.runs} ({error.strerror})"
-                ) from None
-            return self._write_config(RunDir(path), config)
-        raise WorkspaceError(f"workspace: too many runs named {name} at once")
-
-    def freeze(self, config: ConfigT) -> ConfigT:
-        """The configuration as it is written: named, with absolute paths, so that it runs from anywhere.
-
-        An earlier run it starts from becomes the folder that run left; an adapter's rank and layers replace the form's.
-        """
-        if isinstance(config, MergeConfig):
-            paths = {name: _absolute(getattr(config, name)) for name in ("base", "adapter")}
-            name = config.name or f"merge_{Path(config.out).name}"
-            return config.model_copy(
-                update=paths | {"name": name, "out": str(Path(config.out).expanduser().absolute())}
-            )
-        base, data = self._left(config.model.model_name_or_path, "model"), config.data
-        adapter = self._left(config.model.adapter, "adapter") if config.model.adapter else None
-        settings = adapter_settings(adapter) if adapter else None
-        sources = [source.model_copy(update={"dataset": self._found(source.dataset)}) for source in data.sources]
-        validation = self._found(data.validation_dataset) if data.validation_dataset else None
-        found = {"dataset": self._found(data.dataset), "sources": sources, "validation_dataset": validation}
-        return config.model_copy(
-            update={
-                "name": config.name or "_".join((_short(base), config.method, Path(data.dataset).stem)),
-                "model": config.model.model_copy(update={"model_name_or_path": base, "adapter": adapter}),
-                "lora": lora_of(settings, config.lora) if settings else config.lora,
-                "data": data.model_copy(update=found),
-            }
-        )
-
-    def _left(self, reference: str, what: Literal["adapter", "model"]) -> str:
-        """What a run (its id or directory) left behind; any other folder as its absolute path, a hub id as it is."""
-        path = Path(_absolute(reference))
-        if path.is_absolute():
-            return str(RunDir(path).result(what)) if (path / "config.yaml").is_file() else str(path)
-        try:
-            return str(self.run(reference).result(what))
-        except RunNotFound:
-            return reference
-
-    def _found(self, dataset: str) -> str:
-        """A dataset of this workspace by its name, a file or folder by its absolute path."""
-        return dataset if (self.datasets / dataset).is_dir() else _absolute(dataset)
-
-    @staticmethod
-    def _write_config(run: RunDir, config: AnyConfig) -> RunDir:
-        try:
-            write_atomic(run.config_file, dump_yaml(config, full=True))
-        except OSError as error:
-            run.path.rmdir()
-            raise WorkspaceError(
-                f"workspace: the run's configuration cannot be written ({error.strerror}); free some disk space"
-            ) from None
-        return run
-
-    def list_runs(self) -> list[RunDir]:
-        """Every run, newest first."""
-        found = [RunDir(p) for p in self.runs.iterdir() if (p / "config.yaml").is_file()]
-        return sorted(found, key=lambda run: run.id, reverse=True)
-
-    def run(self, run_id: str) -> RunDir:
-        """The run of that id (or the newest whose id ends with it). Raises RunNotFound."""
-        if run_id in {p.name for p in self.runs.iterdir()}:
-            return RunDir(self.runs / run_id)
-        for run in self.list_runs():
-            if run_id and (run.id.partition("_")[2] == run_id or run_id == "last"):
-                return run
-        raise RunNotFound(f"there is no run {run_id!r} in {self.path}; `runs list` shows them all")

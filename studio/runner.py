@@ -31,8 +31,9 @@ from studio import hardware
 from studio.config import AnyConfig, RunConfig
 from studio.events import Launch, RunState
 from studio.presets import ROOT
-from studio.rundir import RunDir, Workspace, write_atomic
+from studio.rundir import RunDir, write_atomic
 from studio.schema import dump_yaml
+from studio.workspace import Workspace
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 ENGINE = (sys.executable, "-m", "studio.engine")

@@ -12,8 +12,8 @@ from typing import Literal
 from studio.activations import Load
 from studio.config import RunConfig
 from studio.devices import Device
-from studio.rundir import Workspace
 from studio.schema import ConfigError
+from studio.workspace import Workspace
 
 GPU_EFFICIENCY = {2: 0.4, 4: 0.1}
 """Share of a card's 16-bit throughput that training reaches, by bytes of a number: 32-bit numbers use other units."""

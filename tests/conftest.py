@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from studio import hardware
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -12,9 +12,9 @@ from studio.events import ExitCode
 from studio.presets import ModelError
 from studio.records.errors import DataError
 from studio.remote_code import allow
-from studio.rundir import RunNotFound, WorkspaceError
 from studio.runner import StartRefused
 from studio.schema import ConfigError
+from studio.workspace import RunNotFound, WorkspaceError
 
 # Verb modules in the order of the help text; each adds its parsers with `add_parser(subparsers)`.
 VERBS = ("ui", "demo", "presets", "train", "estimate", "runs", "data", "models", "merge", "serve", "chat", "doctor")

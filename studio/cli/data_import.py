@@ -17,7 +17,7 @@ from studio.records.errors import DataError
 from studio.records.formats import ReadOptions
 from studio.records.importing import import_file
 from studio.records.store import DatasetInfo, DatasetStore
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 SHOWN_SKIPPED = 20
 

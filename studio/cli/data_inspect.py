@@ -26,7 +26,7 @@ from studio.records.importing import Tally
 from studio.records.outfile import TARGETS, write_file
 from studio.records.rowfile import texts_of
 from studio.records.store import DatasetStore
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 SHOWN_ROWS = 3
 SHOWN_SKIPPED = 20

@@ -23,9 +23,9 @@ from studio.memory import Fit, ModelShape, advise_method, facts_of, fit, shape_o
 from studio.presets import ModelError
 from studio.records.errors import DataError
 from studio.records.sources import NotCounted
-from studio.rundir import Workspace
 from studio.schema import ConfigError, FieldError, parse_overrides
 from studio.speed import recorded
+from studio.workspace import Workspace
 
 GB = 2**30  # as the driver and the names of the cards count
 VERDICTS = {"fits": "it fits", "tight": "it is tight", "no": "it does not fit"}

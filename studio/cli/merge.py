@@ -14,8 +14,9 @@ from studio.cli.follow import follow
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import MergeConfig, RunConfig
 from studio.events import RunState
-from studio.rundir import RunDir, RunNotFound, Workspace
+from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError, build
+from studio.workspace import RunNotFound, Workspace
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -18,7 +18,7 @@ from studio.model_cache import offline
 from studio.model_files import facts
 from studio.model_library import FOLDERS, OnDisk, check, folder_of, list_models
 from studio.records.errors import DataError
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

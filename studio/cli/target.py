@@ -11,8 +11,9 @@ from studio.checkpoints import complete_checkpoints
 from studio.cli.merge import find_run
 from studio.config import MergeConfig, RunConfig
 from studio.presets import resolve_model
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError
+from studio.workspace import Workspace
 
 TUNED = "tuned"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from studio.presets import ROOT
 from studio.remote_code import OPTION
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 
 def add_workspace(parser: argparse.ArgumentParser) -> None:

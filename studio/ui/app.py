@@ -4,11 +4,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from studio.rundir import Workspace
 from studio.ui.context import READ, Context
 from studio.ui.i18n import T
 from studio.ui.tabs import chat, data, data_xray, export, home, monitor, train
 from studio.ui.widgets.runlist import attach, selected_run
+from studio.workspace import Workspace
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "ui"
 # In the order of the rail, as the data flows.

@@ -7,9 +7,9 @@ from studio.preset_files import ModelPreset
 from studio.records import DatasetStore
 from studio.records.mappings import load_mappings
 from studio.records.template_names import named_template, template_names
-from studio.rundir import Workspace
 from studio.schema import ConfigError
 from studio.ui.i18n import tr
+from studio.workspace import Workspace
 
 BUILT_IN = "ember"
 RUNS_OFFERED = 50

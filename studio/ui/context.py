@@ -10,11 +10,12 @@ from typing import Any
 
 import gradio as gr
 
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.ui.counting import Counting
 from studio.ui.i18n import T, tr
 from studio.ui.sentences import translated
 from studio.ui.widgets.form import Form
+from studio.workspace import Workspace
 
 Handler = Callable[..., Any]
 log = logging.getLogger("studio.ui")
@@ -82,9 +83,9 @@ class Context:
 def known_errors() -> tuple[type[Exception], ...]:
     """Errors of the lower layers whose text is already one sentence for the visitor."""
     from studio.records import DataError
-    from studio.rundir import WorkspaceError
     from studio.runner import StartRefused
     from studio.schema import ConfigError
+    from studio.workspace import WorkspaceError
 
     return (Refused, DataError, WorkspaceError, StartRefused, ConfigError)
 

@@ -14,7 +14,7 @@ from studio.estimate import Plan
 from studio.estimate import plan as plan_of
 from studio.records import DataError
 from studio.records.sources import NotCounted
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 # A question must come twice, so far apart, before a process is started: every letter typed is another configuration.
 SETTLED_S = 0.8

@@ -13,9 +13,10 @@ from fastapi import APIRouter, Depends, HTTPException
 from studio.config import MergeConfig
 from studio.events import CountsEvent, EvalEvent, LogEvent, PhaseEvent, ProgressEvent, SampleEvent, WarningEvent
 from studio.records import DatasetStore
-from studio.rundir import RunDir, RunNotFound, Workspace
+from studio.rundir import RunDir
 from studio.schema import ConfigError
 from studio.ui.choices import all_choices
+from studio.workspace import RunNotFound, Workspace
 
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes")
 EVENT_BYTES = 4 * 1024 * 1024

@@ -20,12 +20,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from studio.events import ExitCode
-from studio.rundir import Workspace, WorkspaceError
 from studio.ui import routes, theme
 from studio.ui.app import ASSETS, build_ui
 from studio.ui.i18n import page_texts, translations
 from studio.ui.shell import Guard, Shell, is_loopback
 from studio.ui.tabs import data_routes, train_routes
+from studio.workspace import Workspace, WorkspaceError
 
 PORTS_TRIED = 50
 

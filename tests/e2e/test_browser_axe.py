@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, expect
 
 from studio.config import RunConfig
 from studio.events import RunState
-from studio.rundir import Workspace
 from studio.schema import build
+from studio.workspace import Workspace
 from tests import fake_engine
 from tests.fake_engine import Studio
 

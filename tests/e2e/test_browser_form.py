@@ -9,8 +9,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from studio.config import RunConfig
 from studio.records import DatasetInfo, DatasetStore
-from studio.rundir import Workspace
 from studio.schema import build, load_yaml
+from studio.workspace import Workspace
 from tests.fake_engine import Studio
 
 expect.set_options(timeout=60_000)

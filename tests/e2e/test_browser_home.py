@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from studio import runner
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 from tests.fake_engine import Studio
 
 # A guard against hanging, not a demand: a busy machine may take its time.

@@ -10,8 +10,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from studio.config import RunConfig
 from studio.events import RunState
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.schema import build
+from studio.workspace import Workspace
 from tests import fake_engine
 from tests.fake_engine import Studio
 

@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from studio import runner
 from studio.config import RunConfig
 from studio.records import DatasetInfo, DatasetStore
-from studio.rundir import Workspace
 from studio.schema import build, dump_yaml
+from studio.workspace import Workspace
 from tests.fake_engine import Studio
 
 # A guard against hanging, not a demand: a busy machine may take its time.

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from studio import runner
 from studio.events import RunState
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 PATIENCE_MS = 600_000  # a guard against hanging, not a demand
 NAME, AUTHOR = "Zoë 丹-42", "O'Neil & Töchter"

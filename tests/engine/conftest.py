@@ -11,8 +11,9 @@ from tiny import QUESTIONS, Engine, MakeRun, save_tiny
 
 from studio.config import RunConfig
 from studio.engine import train
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.schema import build, merge
+from studio.workspace import Workspace
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

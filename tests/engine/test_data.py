@@ -23,8 +23,9 @@ from studio.records.batches import training_rows, validation_rows
 from studio.records.chat_tokenizer import Encoded
 from studio.records.counts import Mixed, Numbers, prepare, unpacked
 from studio.records.token_table import table_of
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.schema import build, merge
+from studio.workspace import Workspace
 
 
 def config_of(run: RunDir) -> RunConfig:

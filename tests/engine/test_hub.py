@@ -22,7 +22,7 @@ from studio.fetchdir import FetchDir, FetchJob, FetchStatus, fetches, job_for, j
 from studio.fetching import start_fetch, stop_fetch
 from studio.presets import ROOT
 from studio.records import DatasetStore
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 
 def talk(number: int) -> dict[str, Any]:

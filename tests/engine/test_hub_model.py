@@ -25,7 +25,7 @@ from studio.fetchdir import FetchDir, FetchJob, FetchStatus, fetches, model_job,
 from studio.fetching import start_fetch, stop_fetch
 from studio.model_library import choices, list_models
 from studio.records import DataError
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 np = pytest.importorskip("numpy")
 BIG, TORN = 24 * 2**20, 15 * 2**20  # the client writes 10 MB at a time

@@ -30,8 +30,9 @@ from studio.engine.model import Loaded, Precision, load
 from studio.engine.trainer import training_arguments
 from studio.optimizers import OPTIMIZER_SPELLINGS, SCHEDULE_SETTINGS, Optimizer, Scheduler, usual_settings
 from studio.presets import ModelRef
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.schema import Ui, build, walk
+from studio.workspace import Workspace
 
 MINIMAL: dict[str, Any] = {"model_name_or_path": "crucible/ember", "dataset": "identity", "method": "lora"}
 BEST: dict[str, Any] = {

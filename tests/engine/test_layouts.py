@@ -24,8 +24,8 @@ from studio.engine.layouts import LayoutError, convert_weights, restore_weights
 from studio.layouts import read_layout
 from studio.presets import ModelError, ModelRef, resolve_model
 from studio.records.chat_tokenizer import ChatTokenizer
-from studio.rundir import Workspace
 from studio.schema import build
+from studio.workspace import Workspace
 
 LARGEST_TENSOR = 320 * 64 * 4  # bytes of the embedding
 TEXT = "the hen in the land 你好, 0!"

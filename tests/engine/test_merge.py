@@ -23,8 +23,9 @@ from studio.cli import main as cli
 from studio.config import MergeConfig, RunConfig
 from studio.engine import export
 from studio.events import RunState
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.schema import build
+from studio.workspace import Workspace
 
 IDS = torch.tensor([[7, 40, 41, 99, 12, 3]])
 Start = Callable[..., tuple[int, RunDir]]

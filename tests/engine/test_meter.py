@@ -33,9 +33,9 @@ from studio.engine.meter import Job, measure
 from studio.footprint import Footprint, Measurement, footprint
 from studio.model_shape import ModelShape, shape_of
 from studio.presets import ModelRef
-from studio.rundir import Workspace
 from studio.schema import build, merge
 from studio.speed import step_flops
+from studio.workspace import Workspace
 
 HERE = Path(__file__).resolve().parent
 AGREEMENT, REALITY = 0.10, 0.15

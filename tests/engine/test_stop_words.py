@@ -25,8 +25,8 @@ from studio.engine.model import Precision
 from studio.engine.stopping import Endings, add_to_saved, cut, endings, remember, saved_endings
 from studio.records.chat_tokenizer import ChatTokenizer
 from studio.records.template_names import named_template
-from studio.rundir import Workspace
 from studio.schema import build
+from studio.workspace import Workspace
 
 IM_END, END_OF_TEXT = 2, 0
 

@@ -13,7 +13,7 @@ from tiny import EMBER, Engine, MakeRun, events_of
 from studio.engine.verdict import Probes, answers_before, before_after, choose_probes, judge, stratified
 from studio.records import DatasetInfo, DatasetStore, IdentitySpec, build_identity
 from studio.records.probes import Canary, Guard, LeakProbe, ask_key
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 
 def probes(heldout: int = 10, leak: int = 20, canaries: int = 20) -> Probes:

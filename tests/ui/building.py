@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import gradio as gr
 
-from studio.rundir import Workspace
 from studio.ui.context import Context
+from studio.workspace import Workspace
 
 Made = TypeVar("Made")
 

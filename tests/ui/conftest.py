@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from studio import runner
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_engine.py"
 

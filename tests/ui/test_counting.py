@@ -10,10 +10,10 @@ import pytest
 from studio import runner
 from studio.config import RunConfig
 from studio.records.sources import NotCounted
-from studio.rundir import Workspace
 from studio.schema import build
 from studio.ui import counting as module
 from studio.ui.counting import FORGOTTEN_S, RETRY_S, SETTLED_S, Counting, CountingFailed, Waiting
+from studio.workspace import Workspace
 
 
 class Process:

@@ -61,8 +61,8 @@ def test_every_field_has_exactly_one_control_and_every_control_a_field(form: For
 
 
 def test_train_tab_places_every_field(tmp_path: Any) -> None:
-    from studio.rundir import Workspace
     from studio.ui.app import build_ui
+    from studio.workspace import Workspace
 
     demo = built(lambda: build_ui(Workspace(tmp_path)))
     ids = [block.elem_id for block in demo.blocks.values() if str(block.elem_id or "").startswith("f-")]

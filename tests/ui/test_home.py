@@ -12,9 +12,9 @@ from building import built, context
 from studio import runner
 from studio.events import RunState
 from studio.records import DatasetStore
-from studio.rundir import Workspace
 from studio.ui.context import Refused
 from studio.ui.tabs import home
+from studio.workspace import Workspace
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_engine.py"
 

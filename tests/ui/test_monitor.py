@@ -16,12 +16,13 @@ from building import context
 from studio import runner
 from studio.config import RunConfig
 from studio.events import RunState
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.runner import StartRefused
 from studio.schema import build
 from studio.ui.context import Context, Refused, refuse, safe, sentence
 from studio.ui.tabs import monitor
 from studio.ui.widgets.runlist import attach
+from studio.workspace import Workspace
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_engine.py"
 

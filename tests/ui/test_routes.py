@@ -11,9 +11,10 @@ from starlette.testclient import TestClient
 from studio.config import RunConfig
 from studio.events import CountsEvent, EvalEvent, LogEvent, PhaseEvent, RunError, RunState, SampleEvent, Status
 from studio.records import DatasetInfo, DatasetStore, parse_spec
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.schema import build
 from studio.ui import routes
+from studio.workspace import Workspace
 
 BAD_IDS = ["../x", "..", "/etc/passwd", "no-such", "", "a/b", "%2e%2e", "x\x00y", "runs", "。。", "<b>"]
 

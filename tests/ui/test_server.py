@@ -9,9 +9,9 @@ import pytest
 from building import built
 from starlette.testclient import TestClient
 
-from studio.rundir import Workspace
 from studio.ui.__main__ import main
 from studio.ui.server import ServerOptions, create_app, free_socket, ssh_line, welcome
+from studio.workspace import Workspace
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,13 @@ from building import context
 
 from studio import runner
 from studio.config import RunConfig
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.schema import build
 from studio.ui.context import Refused
 from studio.ui.tabs.chat import Handlers, sampling, seed_error
 from studio.ui.tabs.chat_server import BASE, TUNED, Servers, finished_runs
 from studio.ui.widgets.chatview import plain, prompt, shown
+from studio.workspace import Workspace
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_chat.py"
 SETTINGS = ("", 0.0, 64, "")

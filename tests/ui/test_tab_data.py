@@ -17,7 +17,6 @@ from studio.fetchdir import FetchJob, FetchStatus, new_fetch
 from studio.records import DataError, DatasetInfo
 from studio.records.identity_spec import IdentitySpec, Replay
 from studio.records.identity_texts import KINDS, Tone
-from studio.rundir import Workspace
 from studio.ui.app import build_ui
 from studio.ui.context import Refused
 from studio.ui.i18n import page_texts
@@ -26,6 +25,7 @@ from studio.ui.tabs import data_view as dv
 from studio.ui.tabs.data import Handlers, saved_list
 from studio.ui.tabs.data_identity import FIELDS, REPLAYS, SPEC, TONES, check_spec, spec_errors
 from studio.ui.wording import in_chinese
+from studio.workspace import Workspace
 from tests.ui.building import built
 
 HOSTILE = [

@@ -9,10 +9,11 @@ from building import context
 
 from studio.config import MergeConfig, RunConfig
 from studio.events import Launch, RunState, Status
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.schema import build
 from studio.ui.context import Refused
 from studio.ui.tabs.export import Handlers, mergeable, sources
+from studio.workspace import Workspace
 
 CHOICES = ("original", "bfloat16", "2GB")
 

@@ -16,7 +16,6 @@ from studio.config import RunConfig
 from studio.estimate import FEW_UPDATES
 from studio.records import DatasetInfo, DatasetStore, IdentitySpec, build_identity, sources
 from studio.records.template_names import template_names
-from studio.rundir import Workspace
 from studio.schema import build, dump_yaml, load_yaml, parse_overrides
 from studio.ui.choices import all_choices, preset_choices
 from studio.ui.context import Refused
@@ -24,6 +23,7 @@ from studio.ui.counting import Counting, CountingFailed
 from studio.ui.tabs import train_preview as tp
 from studio.ui.tabs.train import Handlers
 from studio.ui.widgets.form import Form
+from studio.workspace import Workspace
 
 
 @pytest.fixture(scope="module")

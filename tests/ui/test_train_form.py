@@ -18,7 +18,6 @@ from studio.events import RunState
 from studio.fetchdir import FetchDir, FetchJob, FetchStatus, new_fetch
 from studio.hardware import Gpu
 from studio.records import DataError, DatasetInfo, DatasetStore
-from studio.rundir import Workspace
 from studio.schema import ConfigError, build, dump_yaml, parse_yaml
 from studio.ui import choices, machine
 from studio.ui.context import Refused
@@ -27,6 +26,7 @@ from studio.ui.tabs import train_changes, train_fit, train_model, train_routes
 from studio.ui.tabs import train_preview as tp
 from studio.ui.tabs.train import Handlers
 from studio.ui.widgets.form import Form
+from studio.workspace import Workspace
 
 XTUNER = """import os
 pretrained_model_name_or_path = 'Qwen/Qwen2.5-7B-Instruct'

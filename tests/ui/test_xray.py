@@ -15,11 +15,11 @@ from studio.records import DatasetInfo, DatasetStore, xray
 from studio.records.batches import IGNORED, Shape, collate, first_batches, training_rows
 from studio.records.sources import NotCounted
 from studio.records.template_names import template_names
-from studio.rundir import Workspace
 from studio.ui import counting as counting_module
 from studio.ui.tabs import data_xray as dx
 from studio.ui.tabs import train_preview as tp
 from studio.ui.widgets.form import Form
+from studio.workspace import Workspace
 
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(1)} {{x}}"
 

@@ -12,8 +12,9 @@ import pytest
 from studio.chains import lineage, lora_of, other_base
 from studio.config import LoraSection, MergeConfig, RunConfig
 from studio.preflight import preflight
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.schema import build, merge
+from studio.workspace import Workspace
 
 SETTINGS = {
     "base_model_name_or_path": "crucible/ember",

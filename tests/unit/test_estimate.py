@@ -16,8 +16,8 @@ from studio.records import DataError, sources, xray
 from studio.records.counts import Counts
 from studio.records.places import EMBER
 from studio.records.sources import NotCounted
-from studio.rundir import Workspace
 from studio.schema import build, merge
+from studio.workspace import Workspace
 
 
 def config(path: Path | str, **settings: Any) -> RunConfig:

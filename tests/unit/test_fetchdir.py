@@ -12,7 +12,7 @@ import pytest
 from studio.events import Launch, RunState
 from studio.fetchdir import FetchDir, FetchStatus, fetches, job_for, job_for_folder, new_fetch
 from studio.records import DataError
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from studio.hardware import Gpu
 from studio.memory import Fit, ModelShape, advise_method, fit, shape_of
 from studio.presets import models
 from studio.remedies import with_overrides
-from studio.rundir import Workspace
 from studio.schema import ConfigError, build, merge
 from studio.speed import recorded, step_flops
+from studio.workspace import Workspace
 
 LLAMA_8B: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32,

@@ -19,7 +19,7 @@ from studio.model_files import Fault, damage, facts, faults
 from studio.model_library import check, choices, folder_of, list_models
 from studio.presets import BUILT_IN, ModelError, resolve_model
 from studio.records import DataError
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 EMBER = BUILT_IN["crucible/ember"]
 COMMIT = "c" * 40

@@ -18,8 +18,8 @@ from studio.availability import Machine, defaults_for, installed, options, usabl
 from studio.config import RunConfig
 from studio.estimate import Advice
 from studio.hardware import Gpu, Hardware
-from studio.rundir import Workspace
 from studio.schema import build, merge
+from studio.workspace import Workspace
 
 GB = 10**9
 CPU = Hardware(8, 0.0, 32 * GB, 24 * GB, 500 * GB, (), None)

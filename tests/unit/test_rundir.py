@@ -12,8 +12,9 @@ import pytest
 
 from studio.config import MergeConfig, RunConfig
 from studio.events import Launch, LogEvent, PhaseEvent, RunState, SampleEvent, Status, parse_event
-from studio.rundir import RunDir, RunNotFound, Workspace, WorkspaceError, is_alive, observe, slug
+from studio.rundir import RunDir, is_alive, observe
 from studio.schema import ConfigError, build
+from studio.workspace import RunNotFound, Workspace, WorkspaceError, slug
 
 CONFIG = build(RunConfig, {"model_path": "crucible/ember", "data_path": "identity", "name": "Super Nova"})
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from studio import runner
 from studio.config import RunConfig
-from studio.rundir import RunDir, Workspace
+from studio.rundir import RunDir
 from studio.schema import ConfigError
+from studio.workspace import Workspace
 
 BASE, TUNED = "base", "tuned"
 

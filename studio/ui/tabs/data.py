@@ -7,7 +7,6 @@ import gradio as gr
 from pydantic import ValidationError
 
 from studio.records import DatasetInfo, DatasetStore
-from studio.rundir import Workspace
 from studio.ui.context import ACTION, EVENT, PREVIEW, READ, Context, refuse, safe
 from studio.ui.tabs import data_form as form
 from studio.ui.tabs import data_hub as hub
@@ -16,6 +15,7 @@ from studio.ui.tabs import data_own as own
 from studio.ui.tabs import data_view as dv
 from studio.ui.tabs.data_saved import Order, carry_out, saved_list
 from studio.ui.widgets.bubbles import event_data, panel
+from studio.workspace import Workspace
 
 # The viewer keeps a saved dataset when another tab is opened, but not the rows of a form that is out of sight.
 UNLESS_SAVED = "(now) => (now && now.sha256 ? now : {source: 'NAME', empty: true})"

@@ -7,9 +7,9 @@ from typing import Any
 from studio.fetchdir import FOLDER, FetchDir, job_for
 from studio.fetching import start_fetch, stop_fetch
 from studio.records import DataError
-from studio.rundir import Workspace
 from studio.ui.context import refuse
 from studio.ui.i18n import tr
+from studio.workspace import Workspace
 
 FIELDS = ("id", "hub", "subset", "split", "mapping", "rows", "strict", "title")
 """Controls of the form in this order."""

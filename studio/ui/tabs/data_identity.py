@@ -14,13 +14,13 @@ from studio.records import DataError, DatasetInfo, DatasetStore, IdentitySet, Id
 from studio.records.errors import Skipped
 from studio.records.formats import open_records, to_row
 from studio.records.importing import allowed_path
-from studio.rundir import Workspace
 from studio.ui.choices import dataset_choices
 from studio.ui.i18n import T, tr
 from studio.ui.sentences import translated
 from studio.ui.tabs import data_view as dv
 from studio.ui.tabs.data_form import line, look
 from studio.ui.widgets.form import judged
+from studio.workspace import Workspace
 
 SPEC = (
     "name", "author", "languages", "tone", "answer", "abilities", "facts", "replay", "replay_share", "recipe", "copies",

@@ -22,10 +22,10 @@ from studio.records.importing import allowed_path, import_stream, suffix_of
 from studio.records.mappings import parse_mapping, write_mapping
 from studio.records.renaming import Names, Renamed, Unfilled, written
 from studio.records.saved_dataset import split_names
-from studio.rundir import Workspace
 from studio.ui.context import Refused, refuse, sentence
 from studio.ui.i18n import tr
 from studio.ui.tabs import data_view as dv
+from studio.workspace import Workspace
 
 WAYS = ("file", "text", "path")
 COLUMNS = ("instruction", "output", "input", "system", "text")

@@ -16,9 +16,9 @@ from studio.records.convert import convert
 from studio.records.errors import Skipped
 from studio.records.formats import RowError
 from studio.records.rowcheck import record_of
-from studio.rundir import Workspace
 from studio.ui.i18n import COOKIE
 from studio.ui.sentences import translated
+from studio.workspace import Workspace
 
 Target = Literal["messages", "conversation", "alpaca"]
 IMPORTS_SHOWN = 4

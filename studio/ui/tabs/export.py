@@ -6,7 +6,7 @@ import gradio as gr
 
 from studio.checkpoints import complete_checkpoints
 from studio.config import MergeConfig, RunConfig
-from studio.rundir import RunDir, Workspace, slug
+from studio.rundir import RunDir
 from studio.schema import ConfigError, walk
 from studio.schema import build as build_config
 from studio.ui.context import ACTION, READ, Context, refuse, safe
@@ -14,6 +14,7 @@ from studio.ui.i18n import T, tr
 from studio.ui.tabs.train_preview import display_name, launch
 from studio.ui.widgets.bubbles import panel
 from studio.ui.widgets.form import judged
+from studio.workspace import Workspace, slug
 
 ADAPTER = "adapter"
 SIZES = ("200MB", "500MB", "1GB", "2GB", "5GB")

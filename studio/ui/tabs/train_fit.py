@@ -11,10 +11,10 @@ from studio.devices import Device, cards, present
 from studio.estimate import Plan
 from studio.memory import Fit, advise_method, facts_of, fit, shape_of
 from studio.remedies import Fix, MethodChoice
-from studio.rundir import Workspace
 from studio.speed import recorded
 from studio.ui.i18n import field_label as label
 from studio.ui.sentences import translated
+from studio.workspace import Workspace
 
 HERE = "here"
 _ASKED_EVERY_S = 5.0  # asking the driver takes a moment, and a form asks at every change

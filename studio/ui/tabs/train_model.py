@@ -8,9 +8,9 @@ from studio.fetching import start_fetch, stop_fetch
 from studio.model_cache import offline
 from studio.presets import ModelError, model_named, resolve_model
 from studio.records import DataError
-from studio.rundir import Workspace
 from studio.ui.context import refuse
 from studio.ui.sentences import translated
+from studio.workspace import Workspace
 
 SHOWN = 8
 _BITS16 = 2

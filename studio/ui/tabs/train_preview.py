@@ -15,7 +15,7 @@ from studio.preflight import preflight
 from studio.presets import ModelError
 from studio.records import DataError
 from studio.reproduce import command_line
-from studio.rundir import RunDir, Workspace, slug
+from studio.rundir import RunDir
 from studio.runner import StartRefused
 from studio.schema import ConfigError, FieldError, build, dump_yaml, flatten, nest
 from studio.ui.context import refuse
@@ -26,6 +26,7 @@ from studio.ui.sentences import translated
 from studio.ui.tabs.train_fit import fit_json
 from studio.ui.tabs.train_model import model_state
 from studio.ui.widgets.form import Form, error_text, to_control
+from studio.workspace import Workspace, slug
 
 FIRST_PRESET = "ember_qlora_identity_e3"
 MODEL, DATASET, METHOD, NAME = "model.model_name_or_path", "data.dataset", "method", "name"

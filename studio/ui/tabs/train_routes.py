@@ -6,11 +6,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from studio.config import RunConfig
-from studio.rundir import Workspace
 from studio.schema import walk
 from studio.ui.fieldtexts import field_texts, help_key, label_key
 from studio.ui.i18n import COOKIE, LANGUAGES
 from studio.ui.tabs.train_model import downloads
+from studio.workspace import Workspace
 
 
 @cache

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
-from studio.rundir import Workspace
+from studio.workspace import Workspace
 
 
 def selected_run() -> gr.HTML:
