@@ -60,7 +60,19 @@ def load_of(
     length = limit if facts.longest is None else min(facts.longest, limit)
     masked = bool(facts.packed or config.data.packing) or config.train.per_device_train_batch_size > 1
     number = number_bytes(config, shape, device)
+    sharding = _chosen(config) if sharding is WHOLE else sharding
     return Load(config, shape, device.kind, number, max(length, 1), masked, sharding)
+
+
+def _chosen(config: RunConfig) -> Sharding:
+    """What the configuration itself asks of DeepSpeed, in one process."""
+    match config.parallel.deepspeed:
+        case "none":
+            return WHOLE
+        case "zero1":
+            return Sharding(stage=1)
+        case chosen:
+            return Sharding(stage=2, offload_optimizer=chosen.endswith("_offload"))
 
 
 def number_bytes(config: RunConfig, shape: ModelShape, device: Device) -> int:

@@ -20,6 +20,7 @@ from studio.sections import (
     LoraSection,
     Method,
     ModelSection,
+    ParallelSection,
     QuantizationSection,
     SamplesSection,
     SourceSection,
@@ -38,6 +39,7 @@ __all__ = [
     "MergeConfig",
     "Method",
     "ModelSection",
+    "ParallelSection",
     "QuantizationSection",
     "RunConfig",
     "SamplesSection",
@@ -63,6 +65,7 @@ class RunConfig(Section):
     lora: LoraSection = LoraSection()
     data: DataSection
     train: TrainSection = TrainSection()
+    parallel: ParallelSection = ParallelSection()
     early_stopping: EarlyStoppingSection = EarlyStoppingSection()
     samples: SamplesSection = SamplesSection()
     verdict: VerdictSection = VerdictSection()
@@ -102,6 +105,16 @@ class RunConfig(Section):
                 raise ValueError(
                     f"{path} needs validation rows; set data.validation_share to 0.1, or name a data.validation_dataset"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def check_one_mover_of_memory(self) -> RunConfig:
+        """A paged optimizer and DeepSpeed would both move the optimizer's memory."""
+        if self.parallel.deepspeed.endswith("_offload") and self.train.optim.startswith("paged_"):
+            raise ValueError(
+                f"parallel.deepspeed: {self.parallel.deepspeed} cannot be combined with the optimizer "
+                f"{self.train.optim}; choose adamw_torch, or zero2"
+            )
         return self
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from studio import hardware
 from studio.checkpoints import last_checkpoint, remove_torn, step_of
 from studio.config import RunConfig
+from studio.engine import zero
 from studio.engine.adapter import AdapterFiles, adapter_to_continue
 from studio.engine.converted import ready
 from studio.engine.data import (
@@ -86,7 +87,7 @@ def _train(run: RunDir, journal: Journal, resume: bool) -> RunState:
     inputs = _read_inputs(run, journal, resume)
     config = inputs.config
 
-    _prepare_process(inputs.ref)
+    _prepare_process(config, inputs.ref)
     from studio.engine import best, continuing, model, stopping  # torch and its family: seconds
 
     loaded = model.load(config, inputs.ref)
@@ -175,7 +176,7 @@ def _bytes_read(journal: Journal) -> Callable[[int, int], None]:
     return lambda done, total: journal.progress(done, total, "bytes of data read")
 
 
-def _prepare_process(ref: ModelRef) -> None:
+def _prepare_process(config: RunConfig, ref: ModelRef) -> None:
     """Settings the heavy libraries read when they are imported: quiet, one device, off-line for a local model."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -183,7 +184,10 @@ def _prepare_process(ref: ModelRef) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if "WORLD_SIZE" not in os.environ:  # several visible GPUs would start DataParallel
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type] # not used here, and a second to import
+    if zero.wanted(config):
+        zero.prepare_process()
+    else:
+        sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type] # not used, and a second to import
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a package it does not need
     warnings.filterwarnings("ignore", category=FutureWarning)
 

@@ -14,6 +14,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from studio.config import RunConfig
+from studio.engine import zero
 from studio.engine.answers import undisturbed
 from studio.engine.attention import Collator
 from studio.engine.best import follow_best
@@ -117,6 +118,7 @@ def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, valid
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,  # rows are made by a transform: their columns are not the dataset's
         max_length=None,
+        deepspeed=zero.settings(config),
         report_to=[],
         disable_tqdm=True,
     )
