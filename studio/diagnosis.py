@@ -1,0 +1,285 @@
+"""What a verdict means and what to change next, in plain sentences: rules over the numbers of a finished run.
+
+`diagnose` gives report.json its `diagnosis`. The rules come from the courses' own runs: one repeated row with fewer
+than about twenty updates teaches nothing, with many it destroys the rest; many phrasings and general rows do neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from studio.config import RunConfig
+
+Kind = Literal[
+    "good",
+    "too_few_updates",
+    "learning_rate_low",
+    "learning_rate_high",
+    "parrot",
+    "forgetting",
+    "overfit",
+    "not_enough_data",
+    "template_mismatch",
+    "unchecked",
+]
+UPDATES_FROM = 60
+"""Fewer optimizer updates are the first suspect when something was not learned."""
+PRESSED_FROM = 5.0
+"""Optimizer updates per different row from which a run is called a parrot rather than forgetful."""
+FELL_TO, MEMORISED = 0.5, 0.1  # share of the first loss that is a clear fall; a loss at which rows are known by heart
+MOST_EPOCHS, MOST_REPLAY = 100.0, 400
+RISEN_BY = 1.5  # times its lowest, from which a loss has clearly gone up again
+
+
+class Diagnosis(BaseModel):
+    """report.json's `diagnosis`: what the numbers mean, what to do, and the fields to change in a clone of the run.
+
+    `changes`: {dotted field path: new value}, empty when the remedy is not a setting.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    message: str
+    hint: str = ""
+    changes: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check during the training (`VerdictEvent`): shares from 0 to 1, None for what is not asked."""
+
+    step: int
+    learned: float | None = None
+    leaked: float | None = None
+    retained: float | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a finished run. `verdict` is report.json's; losses are means over a few points of the curve.
+
+    `distinct`: different rows trained on; `general`: rows among them that are general conversations; `own_template`:
+    False when the configuration names another chat template than the model's.
+    """
+
+    config: RunConfig
+    verdict: Mapping[str, Any] | None
+    updates: int
+    distinct: int
+    general: int = 0
+    first_loss: float | None = None
+    lowest_loss: float | None = None
+    last_loss: float | None = None
+    own_template: bool = True
+    checks: Sequence[Check] = field(default=())
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        """One part of the verdict; empty when it was not checked."""
+        return (self.verdict or {}).get(name) or {}
+
+    def failed(self, name: str) -> bool:
+        """Whether that part was checked and is below its threshold."""
+        return self.part(name).get("ok") is False
+
+    @property
+    def pressed(self) -> float:
+        """Optimizer updates per different row."""
+        return self.updates / max(self.distinct, 1)
+
+    @property
+    def fell(self) -> bool | None:
+        """Whether the training loss clearly fell; None when there are too few points to say."""
+        if not self.first_loss or self.last_loss is None:
+            return None
+        return self.last_loss <= FELL_TO * self.first_loss
+
+    @property
+    def rose(self) -> bool:
+        """Whether the training loss ended clearly above its lowest, or above where it began."""
+        if self.last_loss is None or self.lowest_loss is None or not self.first_loss:
+            return False
+        return self.last_loss > self.first_loss or (
+            self.last_loss > RISEN_BY * self.lowest_loss and self.last_loss > FELL_TO * self.first_loss
+        )
+
+
+def diagnose(facts: Facts) -> Diagnosis:
+    """The first rule that fits. Never raises for any report that an engine wrote."""
+    return next(found for rule in _RULES if (found := rule(facts)) is not None)
+
+
+def _unchecked(facts: Facts) -> Diagnosis | None:
+    if facts.verdict and facts.verdict.get("passed") is not None:
+        return None
+    return Diagnosis(
+        kind="unchecked",
+        message="Nothing could be checked, so whether it learned is not known.",
+        hint="Write probes in verdict.probes, or keep some rows apart with data.validation_share.",
+        changes={} if facts.config.data.validation_dataset else {"data.validation_share": 0.1},
+    )
+
+
+def _good(facts: Facts) -> Diagnosis | None:
+    if not (facts.verdict or {}).get("passed"):
+        return None
+    if facts.part("learned"):
+        message = "It learned what it was taught, and nothing else was damaged."
+    else:
+        message = "The held-back rows are better predicted than before, and nothing else was damaged."
+    return Diagnosis(kind="good", message=message, hint="Try it in Chat, then export it.")
+
+
+def _template(facts: Facts) -> Diagnosis | None:
+    """Another template than the model's own: it then neither knows what it knew nor where an answer ends."""
+    asked, known = facts.part("forgot").get("asked", 0), facts.part("forgot").get("total", 0)
+    if facts.own_template or (asked and known > asked / 4 and not facts.failed("learned")):
+        return None
+    return Diagnosis(
+        kind="template_mismatch",
+        message=f"With the chat template of this run the base model answers {known} of {asked} general questions.",
+        hint="Use the model's own chat template: leave model.chat_template empty.",
+        changes={"model.chat_template": None},
+    )
+
+
+def _too_high(facts: Facts) -> Diagnosis | None:
+    broken = facts.failed("learned") and facts.failed("forgot") and facts.updates >= UPDATES_FROM
+    if not facts.rose and not (broken and facts.fell is False):
+        return None
+    rate = facts.config.train.learning_rate
+    return Diagnosis(
+        kind="learning_rate_high",
+        message=f"The learning rate {rate:g} is too high: the training loss rose again and answers were damaged.",
+        hint=f"Try {_round(rate / 4):g}.",
+        changes={"train.learning_rate": _round(rate / 4)},
+    )
+
+
+def _parrot(facts: Facts) -> Diagnosis | None:
+    if not (facts.failed("leaked") or facts.failed("forgot")) or facts.pressed < PRESSED_FROM:
+        return None
+    rows = "one row" if facts.distinct == 1 else f"{facts.distinct} different rows"
+    message = f"It has become a parrot: {facts.updates} updates on {rows} made it forget or repeat itself elsewhere."
+    sane = _sane_step(facts)
+    if sane:
+        hint = f"At step {sane} it had learned and was still sane: stop there. Better still, use more different rows."
+        return Diagnosis(kind="parrot", message=message, hint=hint, changes={"train.max_steps": sane})
+    return Diagnosis(
+        kind="parrot",
+        message=message,
+        hint="Build an identity set in the Data tab, with many phrasings; or mix in general rows with self-replay.",
+        changes={"data.self_replay": MOST_REPLAY} if not facts.config.data.self_replay else {},
+    )
+
+
+def _forgetting(facts: Facts) -> Diagnosis | None:
+    if not (facts.failed("leaked") or facts.failed("forgot")):
+        return None
+    if facts.general < facts.distinct / 4 and not facts.config.data.self_replay:
+        return Diagnosis(
+            kind="forgetting",
+            message="It learned at the cost of what it knew: nearly all rows are of one kind.",
+            hint="Mix in general rows: with self-replay the base model writes them itself.",
+            changes={"data.self_replay": max(50, min(facts.distinct, MOST_REPLAY))},
+        )
+    rate = facts.config.train.learning_rate
+    return Diagnosis(
+        kind="forgetting",
+        message="It learned at the cost of what it knew, although general rows are mixed in.",
+        hint=f"Halve the learning rate to {_round(rate / 2):g}.",
+        changes={"train.learning_rate": _round(rate / 2)},
+    )
+
+
+def _too_few(facts: Facts) -> Diagnosis | None:
+    if facts.updates >= UPDATES_FROM and not (facts.fell is False and facts.pressed < 1):
+        return None
+    factor = max(2, math.ceil(UPDATES_FROM / max(facts.updates, 1)))
+    changes = more_updates(facts.config, factor)
+    return Diagnosis(
+        kind="too_few_updates",
+        message=f"It was updated only {facts.updates} times, too few to learn this.",
+        hint=f"Give it about {facts.updates * factor} updates: {_told(changes)}.",
+        changes=changes,
+    )
+
+
+def _too_low(facts: Facts) -> Diagnosis | None:
+    if facts.fell is not False:
+        return None
+    rate = facts.config.train.learning_rate
+    return Diagnosis(
+        kind="learning_rate_low",
+        message=f"The training loss hardly fell in {facts.updates} updates: the learning rate {rate:g} is too low.",
+        hint=f"Try {_round(min(rate * 5, 0.5)):g}.",
+        changes={"train.learning_rate": _round(min(rate * 5, 0.5))},
+    )
+
+
+def _overfit(facts: Facts) -> Diagnosis | None:
+    if not facts.failed("perplexity"):
+        return None
+    return Diagnosis(
+        kind="overfit",
+        message="It knows its rows by heart, but held-back rows are predicted worse than before.",
+        hint="Keep the step with the lowest validation loss: train.load_best_model_at_end.",
+        changes={"train.load_best_model_at_end": True},
+    )
+
+
+def _too_little(facts: Facts) -> Diagnosis:
+    return Diagnosis(
+        kind="not_enough_data",
+        message=f"The training loss fell, but other phrasings are not answered as taught: "
+        f"{facts.distinct} different rows are too few.",
+        hint="Add rows that ask the same in other words; the Data tab builds them for an identity.",
+    )
+
+
+_RULES: tuple[Callable[[Facts], Diagnosis | None], ...] = (
+    _unchecked,
+    _good,
+    _template,
+    _too_high,
+    _parrot,
+    _forgetting,
+    _too_few,
+    _too_low,
+    _overfit,
+    _too_little,
+)
+
+
+def more_updates(config: RunConfig, factor: int) -> dict[str, Any]:
+    """The one change that gives a run about `factor` times as many updates, at the lowest price."""
+    train = config.train
+    if train.max_steps > 0:
+        return {"train.max_steps": train.max_steps * factor}
+    if train.gradient_accumulation_steps >= factor:  # costs no time at all
+        return {"train.gradient_accumulation_steps": train.gradient_accumulation_steps // factor}
+    return {"train.num_train_epochs": min(math.ceil(train.num_train_epochs * factor), MOST_EPOCHS)}
+
+
+def _told(changes: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path} {value:g}" for path, value in changes.items())
+
+
+def _sane_step(facts: Facts) -> int | None:
+    """The last checked step that had learned most of it and damaged nothing yet."""
+    sane = [
+        check.step
+        for check in facts.checks
+        if (check.learned or 0) >= 0.75 and not check.leaked and (1 if check.retained is None else check.retained) >= 1
+    ]
+    return sane[-1] if sane and sane[-1] < facts.updates else None
+
+
+def _round(rate: float) -> float:
+    """A learning rate a person would write: one significant digit."""
+    return float(f"{rate:.0e}")
