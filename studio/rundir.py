@@ -13,6 +13,7 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ import psutil
 from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
+from studio.changes import Change, checked_changes, dump_changes, parse_changes, with_changes
 from studio.config import AnyConfig, MergeConfig, RunConfig
 from studio.events import AnyEvent, Launch, RunState, Status, parse_event
 from studio.schema import ConfigError, FieldError, ModelT, build, parse_yaml
@@ -115,14 +117,32 @@ class RunDir:
         return FileLock(self.path / "engine.lock", timeout=0)
 
     def config(self) -> AnyConfig:
-        """The resolved configuration. Raises ConfigError when the file is missing or wrong."""
+        """The resolved configuration, with what resumes changed. Raises ConfigError: a file missing or wrong."""
         try:
             data = parse_yaml(self.config_file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError([FieldError("", f"config.yaml of run {self.id} cannot be read: {error}")]) from None
         if data.get("kind") == "merge":
             return build(MergeConfig, data)
-        return build(RunConfig, data)
+        return build(RunConfig, with_changes(data, self.changes()))
+
+    def changes(self) -> list[Change]:
+        """What resumes changed, oldest first. Raises ConfigError when the file is wrong."""
+        try:
+            return parse_changes(self.changes_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError([FieldError("", f"changes.yaml of run {self.id} cannot be read: {error}")]) from None
+
+    def change(self, asked: Mapping[str, Any], step: int) -> None:
+        """Record fields that hold from checkpoint `step` (0: the beginning) on. Raises ConfigError for wrong ones."""
+        config = self.config()
+        if not isinstance(config, RunConfig):
+            raise ConfigError([FieldError("kind", "a merge has nothing to change; start another one")])
+        fields = checked_changes(config, asked, step)
+        if fields:
+            write_atomic(self.changes_file, dump_changes([*self.changes(), Change(step=step, fields=fields)]))
 
     def append_event(self, event: BaseModel) -> None:
         """Append one event as one line with one write; repairs a torn last line first."""

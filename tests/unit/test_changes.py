@@ -1,0 +1,121 @@
+"""Fields changed at a resume: what may change, what an update keeps, and what the run directory shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from studio import changes
+from studio.config import MergeConfig, RunConfig
+from studio.rundir import RunDir
+from studio.schema import ConfigError, build, dump_yaml
+
+BASE = {"model": {"model_name_or_path": "builtin:ember"}, "data": {"dataset": "x.jsonl"}, "lora": {"r": 4}}
+
+
+def config(**train: object) -> RunConfig:
+    return build(
+        RunConfig, BASE | {"train": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1} | train}
+    )
+
+
+def a_run(folder: Path) -> RunDir:
+    run = RunDir(folder)
+    run.config_file.write_text(dump_yaml(config(), full=True), encoding="utf-8")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"per_device_train_batch_size": 2}, {changes.BATCH: 2, changes.ACCUMULATION: 8}),
+        ({changes.ACCUMULATION: 8}, {changes.BATCH: 2, changes.ACCUMULATION: 8}),
+        ({changes.BATCH: 1, changes.ACCUMULATION: 16}, {changes.BATCH: 1, changes.ACCUMULATION: 16}),
+        ({changes.BATCH: 8}, {}),
+        ({"gradient_checkpointing": True}, {"train.gradient_checkpointing": True}),
+        ({"method": "lora", "samples.max_new_tokens": 16}, {"method": "lora", "samples.max_new_tokens": 16}),
+        ({"train": {"save_steps": 7}}, {"train.save_steps": 7}),
+    ],
+)
+def test_an_update_stays_as_large_as_it_was(asked: dict[str, object], expected: dict[str, object]) -> None:
+    assert changes.checked_changes(config(gradient_accumulation_steps=2), asked, step=20) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "sentence"),
+    [
+        ({changes.BATCH: 3}, changes.BATCH, "must stay 16"),
+        ({changes.BATCH: 4, changes.ACCUMULATION: 2}, changes.BATCH, "must stay 16"),
+        ({"train.learning_rate": 1e-5}, "train.learning_rate", "clone the run"),
+        ({"data.max_length": 128}, "data.max_length", "clone the run"),
+        ({"train.optim": "adamw_8bit"}, "train.optim", "clone the run"),
+        ({"method": "full"}, "method", "clone the run"),
+        ({changes.BATCH: 0}, changes.BATCH, "at least 1"),
+        ({"train.batch_sise": 2}, "train.batch_sise", "unknown field"),
+    ],
+)
+def test_what_would_break_the_curve_is_refused(asked: dict[str, object], field: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        changes.checked_changes(config(gradient_accumulation_steps=2), asked, step=20)
+    assert refused.value.errors[0].path == field
+    assert sentence in refused.value.errors[0].message
+
+
+def test_a_run_that_begins_again_may_change_anything() -> None:
+    asked = {"data.max_length": 128, changes.BATCH: 4, changes.ACCUMULATION: 1}
+    assert changes.checked_changes(config(), asked, step=0) == {"data.max_length": 128, changes.BATCH: 4}
+    # The batch size alone still keeps the update.
+    assert changes.checked_changes(config(), {changes.BATCH: 4}, step=0) == {changes.BATCH: 4, changes.ACCUMULATION: 2}
+
+
+def test_an_adapter_whose_start_moved_the_base_stays_in_16_bits() -> None:
+    moved = build(RunConfig, BASE | {"method": "lora", "lora": {"init_lora_weights": "pissa"}})
+    plain = build(RunConfig, BASE | {"method": "lora"})
+    assert changes.continues(plain, {"method": "qlora"})
+    assert not changes.continues(moved, {"method": "qlora"})
+
+
+def test_the_run_shows_its_changes_and_keeps_its_file(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    written = run.config_file.read_bytes()
+    run.change({changes.BATCH: 2}, step=20)
+    run.change({"train.gradient_checkpointing": True, changes.BATCH: 2}, step=40)
+    now = run.config()
+    assert isinstance(now, RunConfig)
+    assert (now.train.per_device_train_batch_size, now.train.gradient_checkpointing) == (2, True)
+    assert now.effective_batch_size == config().effective_batch_size
+    assert run.config_file.read_bytes() == written
+    assert [(one.step, one.fields) for one in run.changes()] == [
+        (20, {changes.BATCH: 2, changes.ACCUMULATION: 4}),
+        (40, {"train.gradient_checkpointing": True}),
+    ]
+
+
+def test_a_change_to_the_same_is_no_change(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    run.change({changes.BATCH: 8, "lora_r": 4}, step=20)
+    assert not run.changes_file.exists()
+
+
+def test_a_refused_change_leaves_nothing(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    with pytest.raises(ConfigError):
+        run.change({"train.learning_rate": 1e-5}, step=20)
+    assert not run.changes_file.exists()
+
+
+@pytest.mark.parametrize("text", ["changes: 3", "- a", "changes: [{fields: 2}]", "changes: [{fields: {train.zz: 2}}]"])
+def test_a_broken_file_is_said_not_skipped(tmp_path: Path, text: str) -> None:
+    run = a_run(tmp_path)
+    run.changes_file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError):
+        run.config()
+    assert run.describe()["kind"] == "broken"
+
+
+def test_a_merge_has_nothing_to_change(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.config_file.write_text(dump_yaml(MergeConfig(base="a", adapter="b", out="c"), full=True), encoding="utf-8")
+    with pytest.raises(ConfigError, match="merge"):
+        run.change({changes.BATCH: 2}, step=0)
