@@ -1,41 +1,125 @@
-// Answers to the evaluation inputs: one row per prompt, one column per step; a changed answer is marked.
-const { h, t, render, feed, sampleReader } = window.Studio;
+// Answers to the evaluation inputs. One step for all prompts beside the base model's answers, chosen with a slider, or
+// a grid prompt × step; words that differ from the step before (or from the base model) are marked.
+import { marked } from "./worddiff.js";
+const { h, t, render, feed, sampleReader, store } = window.Studio;
 const COLUMNS = 6;
+const LONG = 360; // characters, after which an answer is folded
+const LINES = 7;
+
+// A prompt is a text, or messages [{role, content}] that end with the user's.
+const said = (content) => (typeof content === "string" ? content : (content || []).map((part) => part.text || "").join(" "));
+export const promptNode = (prompt) => (typeof prompt === "string" ? h("span", { dir: "auto" }, prompt)
+  : h("div.turns", {}, prompt.map((message) => h(`div.turn.${message.role === "assistant" ? "assistant" : message.role === "system" ? "system" : "user"}`, { dir: "auto" },
+    h("span.sr-only", {}, t("role." + (["assistant", "system"].includes(message.role) ? message.role : "user")) + ": "), said(message.content)))));
+export const promptKey = (prompt) => (typeof prompt === "string" ? prompt : JSON.stringify(prompt));
+
+// [{step, index, prompt, answer, reason}] -> {prompts: Map index -> prompt, steps: [{step, reason, answers: Map}]}.
+export const collect = (samples) => {
+  const prompts = new Map(); const steps = new Map();
+  for (const sample of samples) {
+    prompts.set(sample.index, sample.prompt);
+    if (!steps.has(sample.step)) steps.set(sample.step, { step: sample.step, reason: sample.reason, answers: new Map() });
+    steps.get(sample.step).reason = sample.reason;
+    steps.get(sample.step).answers.set(sample.index, sample.answer);
+  }
+  return { prompts: new Map([...prompts].sort((a, b) => a[0] - b[0])), steps: [...steps.values()].sort((a, b) => a.step - b.step) };
+};
+
+// A long answer shows its first lines and a button for the rest; `open` remembers which are open.
+export const answerNode = (id, answer, before, open, redraw) => {
+  if (answer === undefined || answer === null) return h("div.answer.quiet", {}, "–");
+  if (!answer.trim()) return h("div.answer.quiet", {}, t("samples.nothing"));
+  const long = answer.length > LONG || answer.split("\n").length > LINES;
+  const text = h(long && !open.has(id) ? "div.answer.folded" : "div.answer", { dir: "auto" }, marked(before, answer));
+  if (!long) return text;
+  const toggle = () => { if (!open.delete(id)) open.add(id); redraw(); };
+  return [text, h("button.btn.link.more", { type: "button", id: `more-${id}`, "aria-expanded": String(open.has(id)), onclick: toggle }, t(open.has(id) ? "samples.fold" : "samples.unfold"))];
+};
+
+// Several runs side by side: [{id, name, samples}] -> a table prompt × run of their latest answers, for the comparison
+// of runs. What differs from the first run is marked.
+export const sideBySide = (runs, open = new Set(), redraw = () => {}) => {
+  const found = runs.map((run) => ({ ...run, ...collect(run.samples) }));
+  const latest = (run, key) => {
+    const index = [...run.prompts].find(([, prompt]) => promptKey(prompt) === key)?.[0];
+    for (const at of [...run.steps].reverse()) if (at.answers.has(index)) return at.answers.get(index);
+    return undefined;
+  };
+  const prompts = new Map(found.flatMap((run) => [...run.prompts.values()].map((prompt) => [promptKey(prompt), prompt])));
+  if (!prompts.size) return null;
+  return h("div.grid-scroll", { tabindex: "0", role: "region", "aria-label": t("samples.title") }, h("table.grid.samples-runs", {},
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, t("samples.prompt")), found.map((run) => h("th", { scope: "col", dir: "auto" }, run.name, h("span.tag.num", {}, run.steps.length ? t("step", { n: run.steps[run.steps.length - 1].step }) : ""))))),
+    h("tbody", {}, [...prompts].map(([key, prompt], row) => h("tr", {}, h("th", { scope: "row" }, promptNode(prompt)),
+      found.map((run, at) => h("td", {}, answerNode(`${row}-${run.id}`, latest(run, key), at ? latest(found[0], key) : undefined, open, redraw))))))));
+};
 
 export function mount({ element }) {
   const host = element.querySelector(".mount");
   const read = sampleReader();
-  let all = false; let drawn = "";
-  const table = (samples) => {
-    const prompts = new Map(); const steps = new Map();
-    for (const sample of samples) {
-      if (!prompts.has(sample.index)) prompts.set(sample.index, sample.prompt);
-      if (!steps.has(sample.step)) steps.set(sample.step, { reason: sample.reason, answers: new Map() });
-      steps.get(sample.step).reason = sample.reason;
-      steps.get(sample.step).answers.set(sample.index, sample.answer);
-    }
-    const order = [...steps.keys()].sort((a, b) => a - b);
-    const shown = all || order.length <= COLUMNS ? order : [order[0], ...order.slice(-(COLUMNS - 1))];
-    const cell = (step, index) => {
-      const answer = steps.get(step).answers.get(index);
-      const at = order.indexOf(step);
-      const before = at > 0 ? steps.get(order[at - 1]).answers.get(index) : answer;
-      return h(answer !== undefined && before !== undefined && answer !== before ? "td.changed" : "td", { dir: "auto" }, answer ?? "");
-    };
-    return [h("div.grid-bar", {}, h("h3", {}, t("samples.title")), h("span.spring"), order.length > COLUMNS && h("button.btn.small", { type: "button", id: "samples-all", onclick: () => { all = !all; drawn = ""; draw(feed.state); } }, t(all ? "samples.few" : "samples.all", { n: order.length }))),
-      h("div.grid-scroll", { tabindex: "0", role: "region", "aria-label": t("samples.title") }, h("table.grid", {},
-        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, t("samples.prompt")), shown.map((step) => h("th.num", { scope: "col" }, t("step", { n: step }), step === 0 && h("span.tag", {}, t("samples.before")))))),
-        h("tbody", {}, [...prompts.entries()].sort((a, b) => a[0] - b[0]).map(([index, prompt]) => h("tr", {}, h("th", { scope: "row", dir: "auto" }, prompt), shown.map((step) => cell(step, index)))))))];
+  const open = new Set();
+  let list = []; let view = store.get("samples.view") || "step"; let against = store.get("samples.against") || "base";
+  let all = false; let chosen = null; let run = ""; let drawn = "";
+
+  const choice = (name, label, values, now, set) => {
+    const buttons = values.map((value) => h("button", { type: "button", "data-choice": value, "aria-pressed": String(value === now()), onclick: () => { set(value); store.set("samples." + name, value); for (const other of buttons) other.setAttribute("aria-pressed", String(other.dataset.choice === value)); show(); } }, t(`samples.${name}.${value}`)));
+    return h("div.segments", { role: "group", id: `samples-${name}`, "aria-label": label }, buttons);
+  };
+  const range = h("input", { type: "range", min: "0", max: "0", step: "1", value: "0", id: "samples-step", oninput: () => { const { steps } = collect(list); chosen = +range.value === steps.length - 1 ? null : steps[+range.value]?.step ?? null; show(); } });
+  const label = h("output.num", { for: "samples-step", id: "samples-at" });
+  const scrub = h("div.scrub", {}, h("label", { for: "samples-step" }, t("samples.slider")), range, label);
+  const body = h("div.samples-body");
+  const card = h("section.card.samples", { "aria-label": t("samples.title") },
+    h("div.grid-bar", {}, h("h3", {}, t("samples.title")), h("span.spring"), h("span.quiet.small", { id: "samples-marks" }, t("samples.marks")),
+      choice("against", t("samples.marks"), ["base", "previous"], () => against, (value) => { against = value; }),
+      choice("view", t("samples.view"), ["step", "grid"], () => view, (value) => { view = value; })),
+    scrub, body);
+
+  const reason = (at, index, steps) => (at.step === 0 ? t("samples.reason.start") : at.reason === "end" || (index === steps.length - 1 && !feed.live()) ? t("samples.reason.end") : at.reason === "save" ? t("samples.reason.save") : "");
+  const stepText = (at, index, steps) => [t("step", { n: at.step }), reason(at, index, steps)].filter(Boolean).join(" · ");
+  // The answer that a step's answer is compared with; undefined where there is none.
+  const reference = (steps, index, prompt) => (index === 0 ? undefined : steps[against === "base" ? 0 : index - 1].answers.get(prompt));
+
+  const oneStep = ({ prompts, steps }, index) => {
+    const at = steps[index]; const base = steps[0];
+    const head = (text, more) => h("th", { scope: "col" }, text, more && h("span.tag.num", {}, more));
+    return h("table.grid.samples-step", {}, h("thead", {}, h("tr", {}, head(t("samples.prompt")), head(t("samples.base"), base.step ? t("step", { n: base.step }) : ""), head(t("samples.tuned"), t("step", { n: at.step })))),
+      h("tbody", {}, [...prompts].map(([key, prompt]) => h("tr", {}, h("th", { scope: "row" }, promptNode(prompt)),
+        h("td.base", { "data-label": t("samples.base") }, answerNode(`${key}-base`, base.answers.get(key), undefined, open, show)),
+        h("td", { "data-label": t("samples.tuned") }, answerNode(`${key}-${at.step}`, at.answers.get(key), reference(steps, index, key), open, show))))));
+  };
+  const grid = ({ prompts, steps }) => {
+    const every = steps.map((at, index) => [at, index]);
+    const shown = all || every.length <= COLUMNS ? every : [every[0], ...every.slice(-(COLUMNS - 1))];
+    const table = h("table.grid", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, t("samples.prompt")), shown.map(([at, index]) => h("th.num", { scope: "col" }, t("step", { n: at.step }), h("span.tag", {}, reason(at, index, steps)))))),
+      h("tbody", {}, [...prompts].map(([key, prompt]) => h("tr", {}, h("th", { scope: "row" }, promptNode(prompt)),
+        shown.map(([at, index]) => h("td", {}, answerNode(`${key}-${at.step}`, at.answers.get(key), reference(steps, index, key), open, show)))))));
+    const more = every.length > COLUMNS && h("button.btn.small", { type: "button", id: "samples-all", onclick: () => { all = !all; show(); } }, t(all ? "samples.few" : "samples.all", { n: every.length }));
+    return [h("div.grid-scroll", { tabindex: "0", role: "region", "aria-label": t("samples.title") }, table), more && h("div.samples-more", {}, more)];
+  };
+  const show = () => {
+    const found = collect(list);
+    host.hidden = !found.steps.length;
+    if (host.hidden) return;
+    if (!card.isConnected) host.replaceChildren(card);
+    const last = found.steps.length - 1;
+    const index = chosen === null ? last : Math.max(0, found.steps.findIndex((at) => at.step === chosen));
+    range.max = String(last); range.value = String(index); range.disabled = !last;
+    const text = stepText(found.steps[index], index, found.steps);
+    range.setAttribute("aria-valuetext", text);
+    label.textContent = text;
+    scrub.hidden = view !== "step";
+    render(body, view === "step" ? h("div.grid-scroll", { tabindex: "0", role: "region", "aria-label": t("samples.title") }, oneStep(found, index)) : grid(found));
   };
   const draw = async (state) => {
-    host.hidden = !state || !state.id || state.missing;
-    if (host.hidden) return;
+    if (!state || !state.id || state.missing) { host.hidden = true; list = []; drawn = ""; return; }
+    if (state.id !== run) { run = state.id; chosen = null; all = false; open.clear(); list = []; host.hidden = true; drawn = ""; }
     const samples = await read(state);
     if (state !== feed.state) return;
-    const key = `${state.id}|${samples.length}|${all}`;
+    const key = `${state.id}|${samples.length}|${feed.live()}`;
     if (key === drawn) return;
     drawn = key;
-    if (!samples.length) render(host); else render(host, h("section.card", {}, table(samples)));
+    list = samples;
+    show();
   };
   feed.listen(element, (state) => { draw(state).catch(() => { drawn = ""; }); });
 }
