@@ -52,12 +52,16 @@ PhaseName = Literal["load", "tokenise", "train", "save", "verdict", "merge", "pr
 
 
 class RunError(BaseModel):
-    """Why a run failed, for a person: kind, one sentence, what to do, and the field to blame if there is one."""
+    """Why a run failed, for a person: kind, one sentence, what to do, and the field to blame if there is one.
+
+    `details` are facts for programs, by kind; those of a lack of memory: `studio.memory_doctor.Shortage`.
+    """
 
     kind: ErrorKind
     message: str
     hint: str = ""
     field: str = ""
+    details: dict[str, Any] = {}
 
 
 class Event(BaseModel):
