@@ -1,0 +1,98 @@
+"""What a training run starts from, checked before torch is loaded; and how its process is prepared for that."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from studio import hardware
+from studio.checkpoints import last_checkpoint, remove_torn, step_of
+from studio.config import RunConfig
+from studio.engine import zero
+from studio.engine.adapter import AdapterFiles, adapter_to_continue
+from studio.engine.converted import ready
+from studio.engine.data import Source, changed_since_start, chat_tokenizer, find_source, read_tables
+from studio.engine.journal import Journal
+from studio.presets import ModelRef, resolve_model
+from studio.records.chat_tokenizer import ChatTokenizer
+from studio.rundir import RunDir
+from studio.schema import ConfigError, FieldError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run starts from, checked as far as that goes without torch. `checkpoint`: where it is resumed.
+
+    `chat` is None when the tokenizer is not on this machine yet.
+    """
+
+    config: RunConfig
+    ref: ModelRef
+    source: Source
+    chat: ChatTokenizer | None
+    checkpoint: Path | None
+    adapter: AdapterFiles | None
+
+
+def read_inputs(run: RunDir, journal: Journal, resume: bool) -> Inputs:
+    """Say hello, then read and check everything that needs no torch. Raises ConfigError, DataError or EngineError."""
+    checkpoint = last_checkpoint(run.checkpoints) if resume else None
+    journal.begin(resumed_from=step_of(checkpoint) if checkpoint else None)
+    journal.phase("load")
+    remove_torn(run.checkpoints)
+    config = run.config()
+    if not isinstance(config, RunConfig):
+        raise ConfigError([FieldError("kind", "this run is a merge, not a training")])
+    workspace = run.path.parent.parent
+    ref = ready(
+        resolve_model(config.model.model_name_or_path),
+        workspace,
+        lambda done, total: journal.progress(done, total, "tensors converted"),
+    )
+    adapter = adapter_to_continue(config)
+    source = find_source(config, workspace)
+    for sentence in changed_since_start(run, source):
+        journal.warn(sentence, "data.dataset")
+    chat = None
+    if ref.local and (Path(ref.path_or_id) / "tokenizer.json").is_file():
+        chat = chat_tokenizer(ref, None, config.model.chat_template)
+        # Read now, so that bad data is refused before the model is loaded; later the tables come from the cache.
+        read_tables(config, source, chat, bytes_read(journal))
+    return Inputs(config, ref, source, chat, checkpoint, adapter)
+
+
+def bytes_read(journal: Journal) -> Callable[[int, int], None]:
+    """What reports the reading of data to `journal`."""
+    return lambda done, total: journal.progress(done, total, "bytes of data read")
+
+
+def prepare_process(config: RunConfig, ref: ModelRef) -> None:
+    """Settings the heavy libraries read when they are imported: quiet, one device, off-line for a local model."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if ref.local:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if "WORLD_SIZE" not in os.environ:  # several visible GPUs would start DataParallel
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if zero.wanted(config):
+        zero.prepare_process()
+    else:
+        sys.modules.setdefault("deepspeed", None)  # type: ignore[arg-type] # not used, and a second to import
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a package it does not need
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # type: ignore[no-untyped-call]
+    from studio.engine.model import is_small
+
+    if is_small(ref):
+        torch.set_num_threads(1)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(hardware.recommended_threads())
