@@ -22,8 +22,9 @@ from transformers import (
 )
 from transformers.training_args import OptimizerNames
 
-from studio.config import LoraSection, Optimizer, QuantizationSection, Scheduler, TrainSection
+from studio.config import LoraSection, QuantizationSection, TrainSection
 from studio.events import RunState
+from studio.optimizers import Optimizer, Scheduler
 
 
 @pytest.mark.parametrize("method", ["qlora", "lora", "full"])
