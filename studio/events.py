@@ -225,7 +225,7 @@ def parse_event(line: bytes | str) -> AnyEvent | None:
 
 
 class Status(BaseModel):
-    """`status.json`: the latest state in one small file. `updated_at` unix seconds."""
+    """`status.json`: the latest state in one small file. `updated_at` unix seconds; `attempt`: that of launch.json."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -236,10 +236,11 @@ class Status(BaseModel):
     updated_at: float = Field(default_factory=time.time)
     exit_code: int | None = None
     error: RunError | None = None
+    attempt: int | None = None
 
 
 class Launch(BaseModel):
-    """`launch.json`: the process that works on the run; `create_time` tells its pid from a later, equal one."""
+    """`launch.json`: the process that works on the run (`studio.processes.record`), and which start of it this is."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -247,7 +248,11 @@ class Launch(BaseModel):
     pid: int
     create_time: float
     host: str
+    start_ticks: int | None = None
+    boot_id: str | None = None
+    pid_namespace: str | None = None
     started_at: float = Field(default_factory=time.time)
     attempt: int = 1
     versions: dict[str, str] = {}
     git_commit: str | None = None
+    gpus: list[int] = []

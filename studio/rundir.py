@@ -10,38 +10,55 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
+from studio import processes
 from studio.changes import Change, checked_changes, dump_changes, parse_changes, with_changes
 from studio.config import AnyConfig, MergeConfig, RunConfig
-from studio.events import AnyEvent, Launch, RunState, Status, parse_event
+from studio.events import AnyEvent, FinishedEvent, Launch, PhaseEvent, RunState, StartedEvent, Status, parse_event
 from studio.schema import ConfigError, FieldError, ModelT, build, parse_yaml
 
 READ_CHUNK = 8 * 1024 * 1024
-PID_TOLERANCE_S = 2.0  # psutil's creation time is stable to a clock tick; pids are not reused this fast
+TAIL = 64 * 1024  # bytes of events a lost status is told from
 REMOTE_SILENCE_S = 120.0
+ENDED = (RunState.FINISHED, RunState.STOPPED, RunState.FAILED)
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` with `text` so that a reader sees the old or the new file, never half of one."""
+def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace `path` with `text` so that a reader sees the old or the new file, never half of one.
+
+    `durable`: also after a power cut. Without it, one may leave an empty file on some file systems.
+    """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(handle)
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    if durable:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the disk keep a file, or the names in a folder, through a power cut. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def observe(
@@ -53,32 +70,34 @@ def observe(
     """
     if launch is None or (waiting and not alive):
         return RunState.QUEUED
-    if status is None or status.updated_at < launch.started_at:  # nothing heard from this attempt yet
+    if status is None or not _is_of(status, launch):  # nothing heard from this attempt yet
         if alive:
             return RunState.STARTING
         return RunState.LOST if status else RunState.FAILED
-    if status.state in (RunState.FINISHED, RunState.STOPPED, RunState.FAILED):
+    if status.state in ENDED:
         return status.state
     if not alive:
         return RunState.LOST
     return RunState.STOPPING if stop_exists else RunState.RUNNING
 
 
+def _is_of(status: Status, launch: Launch) -> bool:
+    """True if the status was written by this start of the run; the clock, which may be set back, is asked last."""
+    if status.attempt is not None:
+        return status.attempt >= launch.attempt
+    return status.updated_at >= launch.started_at
+
+
 def is_alive(launch: Launch | None, status: Status | None = None) -> bool:
-    """True while the very process named in launch.json runs (same pid, same creation time, not a zombie).
+    """True while the very process named in launch.json runs (`processes.runs`).
 
     A run started on another host cannot be looked up: it counts as alive while its status is fresh.
     """
     if launch is None:
         return False
-    if launch.host != socket.gethostname():
+    if not processes.visible(launch):
         return status is not None and time.time() - status.updated_at < REMOTE_SILENCE_S
-    try:
-        process = psutil.Process(launch.pid)
-        same = abs(process.create_time() - launch.create_time) < PID_TOLERANCE_S
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+    return processes.runs(launch)
 
 
 class RunDir:
@@ -144,15 +163,25 @@ class RunDir:
         if fields:
             write_atomic(self.changes_file, dump_changes([*self.changes(), Change(step=step, fields=fields)]))
 
-    def append_event(self, event: BaseModel) -> None:
-        """Append one event as one line with one write; repairs a torn last line first."""
+    def append_event(self, event: BaseModel, *, durable: bool = False) -> None:
+        """Append one event as one line with one write; repairs a torn last line first.
+
+        Raises OSError when it cannot be written to its end; then nothing of it stays. `durable`: see `write_atomic`.
+        """
         line = event.model_dump_json().encode() + b"\n"
         handle = os.open(self.events_file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             size = os.fstat(handle).st_size
             if size and os.pread(handle, 1, size - 1) != b"\n":
                 line = b"\n" + line
-            os.write(handle, line)
+            try:
+                while line:  # a disk that fills up takes a part, and says why only when asked again
+                    line = line[os.write(handle, line) :]
+            except OSError:
+                os.ftruncate(handle, size)
+                raise
+            if durable:
+                os.fsync(handle)
         finally:
             os.close(handle)
 
@@ -177,8 +206,8 @@ class RunDir:
         return events, start + end
 
     def write_status(self, status: Status) -> None:
-        """Replace status.json atomically."""
-        write_atomic(self.status_file, status.model_dump_json(indent=1))
+        """Replace status.json atomically; an end is written so that a power cut does not take it back."""
+        write_atomic(self.status_file, status.model_dump_json(indent=1), durable=status.state in ENDED)
 
     def overwrite_status(self, status: Status) -> None:
         """Write status.json over its own blocks: the last word of an engine on a disk too full for a second file."""
@@ -187,8 +216,29 @@ class RunDir:
             file.truncate()
 
     def read_status(self) -> Status | None:
-        """The last status, or None when there is none (or half of one)."""
-        return self._read(self.status_file, Status)
+        """The last status, or None when there is none; one that cannot be read is told from the last events."""
+        status = self._read(self.status_file, Status)
+        return self._status_of_events() if status is None and self.status_file.exists() else status
+
+    def _status_of_events(self) -> Status | None:
+        try:
+            size = self.events_file.stat().st_size
+        except OSError:
+            return None
+        events, _ = self.read_events(max(0, size - TAIL), TAIL)
+        if not events:
+            return None
+        status = Status(state=RunState.RUNNING, step=events[-1].step, updated_at=events[-1].t)
+        for event in events:
+            match event:
+                case PhaseEvent():
+                    status.phase = event.name
+                case StartedEvent():
+                    status.max_steps = event.max_steps or status.max_steps
+                    status.state, status.exit_code = RunState.RUNNING, None
+                case FinishedEvent():
+                    status.state, status.exit_code = event.state, event.exit_code
+        return status
 
     def write_launch(self, launch: Launch) -> None:
         """Record which process works on this run."""
@@ -265,6 +315,12 @@ class RunDir:
             if what == "model" and isinstance(config, MergeConfig):
                 made = Path(config.out)
         return made if made.is_dir() else self.path
+
+    def clear_leftovers(self) -> None:
+        """Remove what a killed writer left of a file it was about to replace. Only for who holds the engine's lock."""
+        for leftover in self.path.glob(".*.tmp"):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
     def request_stop(self) -> None:
         """Ask the engine to save and stop."""
