@@ -1,0 +1,285 @@
+"""The library of runs: one line per run with all a list shows, kept until the run changes.
+
+Several hundred runs stay quick: a run that has ended is read again only when its directory changes, which every file
+replaced in it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+from typing import Any
+
+from studio.config import AnyConfig, MergeConfig
+from studio.curves import last_values, worked_seconds
+from studio.events import RunState
+from studio.labels import read_labels
+from studio.rundir import RunDir
+from studio.schema import ConfigError
+from studio.workspace import Workspace
+
+REFRESH_S = 0.5
+BUDGET_S = 0.4  # what one answer may cost: the rest of a large library comes with the next
+SETTLED_S = 2.0  # a directory changed more recently than this may change again within one tick of its clock
+LIVE_SIZE_S = 10.0
+PLACES_S = 60.0
+Line = dict[str, Any]
+
+
+# ---- one line --------------------------------------------------------------------------------------------------------
+
+
+def read_line(run: RunDir, size_bytes: int | None = None) -> Line:
+    """All a list shows of a run: sizes in bytes, times in seconds, shares from 0 to 1, None for what is not known."""
+    labels, state, status, launch = read_labels(run), run.state(), run.read_status(), run.read_launch()
+    facts = _facts(run)
+    report = run.read_report() or {}
+    last = last_values(run)
+    return {
+        **facts,
+        "id": run.id,
+        "title": labels.title,
+        "name": labels.title or facts["config_name"] or run.id,
+        "tags": labels.tags,
+        "state": state.value,
+        "live": state.live,
+        "resumable": state.resumable,
+        "step": status.step if status else 0,
+        "max_steps": status.max_steps if status else 0,
+        "phase": status.phase if status else None,
+        "created_at": run.created_at,
+        "started_at": launch.started_at if launch else None,
+        "updated_at": status.updated_at if status else None,
+        "duration_seconds": duration_of(run, state),
+        "loss": _number(report.get("train_loss")) if report.get("train_loss") is not None else last.loss,
+        "eval_loss": last.eval_loss,
+        **_verdict(report),
+        "error": status.error.message if status and status.error and state is RunState.FAILED else None,
+        "size_bytes": folder_bytes(run.path) if size_bytes is None else size_bytes,
+    }
+
+
+def _facts(run: RunDir) -> dict[str, Any]:
+    """What the configuration says; a run whose configuration is broken is shown too."""
+    try:
+        config = run.config()
+    except ConfigError as error:
+        nothing = {"kind": "unreadable", "method": "", "model": "", "dataset": "", "continues": ""}
+        return nothing | {"config_name": "", "problem": str(error)}
+    if isinstance(config, MergeConfig):
+        found = {"kind": "merge", "method": "", "model": _last_part(config.base), "dataset": ""}
+    else:
+        model, dataset = config.model.model_name_or_path, config.data.dataset
+        found = {"kind": "train", "method": config.method, "model": _last_part(model), "dataset": _last_part(dataset)}
+    return found | {"config_name": config.name, "continues": continues(run, config)}
+
+
+def _last_part(reference: str) -> str:
+    return PurePath(reference).name or reference
+
+
+def continues(run: RunDir, config: AnyConfig) -> str:
+    """The id of the run in the same workspace whose adapter or model this one began with (a merge: merges); or ""."""
+    for part in (part for reference in references(config) for part in PurePath(reference).parts):
+        if part not in (run.id, "/", "..") and (run.path.parent / part / "config.yaml").is_file():
+            return part
+    return ""
+
+
+def references(config: AnyConfig) -> list[str]:
+    """The folders a run reads its weights from."""
+    if isinstance(config, MergeConfig):
+        return [config.base, config.adapter]
+    return [config.model.model_name_or_path, *([config.model.adapter] if config.model.adapter else [])]
+
+
+def duration_of(run: RunDir, state: RunState) -> float | None:
+    """Seconds engines have worked on a run, up to now for a live one; None before its first start."""
+    worked, launch, status = worked_seconds(run), run.read_launch(), run.read_status()
+    if launch is None:
+        return None
+    if worked is None:
+        end = time.time() if state.live or status is None else status.updated_at
+        return max(0.0, end - launch.started_at) if state.live or status else None
+    since = time.time() - status.updated_at if state.live and status else 0.0
+    return worked + max(0.0, since)
+
+
+def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
+    verdict = report.get("verdict")
+    verdict = verdict if isinstance(verdict, dict) else {}
+    shares = {"learned": ("learned", "share"), "leaked": ("leaked", "share"), "retained": ("forgot", "retained")}
+    found: dict[str, Any] = {name: _number(_inside(verdict, *path)) for name, path in shares.items()}
+    passed = verdict.get("passed")
+    kind = _inside(report, "diagnosis", "kind")
+    return found | {
+        "verdict_passed": passed if isinstance(passed, bool) else None,
+        "diagnosis": kind if isinstance(kind, str) else None,
+    }
+
+
+def _inside(data: Mapping[str, Any], name: str, key: str) -> Any:
+    part = data.get(name)
+    return part.get(key) if isinstance(part, dict) else None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of the files below a folder; links are not followed, what vanishes meanwhile is not counted."""
+    total, waiting = 0, [str(path)]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def matches(line: Line, query: str) -> bool:
+    """Whether every word of `query` is in a run's title, name, id, model, dataset, method or one of its tags."""
+    words = query.casefold().split()
+    keys = ("title", "config_name", "id", "model", "dataset", "method")
+    text = "\n".join([*(str(line.get(key) or "") for key in keys), *line["tags"]]).casefold()
+    return all(word in text for word in words)
+
+
+def lines(workspace: Workspace) -> list[Line]:
+    """Every run of a workspace, newest first, read now."""
+    return [read_line(run) for run in workspace.list_runs()]
+
+
+# ---- kept lines ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Kept:
+    """A line with what it was made from, and the version of the library in which it last changed."""
+
+    mark: tuple[int, ...]
+    line: Line
+    version: int
+    settled: bool
+    sized_at: float
+
+
+@dataclass
+class Library:
+    """The lines of one workspace, shared by all pages of a studio; only what changed is read, and only that is sent."""
+
+    workspace: Workspace
+    epoch: str = field(default_factory=lambda: secrets.token_hex(4))
+    version: int = 0
+    _kept: dict[str, _Kept] = field(default_factory=dict)
+    _removed: dict[str, int] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _refreshed_at: float = -REFRESH_S
+    _more: bool = False
+    _places: tuple[float, dict[str, int]] = (-PLACES_S, {})
+
+    def changes(self, epoch: str, after: int) -> dict[str, Any]:
+        """What changed since version `after` of `epoch`; everything, with `reset`, for a reader of another epoch.
+
+        `more` tells that lines are still missing: ask again at once.
+        """
+        with self._lock:
+            if self._more or time.monotonic() - self._refreshed_at >= REFRESH_S:
+                self._refresh()
+            reset = epoch != self.epoch or after > self.version
+            since = 0 if reset else after
+            return {
+                "epoch": self.epoch,
+                "version": self.version,
+                "reset": reset,
+                "more": self._more,
+                "runs": [kept.line for kept in self._kept.values() if kept.version > since],
+                "removed": [] if reset else [run for run, version in self._removed.items() if version > since],
+                "disk": self._disk(),
+            }
+
+    def _refresh(self) -> None:
+        version, began = self.version + 1, time.monotonic()
+        found = self.workspace.list_runs()
+        changed = self._drop({run.id for run in found}, version)
+        self._more = False
+        for run in found:
+            kept = self._kept.get(run.id)
+            mark = _mark(run)
+            if kept and kept.settled and kept.mark == mark:
+                continue
+            if kept is None and time.monotonic() - began > BUDGET_S:
+                self._more = True
+                continue
+            changed |= self._read(run, mark, version)
+        self.version = version if changed else self.version
+        self._refreshed_at = time.monotonic()
+
+    def _drop(self, present: set[str], version: int) -> bool:
+        gone = self._kept.keys() - present
+        for run_id in gone:
+            del self._kept[run_id]
+            self._removed[run_id] = version
+        return bool(gone)
+
+    def _read(self, run: RunDir, mark: tuple[int, ...], version: int) -> bool:
+        kept, now = self._kept.get(run.id), time.monotonic()
+        sized_at, size = (kept.sized_at, kept.line["size_bytes"]) if kept else (now, None)
+        if kept and now - sized_at > LIVE_SIZE_S:
+            sized_at, size = now, None
+        try:
+            line = read_line(run, size)
+        except OSError:  # deleted while it was read
+            return False
+        settled = not line["live"] and abs(time.time() - max(mark) / 1e9) > SETTLED_S and sized_at == now
+        same = kept is not None and kept.line == line
+        shown = kept.version if kept and same else version
+        self._kept[run.id] = _Kept(mark, line, shown, settled, sized_at)
+        self._removed.pop(run.id, None)
+        return not same
+
+    def _disk(self) -> dict[str, int]:
+        checked_at, places = self._places
+        if time.monotonic() - checked_at > PLACES_S:
+            places = other_places(self.workspace)
+            self._places = (time.monotonic(), places)
+        runs = sum(kept.line["size_bytes"] for kept in self._kept.values())
+        return {"runs": runs, **places, "free": free_bytes(self.workspace)}
+
+
+def _mark(run: RunDir) -> tuple[int, ...]:
+    """Times of what changes with a run: its directory, its checkpoints, a status written over on a full disk."""
+    return tuple(_changed(path) for path in (run.path, run.checkpoints, run.status_file))
+
+
+def _changed(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def other_places(workspace: Workspace) -> dict[str, int]:
+    """Bytes in the other folders of a workspace, by what they hold."""
+    names = {"datasets": workspace.datasets, "exports": workspace.exports}
+    names |= {"models": workspace.path / "downloads", "cache": workspace.path / "cache"}
+    return {name: folder_bytes(path) for name, path in names.items()}
+
+
+def free_bytes(workspace: Workspace) -> int:
+    """Bytes free on the disk of a workspace; 0 where the system does not say."""
+    try:
+        return shutil.disk_usage(workspace.path).free
+    except OSError:
+        return 0
