@@ -33,7 +33,7 @@ def start(workspace: Workspace, spec: IdentitySpec) -> RunDir:
     questions = [q for language in spec.languages for q in QUESTIONS[language]]
     layers = {"name": f"demo {spec.name}", "data": {"dataset": saved.name}, "samples": {"evaluation_inputs": questions}}
     try:
-        return runner.create_and_start(
+        return runner.submit(
             workspace, build(RunConfig, merge(RunConfig, compose(PRESETS[len(spec.languages)]), layers))
         )
     except (runner.StartRefused, WorkspaceError):

@@ -154,11 +154,11 @@ class EvalEvent(Event):
 
 
 class SampleEvent(Event):
-    """The answer to evaluation input number `index` at this step."""
+    """The answer to evaluation input number `index`, a text or messages, at this step."""
 
     type: Literal["sample"] = "sample"
     index: int
-    prompt: str
+    prompt: str | list[dict[str, str]]
     answer: str
     reason: Literal["start", "freq", "save", "end"]
 

@@ -1,4 +1,4 @@
-"""Starts, resumes and stops engine processes, and starts the chat server.
+"""Starts, queues, resumes and stops engine processes.
 
 A started run belongs to nobody: the child gets its own session and writes to files, so it outlives the tab, the
 browser, the studio and the SSH line. Everything this module knows about a run it reads back from the run directory.
@@ -7,48 +7,37 @@ browser, the studio and the SSH line. Everything this module knows about a run i
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib.metadata
-import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import psutil
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
-from studio import hardware
+from studio import chat_memory, devices, hardware, processes, resources, run_queue
+from studio.chat_memory import ChatHolder
+from studio.checkpoints import last_checkpoint, step_of
 from studio.config import AnyConfig, RunConfig
 from studio.events import Launch, RunState
 from studio.presets import ROOT
+from studio.run_queue import StartRefused as StartRefused
 from studio.rundir import RunDir, write_atomic
-from studio.schema import dump_yaml
+from studio.schema import ConfigError, dump_yaml
 from studio.workspace import Workspace
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
-ENGINE = (sys.executable, "-m", "studio.engine")
+ENGINE: tuple[str, ...] = (sys.executable, "-m", "studio.engine")
 # A stop is obeyed at the end of a step: a long step, a round of samples or a large checkpoint on a slow machine is
 # waited for, since killing it would lose what the stop was to save.
 STOP_GRACE_S = 60.0
 TERM_GRACE_S = 600.0
-
-
-class StartRefused(RuntimeError):
-    """A run is not started; the message says why. `blocking` is the run in the way, if there is one."""
-
-    def __init__(self, message: str, blocking: str = "") -> None:
-        super().__init__(message)
-        self.blocking = blocking
 
 
 def engine_environment() -> dict[str, str]:
@@ -87,73 +76,253 @@ def live_run(workspace: Workspace) -> RunDir | None:
     return next((run for run in workspace.list_runs() if run.state().live), None)
 
 
-def create_and_start(workspace: Workspace, config: AnyConfig) -> RunDir:
-    """A new run, at work. Nothing is left behind when it is refused.
+def submit(workspace: Workspace, config: AnyConfig, *, gpus: list[int] | None = None, gpu_count: int = 1) -> RunDir:
+    """A new run with its configuration frozen: at work if there is room for it now, else waiting in the queue.
+
+    `gpus`: the cards it shall have; else any `gpu_count` of them (0: none). Nothing is left behind when it is refused.
 
     Raises:
-        StartRefused: another run is live, or the engine cannot be started.
+        StartRefused: the cards do not exist, or the engine cannot be started.
         WorkspaceError: the run directory cannot be written.
     """
-    with _starting(workspace):
-        run = workspace.create_run(config)
+    _check_cards(gpus, gpu_count)
+    with run_queue.locked(workspace):
+        entry = run_queue.next_entry(workspace).model_copy(update={"gpus": gpus, "gpu_count": gpu_count})
+        run = workspace.create_run(config, queue=entry.model_dump_json(indent=1))
         try:
-            _spawn(run, resume=False)
+            start_waiting(workspace, mine=run)
         except StartRefused:
             shutil.rmtree(run.path, ignore_errors=True)
             raise
+    look_after(workspace)
     return run
 
 
+def _check_cards(gpus: list[int] | None, gpu_count: int) -> None:
+    known = [card.index for card in resources.cards()]
+    there = f"this machine has {', '.join(map(str, known))}" if known else "this machine has none that can be used"
+    wrong = [card for card in gpus or [] if card not in known]
+    if wrong:
+        raise StartRefused(f"gpus: there is no card {wrong[0]}; {there}")
+    if gpus is not None and not gpus:
+        raise StartRefused("gpus: name at least one card, or none at all with gpu_count 0")
+    if gpu_count < 0 or (gpu_count > 1 and gpu_count > len(known)):
+        raise StartRefused(f"gpu_count: {gpu_count} cards cannot be had; {there}")
+
+
 def start(run: RunDir) -> None:
-    """Start the engine on a queued run. Raises StartRefused (also when another run is live)."""
-    state = run.state()
-    if state is not RunState.QUEUED:
-        raise StartRefused(f"run {run.id} has been started already (it is {state})", run.id)
-    with _starting(Workspace(run.path.parent.parent)):
-        _spawn(run, resume=False)
+    """Start the engine on a queued run now, ahead of its turn. Raises StartRefused when there is no room for it."""
+    workspace = Workspace(run.path.parent.parent)
+    with run_queue.locked(workspace):
+        if run.state() is not RunState.QUEUED:
+            raise StartRefused(f"run {run.id} has been started already ({_held(run)})", run.id)
+        entry = run_queue.read(run) or run_queue.next_entry(workspace, run)
+        [decision] = _decisions(workspace, [(run, entry.model_copy(update={"paused": False}))])
+        if not decision.start:
+            blocking = decision.blocking
+            raise StartRefused(f"run {run.id} cannot be started: it {decision.reason}", blocking)
+        run_queue.write(run, entry)
+        _begin(run, entry, decision)
 
 
-def resume(run: RunDir) -> None:
-    """Continue a stopped, failed or lost run from its last complete checkpoint. Raises StartRefused."""
-    state = run.state()
-    if not state.resumable:
-        raise StartRefused(f"run {run.id} is {state}; only a stopped, failed or lost run can be resumed", run.id)
-    with _starting(Workspace(run.path.parent.parent)):
-        _spawn(run, resume=True)
+def resume(run: RunDir, changes: Mapping[str, Any] | None = None) -> None:
+    """Continue a stopped, failed or lost run from its last complete checkpoint, or queue that if there is no room.
+
+    `changes`: fields that shall hold from now on, in any accepted spelling.
+
+    Raises:
+        ConfigError: the changes are wrong, or cannot be made in the middle of a run.
+        StartRefused: the run cannot be resumed, or the engine cannot be started; then nothing is changed.
+    """
+    workspace = Workspace(run.path.parent.parent)
+    with run_queue.locked(workspace):
+        state = run.state()
+        if not state.resumable:
+            raise StartRefused(
+                f"run {run.id} is {_held(run)}; only a stopped, failed or lost run can be resumed", run.id
+            )
+        before = run.changes_file.read_bytes() if run.changes_file.exists() else None
+        if changes:
+            last = last_checkpoint(run.checkpoints)
+            step = step_of(last) if last else 0
+            run.change(changes, step)
+        entry = run_queue.next_entry(workspace, run)
+        before_launch = run.read_launch()
+        cards = before_launch.gpus if before_launch else []
+        run_queue.write(run, entry.model_copy(update={"gpu_count": len(cards) or entry.gpu_count}))
+        try:
+            start_waiting(workspace, mine=run)
+        except StartRefused:
+            run_queue.drop(run)
+            _restore(run.changes_file, before)
+            raise
+    look_after(workspace)
 
 
-@contextlib.contextmanager
-def _starting(workspace: Workspace) -> Iterator[None]:
-    """Inside, this process is the only one that starts a run in the workspace, and no run is live."""
+def _restore(file: Path, content: bytes | None) -> None:
+    file.unlink(missing_ok=True) if content is None else file.write_bytes(content)
+
+
+def _held(run: RunDir) -> str:
+    """What a run is doing, and which process has it since when."""
+    state, launch = run.state(), run.read_launch()
+    if launch is None or not state.live:
+        return str(state)
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(launch.started_at))
+    return f"{state}: process {launch.pid} on {launch.host} since {since}"
+
+
+# ---- whose turn it is ------------------------------------------------------------------------------------------------
+
+
+def start_waiting(workspace: Workspace, mine: RunDir | None = None) -> list[RunDir]:
+    """Start every waiting run there is room for; returns them. The caller holds the lock (`run_queue.locked`).
+
+    A run that cannot be started is paused with the reason, so that it does not block those behind it; if it is `mine`
+    the refusal is raised instead.
+    """
+    run_queue.forget_started(workspace)
+    if run_queue.settings(workspace).paused:
+        return []
+    waiting = run_queue.entries(workspace)
+    by_id = {run.id: (run, entry) for run, entry in waiting}
+    started = []
+    for decision in _decisions(workspace, waiting):
+        if not decision.start:
+            continue
+        run, entry = by_id[decision.run_id]
+        try:
+            if mine is None or run.id != mine.id:  # whoever starts by hand has been asked
+                _make_room(workspace, run)
+            _begin(run, entry, decision)
+            started.append(run)
+        except (StartRefused, ConfigError) as refused:
+            if mine is not None and run.id == mine.id:
+                raise
+            with contextlib.suppress(StartRefused):
+                run_queue.write(run, entry.model_copy(update={"paused": True, "problem": str(refused)}))
+    return started
+
+
+def decisions(workspace: Workspace) -> list[resources.Decision]:
+    """What every waiting run waits for, in the order of the queue."""
+    return _decisions(workspace, run_queue.entries(workspace))
+
+
+def _decisions(workspace: Workspace, waiting: list[tuple[RunDir, run_queue.Entry]]) -> list[resources.Decision]:
+    if not waiting:
+        return []
+    live = live_runs(workspace)
+    jobs = [_job(run, entry) for run, entry in waiting]
+    busy = [resources.Busy(run.id, tuple(launch.gpus)) for run in live if (launch := run.read_launch())]
+    cards = sorted(resources.cards(), key=lambda card: -card.free_bytes)
+    room = resources.Room(
+        cards=tuple(card.index for card in cards),
+        max_running=run_queue.settings(workspace).max_running,
+        fits=lambda run_id: _missing_memory(workspace, workspace.run(run_id), live),
+    )
+    return resources.decide(jobs, busy, room)
+
+
+def _job(run: RunDir, entry: run_queue.Entry) -> resources.Job:
+    count = entry.gpu_count
+    with contextlib.suppress(ConfigError):
+        count = count if isinstance(run.config(), RunConfig) else 0  # a merge computes in main memory
+    return resources.Job(run.id, tuple(entry.gpus) if entry.gpus else None, count, entry.paused)
+
+
+def live_runs(workspace: Workspace) -> list[RunDir]:
+    """Every run of the workspace an engine is working on, newest first."""
+    return [run for run in workspace.list_runs() if run.state().live]
+
+
+def _missing_memory(workspace: Workspace, run: RunDir, live: list[RunDir]) -> str:
+    """What is missing for a run to go beside those at work; "" when it fits or its need is not known."""
+    del live
+    device = devices.main_memory()
     try:
-        lock = workspace.lock().acquire()
+        needed = resources.predicted_bytes(workspace, run.config(), device)
+    except ConfigError:
+        return ""
+    if needed is None or needed <= device.free_bytes:
+        return ""
+    return f"waits for memory: it needs up to {needed / 1e9:.1f} GB, and {device.free_bytes / 1e9:.1f} GB are free"
+
+
+def needs_chat_memory(workspace: Workspace, config: AnyConfig) -> ChatHolder | None:
+    """The chat server that holds a model in memory this run needs; None when there is room, or no such server."""
+    found = chat_memory.holders(workspace)
+    if not found:
+        return None
+    room = devices.from_gpus(resources.cards()) or (devices.main_memory(),)
+    roomiest = max(room, key=lambda device: device.free_bytes)
+    needed = resources.predicted_bytes(workspace, config, roomiest)
+    short = needed is not None and needed > roomiest.free_bytes
+    return max(found, key=lambda record: record.memory_bytes) if short else None
+
+
+def _make_room(workspace: Workspace, run: RunDir) -> None:
+    if needs_chat_memory(workspace, run.config()):
+        chat_memory.release(workspace, run.id)
+
+
+def look_after(workspace: Workspace) -> bool:
+    """Have the queue's dispatcher at work if a run waits; True when it was started now. Raises nothing."""
+    if not run_queue.has_work(workspace) or dispatcher_at_work(workspace):
+        return False
+    argv = [sys.executable, "-m", "studio.dispatcher", str(workspace.path), *ENGINE]
+    try:
+        with (workspace.path / "dispatcher.log").open("ab") as log:
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=engine_environment(),
+                cwd=workspace.path,
+            )
+    except OSError:  # the next look tries again
+        return False
+    _reap(child)
+    return True
+
+
+def dispatcher_lock(workspace: Workspace) -> FileLock:
+    """The lock a dispatcher holds for as long as it works."""
+    return FileLock(workspace.path / "dispatcher.lock", timeout=2)
+
+
+def dispatcher_at_work(workspace: Workspace) -> bool:
+    """True while some process starts the runs of this queue."""
+    try:
+        with dispatcher_lock(workspace).acquire(timeout=0):
+            return False
     except Timeout:
-        raise StartRefused("another studio is starting a run in this workspace; try again in a moment") from None
-    except OSError as error:
-        raise StartRefused(f"the workspace cannot be written ({error.strerror}); free some disk space") from None
-    with lock:
-        live = live_run(workspace)
-        if live:
-            raise StartRefused(f"run {live.id} is {live.state()}; stop it or wait until it has finished", live.id)
-        yield
+        return True
+    except OSError:
+        return False
 
 
-def _spawn(run: RunDir, *, resume: bool) -> None:
+def _begin(run: RunDir, entry: run_queue.Entry, decision: resources.Decision) -> None:
+    """Start the engine on a waiting run and take it out of the queue."""
+    _spawn(run, resume=entry.resume, gpus=list(decision.cards))
+    run_queue.drop(run)
+
+
+def _spawn(run: RunDir, *, resume: bool, gpus: list[int]) -> None:
     kind = run.config().kind
     argv = [*ENGINE, kind, str(run.path)] + (["--resume"] if resume else [])
     before = run.read_launch()
+    attempt = before.attempt + 1 if before else 1
     # Everything slow is found out first: between the child's birth and its record a killed studio would lose it.
-    launch = Launch(
-        argv=argv,
-        pid=0,
-        create_time=0.0,  # stays so for a child that is gone at once: a time no later process can have
-        host=socket.gethostname(),
-        attempt=before.attempt + 1 if before else 1,
-        versions=_versions(),
-        git_commit=_git_commit(),
-    )
-    with contextlib.suppress(FileNotFoundError):
-        run.stop_file.unlink()
+    facts: dict[str, Any] = {"argv": argv, "attempt": attempt, "versions": _versions(), "git_commit": _git_commit()}
+    environment = engine_environment() | processes.marks(run.path, attempt)
+    if resources.cards():
+        environment |= resources.card_environment(gpus)
+    # Of a killed engine some child may be left, or an engine whose starter was killed before it could record it.
+    processes.end_remains(run.path)
+    run.stop_file.unlink(missing_ok=True)
     try:
         with run.log_file.open("ab") as log:
             child = subprocess.Popen(
@@ -162,17 +331,14 @@ def _spawn(run: RunDir, *, resume: bool) -> None:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=engine_environment(),
+                env=environment,
                 cwd=run.path,
             )
     except OSError as error:
         raise StartRefused(f"the engine cannot be started ({error.strerror or error})") from None
     _reap(child)
-    with contextlib.suppress(psutil.Error):
-        launch.create_time = psutil.Process(child.pid).create_time()
-    launch.pid = child.pid
     try:
-        run.write_launch(launch)
+        run.write_launch(Launch(**facts, **processes.record(child.pid), gpus=gpus))
     except OSError as error:  # a run nobody can find again must not go on
         os.killpg(child.pid, signal.SIGKILL)
         raise StartRefused(f"the run directory cannot be written ({error.strerror}); free some disk space") from None
@@ -225,9 +391,10 @@ def stop(run: RunDir, *, stop_grace: float = STOP_GRACE_S, term_grace: float = T
     run.request_stop()
     for seconds, signal_number in ((stop_grace, signal.SIGTERM), (term_grace, signal.SIGKILL)):
         if _wait_until_gone(run, seconds):
-            return run.state()
+            break
         _signal_group(run, signal_number)
-    _wait_until_gone(run, 5.0)
+    if _wait_until_gone(run, 5.0):
+        processes.end_remains(run.path)  # children that did not end with the engine
     return run.state()
 
 
@@ -247,109 +414,12 @@ def _wait_until_gone(run: RunDir, seconds: float) -> bool:
 
 
 def _signal_group(run: RunDir, number: int) -> None:
+    """Signal the run's own process group and no other: its leader is the very process that was recorded."""
     launch = run.read_launch()
-    if launch and launch.host == socket.gethostname() and run.alive():
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+    if launch is None or not processes.visible(launch) or not processes.runs(launch):
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if os.getpgid(launch.pid) == launch.pid:
             os.killpg(launch.pid, number)
-
-
-def free_port(preferred: int = 0, host: str = "127.0.0.1") -> int:
-    """`preferred` if it can be bound, else the next free port after it (0: any free port). Raises StartRefused."""
-    if not 0 <= preferred <= 65535:
-        raise StartRefused(f"port {preferred} does not exist; choose one from 1024 to 65535 with --port")
-    last = min(preferred + 99, 65535)
-    for port in range(preferred, last + 1) if preferred else (0,):
-        found = _bindable(host, port)
-        if found:
-            return found
-    raise StartRefused(f"no port from {preferred} to {last} is free on {host}; choose another with --port")
-
-
-def _bindable(host: str, port: int) -> int | None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno in (errno.EADDRINUSE, errno.EACCES):
-                return None
-            raise StartRefused(f"nothing can listen on {host} ({error.strerror}); choose another with --host") from None
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class ChatServer:
-    """A running `studio.engine serve` child. It ends by itself when this process does (its stdin closes)."""
-
-    base: str
-    adapters: dict[str, str]
-    port: int
-    process: subprocess.Popen[bytes] = field(repr=False)
-    log_file: Path
-    started_at: float
-
-    @property
-    def base_url(self) -> str:
-        """Address of the OpenAI protocol."""
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    @property
-    def alive(self) -> bool:
-        """True while the child runs."""
-        return self.process.poll() is None
-
-    def health(self) -> dict[str, object]:
-        """What the server says of itself: {"state": "loading" | "ready" | "failed" | "dead", …}. Never raises."""
-        if not self.alive:
-            return {"state": "dead", "exit_code": self.process.returncode}
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
-        try:
-            with opener.open(f"http://127.0.0.1:{self.port}/health", timeout=2) as answer:
-                data = json.loads(answer.read())
-                return data if isinstance(data, dict) else {"state": "loading"}
-        except urllib.error.HTTPError as error:
-            try:
-                return dict(json.loads(error.read()))
-            except ValueError:
-                return {"state": "loading"}
-        except (OSError, ValueError):
-            return {"state": "loading", "phase": "process"}
-
-    def stop(self) -> None:
-        """End the child: close its stdin, then kill what is left after two seconds."""
-        if self.process.stdin:
-            with contextlib.suppress(OSError):
-                self.process.stdin.close()
-        try:
-            self.process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-
-def start_chat_server(workspace: Workspace, base: str, adapters: dict[str, str], bits: int = 16) -> ChatServer:
-    """Start `studio.engine serve` on a free loopback port. Returns at once; ask `health()` when it is ready.
-
-    `base` is a base-model reference, `adapters` maps a model name ("tuned") to an adapter folder. Raises StartRefused.
-    """
-    port = free_port()
-    log_file = workspace.path / "chat" / f"server-{port}.log"
-    argv = [*ENGINE, "serve", "--base", base, "--port", str(port), "--bits", str(bits)]
-    argv += ["--workspace", str(workspace.path)]
-    for name, path in adapters.items():
-        argv += ["--adapter", f"{name}={path}"]
-    try:
-        log_file.parent.mkdir(exist_ok=True)
-        with log_file.open("wb") as log:
-            process = subprocess.Popen(
-                [*argv, "--exit-with-stdin"],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=engine_environment(),
-            )
-    except OSError as error:
-        raise StartRefused(f"the chat server cannot be started ({error.strerror or error})") from None
-    return ChatServer(base, dict(adapters), port, process, log_file, time.time())
+        else:
+            os.kill(launch.pid, number)

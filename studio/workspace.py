@@ -77,8 +77,11 @@ class Workspace:
         """Serialises starts: two studios on one workspace never start the same run twice."""
         return FileLock(self.path / ".lock", timeout=20)
 
-    def create_run(self, config: AnyConfig, now: float | None = None) -> RunDir:
-        """A new run directory with its complete config.yaml. Raises WorkspaceError when it cannot be written."""
+    def create_run(self, config: AnyConfig, now: float | None = None, queue: str = "") -> RunDir:
+        """A new run directory with its complete config.yaml. Raises WorkspaceError when it cannot be written.
+
+        `queue`: its queue.json, which is there before the run can be seen: a run is never waiting without a place.
+        """
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
         config = self.freeze(config)
         name = slug(config.name)
@@ -92,7 +95,7 @@ class Workspace:
                 raise WorkspaceError(
                     f"workspace: no run directory can be made in {self.runs} ({error.strerror})"
                 ) from None
-            return self._write_config(RunDir(path), config)
+            return self._write_config(RunDir(path), config, queue)
         raise WorkspaceError(f"workspace: too many runs named {name} at once")
 
     def freeze(self, config: ConfigT) -> ConfigT:
@@ -136,10 +139,13 @@ class Workspace:
         return dataset if (self.datasets / dataset).is_dir() else _absolute(dataset)
 
     @staticmethod
-    def _write_config(run: RunDir, config: AnyConfig) -> RunDir:
+    def _write_config(run: RunDir, config: AnyConfig, queue: str) -> RunDir:
         try:
+            if queue:
+                write_atomic(run.queue_file, queue)
             write_atomic(run.config_file, dump_yaml(config, full=True))
         except OSError as error:
+            run.queue_file.unlink(missing_ok=True)
             run.path.rmdir()
             raise WorkspaceError(
                 f"workspace: the run's configuration cannot be written ({error.strerror}); free some disk space"

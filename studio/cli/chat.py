@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from studio import runner
+from studio import chat_server
 from studio.chat_client import ChatError, stream_chat
 from studio.cli.target import Target, add_target, find_target
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
@@ -36,7 +36,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _chat(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(arguments)
     target = find_target(workspace, arguments.model, arguments.adapter)
-    server = runner.start_chat_server(workspace, target.base, target.adapters, arguments.bits)
+    server = chat_server.start_chat_server(workspace, target.base, target.adapters, arguments.bits)
     try:
         fault = _wait_until_ready(server)
         if fault is not None:
@@ -46,7 +46,7 @@ def _chat(arguments: argparse.Namespace) -> int:
         server.stop()
 
 
-def _wait_until_ready(server: runner.ChatServer) -> int | None:
+def _wait_until_ready(server: chat_server.ChatServer) -> int | None:
     """None when the server can be asked, else the exit code, after saying what went wrong."""
     print("loading the model …", file=sys.stderr, flush=True)
     while True:
@@ -66,7 +66,7 @@ def _wait_until_ready(server: runner.ChatServer) -> int | None:
 class _Talk:
     """One conversation per model, held line by line."""
 
-    def __init__(self, server: runner.ChatServer, target: Target, arguments: argparse.Namespace) -> None:
+    def __init__(self, server: chat_server.ChatServer, target: Target, arguments: argparse.Namespace) -> None:
         self.server = server
         compare = arguments.compare and bool(target.adapters)
         names = ["base", target.asked] if compare else [target.asked]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from studio import run_queue
 from studio.events import (
     AnyEvent,
     ExitCode,
@@ -38,7 +39,7 @@ _PHASES = {
 def events_until_end(run: RunDir, offset: int = 0) -> Iterator[AnyEvent | None]:
     """Events as they are written, None while there is nothing new; ends after the last event of an ended run."""
     while True:
-        ended = not run.state().live  # looked up before reading, so that no late event is missed
+        ended = not _goes_on(run)  # looked up before reading, so that no late event is missed
         events, offset = run.read_events(offset)
         yield from events
         if ended and not events:
@@ -46,6 +47,11 @@ def events_until_end(run: RunDir, offset: int = 0) -> Iterator[AnyEvent | None]:
         if not events:
             yield None
             time.sleep(POLL_S)
+
+
+def _goes_on(run: RunDir) -> bool:
+    """True while the run is at work or has a place in the queue."""
+    return run.state().live or run_queue.read(run) is not None
 
 
 def exit_code(run: RunDir) -> int:

@@ -57,7 +57,7 @@ def _merge(arguments: argparse.Namespace) -> int:
         "layout": arguments.layout,
         "name": f"merge_{Path(out).name}"[:120],
     }
-    run = runner.create_and_start(workspace, build(MergeConfig, settings))
+    run = runner.submit(workspace, build(MergeConfig, settings))
     try:
         code = follow(run, as_json=arguments.json)
     except KeyboardInterrupt:

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 
+from studio.chat_server import free_port
 from studio.cli.target import add_target, find_target
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.events import ExitCode
-from studio.runner import engine_environment, free_port
+from studio.runner import engine_environment
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

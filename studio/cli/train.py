@@ -75,7 +75,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, overrides)
     if not _fit(preflight(config, workspace)):
         return ExitCode.BAD_INPUT
-    run = runner.create_and_start(workspace, config)
+    run = runner.submit(workspace, config)
     if arguments.detach:
         return _started(run, as_json=arguments.json)
     try:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
-from studio import runner
+from studio import chat_server, runner
 from studio.events import RunState
 from studio.workspace import Workspace
 
@@ -40,7 +40,7 @@ class Studio:
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     folder = tmp_path_factory.mktemp("work space 丹")
-    port = runner.free_port()
+    port = chat_server.free_port()
     argv = [sys.executable, "-m", "studio.cli", "ui", "--port", str(port), "--workspace", str(folder)]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=runner.ROOT)
     link = f"http://127.0.0.1:{port}/"

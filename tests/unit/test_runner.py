@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from studio import demo, runner
+from studio import chat_server, demo, run_queue, runner
 from studio.config import RunConfig
 from studio.events import RunState
 from studio.records import parse_spec
@@ -101,14 +101,21 @@ def test_many_starts_at_once_give_one_engine(ws, monkeypatch):
     assert run.read_launch().attempt == 1
 
 
-def test_a_refused_start_leaves_nothing_behind(ws, monkeypatch):
+def test_a_second_run_waits_and_a_refused_start_leaves_nothing_behind(ws, monkeypatch):
     fake(monkeypatch, hang_at=2)
-    first = runner.create_and_start(ws, CONFIG)
-    with pytest.raises(runner.StartRefused):
-        runner.create_and_start(ws, CONFIG)
+    first = runner.submit(ws, CONFIG)
+    second = runner.submit(ws, CONFIG)
+    assert second.state() is RunState.QUEUED
+    assert [run.id for run, _ in run_queue.entries(ws)] == [second.id]
+    run_queue.remove(second)
     assert [run.id for run in ws.list_runs()] == [first.id]
+    runner.stop(first)
+    monkeypatch.setattr(runner, "ENGINE", ("/no/such/program",))
+    with pytest.raises(runner.StartRefused, match="cannot be started"):
+        runner.submit(ws, CONFIG)
     with pytest.raises(runner.StartRefused):
         demo.start(ws, parse_spec({"name": "Nova", "author": "us"}))
+    assert [run.id for run in ws.list_runs()] == [first.id]
     assert list(ws.datasets.iterdir()) == []
 
 
@@ -124,19 +131,19 @@ def test_a_run_is_recorded_before_it_can_be_missed(ws, monkeypatch):
         return real(*args, **kwargs)
 
     monkeypatch.setattr(subprocess, "Popen", recording)
-    runner.create_and_start(ws, CONFIG)
+    runner.submit(ws, CONFIG)
     assert seen[-1], "package versions are looked up before the engine is born, not after"
 
 
 @pytest.mark.parametrize("port", [-1, 65536, 99999])
 def test_a_port_that_does_not_exist_is_refused(port):
     with pytest.raises(runner.StartRefused, match="does not exist"):
-        runner.free_port(port)
+        chat_server.free_port(port)
 
 
 def test_a_host_that_is_not_this_machine_is_refused_at_once():
     with pytest.raises(runner.StartRefused, match="--host"):
-        runner.free_port(8000, "203.0.113.7")
+        chat_server.free_port(8000, "203.0.113.7")
 
 
 def test_stop_saves_and_stops(ws, monkeypatch):
@@ -229,8 +236,8 @@ def test_a_taken_port_gives_the_next_free_one():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert runner.free_port(port) > port
-    assert runner.free_port() > 0
+        assert chat_server.free_port(port) > port
+    assert chat_server.free_port() > 0
 
 
 def test_the_engine_environment_keeps_the_working_directory_off_the_import_path():

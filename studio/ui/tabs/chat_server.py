@@ -3,7 +3,7 @@
 import threading
 from dataclasses import dataclass, field
 
-from studio import runner
+from studio import chat_server
 from studio.config import RunConfig
 from studio.rundir import RunDir
 from studio.schema import ConfigError
@@ -16,7 +16,7 @@ BASE, TUNED = "base", "tuned"
 class Side:
     """Where one of the two models answers: a server and the model's name there."""
 
-    server: runner.ChatServer
+    server: chat_server.ChatServer
     model: str
 
 
@@ -27,7 +27,7 @@ class Loaded:
     run_id: str
     sides: dict[str, Side]
 
-    def servers(self) -> list[runner.ChatServer]:
+    def servers(self) -> list[chat_server.ChatServer]:
         """Each server once."""
         return list({id(side.server): side.server for side in self.sides.values()}.values())
 
@@ -84,10 +84,10 @@ class Servers:
     def _start(self, run: RunDir, config: RunConfig) -> dict[str, Side]:
         base = config.model.model_name_or_path
         if config.method != "full":
-            both = runner.start_chat_server(self.workspace, base, {TUNED: str(run.adapter)})
+            both = chat_server.start_chat_server(self.workspace, base, {TUNED: str(run.adapter)})
             return {BASE: Side(both, BASE), TUNED: Side(both, TUNED)}
-        before = runner.start_chat_server(self.workspace, base, {})
-        after = runner.start_chat_server(self.workspace, str(run.model), {})
+        before = chat_server.start_chat_server(self.workspace, base, {})
+        after = chat_server.start_chat_server(self.workspace, str(run.model), {})
         return {BASE: Side(before, BASE), TUNED: Side(after, BASE)}
 
     def _stop(self) -> None:

@@ -209,7 +209,7 @@ def start(config: RunConfig, workspace: Workspace) -> RunDir:
 def launch(workspace: Workspace, config: Any) -> RunDir:
     """Create a run of any kind and start it; one run at a time. Raises Refused naming the run in the way."""
     try:
-        return runner.create_and_start(workspace, config)
+        return runner.submit(workspace, config)
     except runner.StartRefused as refused:
         if refused.blocking:
             raise refuse("train.error.live", name=display_name(workspace.run(refused.blocking))) from refused
