@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from studio.engine.activity import batch
 from studio.engine.model import Precision
 from studio.engine.stopping import Endings, cut, endings
 from studio.records.chat_tokenizer import ChatTokenizer
@@ -79,6 +80,7 @@ class Respondent:
 
     def _generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
         width = max(map(len, prompts))
+        batch(rows=len(prompts), length=width + max_new_tokens)
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

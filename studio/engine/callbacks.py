@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from studio.config import SamplesSection
+from studio.engine.activity import during
 from studio.engine.answers import Respondent
 from studio.engine.failure import NonFiniteLoss
 from studio.engine.journal import Journal
@@ -33,7 +34,8 @@ class Sampler:
         if not prompts or self.asked_at == self.journal.step:
             return
         self.asked_at = self.journal.step
-        answers = self.respondent.answer(prompts, self.section.max_new_tokens)
+        with during("samples"):
+            answers = self.respondent.answer(prompts, self.section.max_new_tokens)
         for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             self.journal.emit(SampleEvent(index=index, prompt=prompt, answer=answer, reason=reason))
 

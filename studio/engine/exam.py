@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from studio.config import RunConfig
+from studio.engine.activity import during
 from studio.engine.data import Source
 from studio.engine.journal import Journal
 from studio.engine.verdict import Probes, answers_before, before_after, choose_probes, judge
@@ -63,7 +64,12 @@ class Exam:
         questions = self.probes.questions
         messages = [questions[prompt] for prompt in prompts]
         limit = max(SHORTEST_LIMIT, 2 * self._longest(self.probes) + 40)
-        return self.respondent.answer(messages, limit, lambda done, total: self.journal.progress(done, total, label))
+
+        def told(done: int, total: int) -> None:
+            self.journal.progress(done, total, label)
+
+        with during("verdict"):
+            return self.respondent.answer(messages, limit, told)
 
     def _longest(self, probes: Probes) -> int:
         """Tokens of the longest expected text."""

@@ -10,6 +10,7 @@ import errno
 import re
 from collections.abc import Iterator
 
+from studio.engine.shortage import NOWHERE, Place, is_memory, out_of_memory
 from studio.events import ExitCode, RunError
 from studio.presets import ModelError
 from studio.records import DataError
@@ -19,11 +20,6 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 _DISK_TEXT = re.compile(
     r"no space left on device|disk quota exceeded|os error (28|122|30|27)\b|"
     r"read-only file system|PytorchStreamWriter failed|unexpected pos \d+ vs",
-    re.IGNORECASE,
-)
-_MEMORY_TEXT = re.compile(
-    r"out of memory|DefaultCPUAllocator|can't allocate memory|cannot allocate memory|unable to allocate|"
-    r"CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED",
     re.IGNORECASE,
 )
 
@@ -50,15 +46,18 @@ class NonFiniteLoss(EngineError):
         )
 
 
-def explain(error: BaseException) -> tuple[RunError, ExitCode]:
-    """What to tell a person about `error`, looking through its causes for the one that explains it."""
+def explain(error: BaseException, place: Place = NOWHERE) -> tuple[RunError, ExitCode]:
+    """What to tell a person about `error`, looking through its causes for the one that explains it.
+
+    `place`: where in the run it happened.
+    """
     chain = list(_chain(error))
     for item in chain:
         known = _ours(item)
         if known:
             return known
-    if any(_is_memory(item) for item in chain):
-        return _out_of_memory(chain), ExitCode.OUT_OF_MEMORY
+    if any(is_memory(item) for item in chain):
+        return out_of_memory(chain, place), ExitCode.OUT_OF_MEMORY
     for item in chain:
         if _is_disk(item):
             return _disk(item), ExitCode.INTERNAL
@@ -101,30 +100,11 @@ def model_failure(message: str, hint: str, field: str = "model.model_name_or_pat
     return EngineError(RunError(kind="model", message=message, hint=hint, field=field))
 
 
-def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and bool(_MEMORY_TEXT.search(str(error)))
-
-
 def _is_disk(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in _DISK:
         return True
     return type(error).__name__ in ("SafetensorError", "RuntimeError", "OSError") and bool(
         _DISK_TEXT.search(str(error))
-    )
-
-
-def _out_of_memory(chain: list[BaseException]) -> RunError:
-    where = "GPU memory" if any("CUDA" in str(item) for item in chain) else "memory"
-    return RunError(
-        kind="memory",
-        message=f"train.per_device_train_batch_size: the training needs more {where} than there is.",
-        hint="Halve the batch size (and double gradient accumulation), shorten the maximum length, turn on gradient "
-        "checkpointing, or choose qlora.",
-        field="train.per_device_train_batch_size",
     )
 
 

@@ -19,6 +19,8 @@ from types import FrameType
 from filelock import Timeout
 
 from studio.engine.failure import explain
+from studio.engine.memory_guard import MemoryGuard
+from studio.engine.shortage import Place
 from studio.events import (
     Event,
     ExitCode,
@@ -59,6 +61,11 @@ class Journal:
     def step(self) -> int:
         """Optimizer updates done so far; stamped on every event."""
         return self.status.step
+
+    @property
+    def place(self) -> Place:
+        """Where the run is, for a failure to say."""
+        return Place(self.status.phase, self.status.step)
 
     def begin(self, *, max_steps: int = 0, resumed_from: int | None = None) -> None:
         """The first sign of life."""
@@ -176,15 +183,17 @@ def _refuse(sentence: str, code: ExitCode) -> int:
 
 def _supervised(journal: Journal, work: Callable[[Journal], RunState]) -> int:
     error: RunError | None = None
+    guard = MemoryGuard(lambda: journal.place, lambda error, code: journal.finish(RunState.FAILED, code, error))
     try:
-        with journal.watching():
+        with journal.watching(), guard.watching():
             state = work(journal)
         code = _CODES[state]
     except (StopRequested, KeyboardInterrupt):
         state, code = RunState.STOPPED, ExitCode.STOPPED
     except BaseException as problem:
-        traceback.print_exc()
         state = RunState.FAILED
-        error, code = explain(problem)
+        error, code = explain(problem, journal.place)
+        with contextlib.suppress(MemoryError):
+            traceback.print_exc()
     journal.finish(state, code, error)
     return int(code)

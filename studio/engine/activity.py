@@ -1,0 +1,57 @@
+"""What the engine is busy with inside a phase, so that a failure can say it: a step, samples, the validation loss.
+
+An error remembers the innermost activity it left. The engine is one process with one run, so there is one stack.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+Name = Literal["step", "samples", "evaluation", "verdict", "save"]
+_MARK = "studio_activity"
+
+
+@dataclass
+class Activity:
+    """One of them; `shape` is the batch it computes: rows, length (tokens of a row)."""
+
+    name: Name
+    shape: dict[str, int] = field(default_factory=dict)
+
+
+_stack: list[Activity] = []
+
+
+@contextlib.contextmanager
+def during(name: Name, **shape: int) -> Iterator[None]:
+    """Inside, the engine is busy with `name`; an error that leaves is marked with it, unless an inner one did."""
+    activity = Activity(name, shape)
+    _stack.append(activity)
+    try:
+        yield
+    except BaseException as error:
+        if not hasattr(error, _MARK):
+            setattr(error, _MARK, activity)
+        raise
+    finally:
+        _stack.pop()
+
+
+def batch(**shape: int) -> None:
+    """The batch the current activity computes now."""
+    if _stack:
+        _stack[-1].shape = shape
+
+
+def current() -> Activity | None:
+    """The innermost activity, or None; also asked by other threads."""
+    return _stack[-1] if _stack else None
+
+
+def activity_of(error: BaseException) -> Activity | None:
+    """The activity an error came from, or None."""
+    found = getattr(error, _MARK, None)
+    return found if isinstance(found, Activity) else None

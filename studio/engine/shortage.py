@@ -1,0 +1,162 @@
+"""A lack of memory told to a person and to programs: where it happened, what was asked for, what there was.
+
+Imports nothing heavy. The facts go into `RunError.details` under the names of `studio.memory_doctor.Shortage`.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from studio.engine.activity import Activity, activity_of
+from studio.events import PhaseName, RunError
+from studio.memory_room import Room, tightest
+
+_TEXT = re.compile(
+    r"out of memory|DefaultCPUAllocator|can't allocate memory|cannot allocate memory|unable to allocate|not enough "
+    r"memory|std::bad_alloc|bad allocation|failed to map segment|os error 12\b|paging file is too small|"
+    r"CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+_ASKED = (
+    re.compile(r"tried to allocate (?P<n>[\d.]+) ?(?P<unit>bytes|[KMGT]i?B)", re.IGNORECASE),
+    re.compile(r"unable to allocate (?P<n>[\d.]+) ?(?P<unit>bytes|[KMGT]i?B)", re.IGNORECASE),
+)
+_UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+class MemoryShort(MemoryError):
+    """Noticed before the system had to kill the process: `room` is the bound that was nearly reached."""
+
+    def __init__(self, room: Room) -> None:
+        super().__init__(f"only {room.free >> 20} MB of memory were left")
+        self.room = room
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run: its phase, optimizer updates done, and what the engine was busy with."""
+
+    phase: PhaseName | None = None
+    step: int = 0
+    activity: Activity | None = None
+
+
+NOWHERE = Place()
+"""Outside a run."""
+
+
+def is_memory(error: BaseException) -> bool:
+    """True for a lack of memory, whoever says it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno == errno.ENOMEM
+    known = isinstance(error, RuntimeError | ImportError | OSError) or type(error).__name__ == "SafetensorError"
+    return known and bool(_TEXT.search(str(error)))
+
+
+def out_of_memory(chain: Iterable[BaseException], place: Place) -> RunError:
+    """What to tell about errors of which one is a lack of memory."""
+    errors = list(chain)
+    activity = next((found for error in errors if (found := activity_of(error))), place.activity)
+    texts = " ".join(str(error) for error in errors)
+    gpu = "CUDA" in texts or "CUBLAS" in texts or "CUDNN" in texts
+    seen = next((error.room for error in errors if isinstance(error, MemoryShort)), None)
+    room = (_gpu_room() if gpu else None) or seen or tightest()
+    details: dict[str, Any] = {
+        "phase": place.phase,
+        "activity": activity.name if activity else _usual_activity(place.phase),
+        "step": place.step,
+        "device": "cuda" if gpu else "cpu",
+        "bound": "gpu" if gpu else room.bound,
+        "requested_bytes": _asked_for(texts),
+        "available_bytes": room.free,
+        "limit_bytes": room.limit,
+        "used_bytes": _held(gpu=gpu),
+        "noticed": seen is not None,
+        **(activity.shape if activity else {}),
+    }
+    return _told(details)
+
+
+def _usual_activity(phase: PhaseName | None) -> str | None:
+    """What a phase mostly does, where nothing says it more exactly."""
+    return "step" if phase == "train" else phase
+
+
+def _asked_for(texts: str) -> int | None:
+    for pattern in _ASKED:
+        found = pattern.search(texts)
+        if found:
+            return round(float(found["n"]) * _UNITS[found["unit"][0].lower()])
+    return None
+
+
+def _gpu_room() -> Room | None:
+    """What the GPU has left; None where it does not answer any more."""
+    torch: Any = sys.modules.get("torch")
+    try:
+        free, total = torch.cuda.mem_get_info()
+        # What this process holds and does not use is free for its next request of that size.
+        idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return Room("gpu", int(total), int(free + idle))
+    except Exception:  # a device after a fault answers anything with an error
+        return None
+
+
+def _held(*, gpu: bool) -> int:
+    """Bytes this process holds: on the GPU, or in main memory."""
+    torch: Any = sys.modules.get("torch")
+    if gpu and torch is not None:
+        try:
+            return int(torch.cuda.memory_allocated())
+        except Exception:
+            return 0
+    return int(psutil.Process().memory_info().rss)
+
+
+_BATCH = "train.per_device_train_batch_size"
+_WHAT = {
+    "load": ("model.model_name_or_path", "loading the model"),
+    "tokenise": ("data.dataset", "preparing the data"),
+    "step": (_BATCH, "training step {next}"),
+    "samples": ("samples.evaluation_inputs", "answering the evaluation inputs at step {step}"),
+    "evaluation": (_BATCH, "the loss on the validation rows at step {step}"),
+    "verdict": ("verdict.enabled", "answering the questions of the verdict"),
+    "save": ("train.save_steps", "saving at step {step}"),
+}
+_HINTS = {
+    "load": "Choose qlora or a smaller model, or close other programs.",
+    "tokenise": "Close other programs, or use a smaller dataset.",
+    "samples": "Ask fewer or shorter answers, or none; then resume the run.",
+    "verdict": "Turn the verdict off, or close other programs; then resume the run.",
+    "save": "Close other programs, then resume the run.",
+}
+_USUAL_HINT = (
+    "Halve the batch size (and double gradient accumulation), shorten the maximum length, turn on gradient "
+    "checkpointing, or choose qlora."
+)
+
+
+def _told(details: dict[str, Any]) -> RunError:
+    field, what = _WHAT.get(str(details["activity"]), (_BATCH, "the training"))
+    what = what.format(step=details["step"], next=details["step"] + 1)
+    memory = "GPU memory" if details["device"] == "cuda" else "memory"
+    size = f" ({details['rows']} rows of {details['length']} tokens)" if "length" in details else ""
+    asked, free, limit = details["requested_bytes"], details["available_bytes"], details["limit_bytes"]
+    wanted = f"{_size(asked)} more were asked for, and " if asked else ""
+    left = f"{wanted}{_size(free)} of {_size(limit)} were left"
+    message = f"{field}: {what}{size} needs more {memory} than there is: {left}."
+    hint = _HINTS.get(str(details["activity"]), _USUAL_HINT)
+    return RunError(kind="memory", message=message, hint=hint, field=field, details=details)
+
+
+def _size(amount: int) -> str:
+    return f"{amount / 2**30:.1f} GB" if amount >= 2**30 else f"{amount / 2**20:.0f} MB"
