@@ -1,10 +1,18 @@
-"""Which checkpoints of a run are whole."""
+"""Which checkpoints of a run are whole; how they are finished, counted and deleted."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
+from typing import Any
+
+from studio.durable import sync_tree, write_atomic
+
+STATE = "trainer_state.json"  # the trainer writes it last
+MANIFEST = "files.json"  # and this is written when the disk has everything: size in bytes of each file
+_GONE = ".gone"
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -23,21 +31,100 @@ def step_of(checkpoint: Path) -> int:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """True for a checkpoint that was written to its end: `trainer_state.json` comes last, so it is the proof."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_bytes())
-    except (OSError, ValueError):
+    """True for a checkpoint that was written to its end and of which nothing is missing now.
+
+    Without a list of its files (the writer was killed just before that) each file must at least have its own end.
+    """
+    state = _read(checkpoint / STATE)
+    if not isinstance(state, dict) or state.get("global_step") != step_of(checkpoint):
         return False
-    return isinstance(state, dict) and state.get("global_step") == step_of(checkpoint)
+    if not (checkpoint / MANIFEST).exists():
+        return all(_has_its_end(path) for path in checkpoint.rglob("*") if path.is_file())
+    listed = _read(checkpoint / MANIFEST)
+    return isinstance(listed, dict) and all(_size(checkpoint / name) == size for name, size in listed.items())
+
+
+def seal(checkpoint: Path) -> None:
+    """Have the disk keep a checkpoint that has just been written, then list its files. Raises OSError."""
+    sizes = sync_tree(checkpoint)
+    write_atomic(checkpoint / MANIFEST, json.dumps({name: size for name, size in sizes.items() if name != STATE}))
+
+
+def rotate(folder: Path, limit: int | None, keep: Path | None = None) -> None:
+    """Delete the checkpoints of the lowest steps until `limit` are left (None or below 1: all of them stay).
+
+    The last one and `keep` stay in any case. The clock is not asked: it may have been set back.
+    """
+    found = sorted(_checkpoints(folder), key=step_of)
+    if not limit or limit < 1 or not found:
+        return
+    protected = {found[-1].name, keep.name if keep else found[-1].name}
+    spare = len(found) - max(limit, len(protected))
+    for path in [path for path in found if path.name not in protected][: max(0, spare)]:
+        remove(path)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint; one that is half deleted is no longer called a checkpoint."""
+    gone = checkpoint.with_name(f".{checkpoint.name}{_GONE}")
+    shutil.rmtree(gone, ignore_errors=True)
+    checkpoint.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def remove_torn(folder: Path) -> None:
-    """Delete half-written checkpoints: they take room, and the rotation would keep them in place of complete ones."""
+    """Delete what is left of half-written and half-deleted checkpoints: it takes room."""
     for path in _checkpoints(folder):
         if not is_complete(path):
             shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f".*{_GONE}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def settle(checkpoint: Path) -> None:
+    """Make a checkpoint's memory of the best one right again after the workspace was moved or copied."""
+    state = _read(checkpoint / STATE)
+    best = state.get("best_model_checkpoint") if isinstance(state, dict) else None
+    if not isinstance(best, str):
+        return
+    here = checkpoint.parent / Path(best).name
+    if str(here) != best and here.is_dir():
+        write_atomic(checkpoint / STATE, json.dumps(state | {"best_model_checkpoint": str(here)}, indent=2))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     found = folder.iterdir() if folder.is_dir() else ()
     return [path for path in found if path.name.startswith("checkpoint-") and path.name[11:].isdigit()]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _has_its_end(path: Path) -> bool:
+    """False for a cut safetensors file or archive of torch; of other formats nothing is known."""
+    try:
+        if path.suffix == ".safetensors":
+            return _safetensors_size(path) == path.stat().st_size
+        return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _safetensors_size(path: Path) -> int:
+    """What a safetensors file must measure by its own header: its length in 8 bytes, JSON, then the numbers."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, path.stat().st_size)))
+    ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+    return 8 + length + int(max(ends, default=0))

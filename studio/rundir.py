@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from studio import processes
 from studio.changes import Change, checked_changes, dump_changes, parse_changes, with_changes
 from studio.config import AnyConfig, MergeConfig, RunConfig
+from studio.durable import write_atomic as write_atomic
 from studio.events import AnyEvent, FinishedEvent, Launch, PhaseEvent, RunState, StartedEvent, Status, parse_event
 from studio.schema import ConfigError, FieldError, ModelT, build, parse_yaml
 
@@ -29,36 +29,6 @@ READ_CHUNK = 8 * 1024 * 1024
 TAIL = 64 * 1024  # bytes of events a lost status is told from
 REMOTE_SILENCE_S = 120.0
 ENDED = (RunState.FINISHED, RunState.STOPPED, RunState.FAILED)
-
-
-def write_atomic(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace `path` with `text` so that a reader sees the old or the new file, never half of one.
-
-    `durable`: also after a power cut. Without it, one may leave an empty file on some file systems.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            if durable:
-                file.flush()
-                os.fsync(handle)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    if durable:
-        sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have the disk keep a file, or the names in a folder, through a power cut. Raises OSError."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def observe(
@@ -191,6 +161,11 @@ class RunDir:
         A torn last line is left for the next read; foreign and unknown lines are skipped. An offset beyond the end
         (the file was replaced) starts over.
         """
+        lines, end = self.read_lines(offset, limit)
+        return [event for line in lines if (event := parse_event(line)) is not None], end
+
+    def read_lines(self, offset: int = 0, limit: int = READ_CHUNK) -> tuple[list[bytes], int]:
+        """The whole lines of the events after byte `offset`, and the offset to go on from, as in `read_events`."""
         try:
             with self.events_file.open("rb") as file:
                 size = file.seek(0, os.SEEK_END)
@@ -202,8 +177,7 @@ class RunDir:
         end = block.rfind(b"\n") + 1
         if not end and len(block) == limit:  # one line longer than the limit: foreign, skip it
             return [], start + limit
-        events = [event for line in block[:end].splitlines() if (event := parse_event(line)) is not None]
-        return events, start + end
+        return block[:end].splitlines(), start + end
 
     def write_status(self, status: Status) -> None:
         """Replace status.json atomically; an end is written so that a power cut does not take it back."""
@@ -317,10 +291,14 @@ class RunDir:
         return made if made.is_dir() else self.path
 
     def clear_leftovers(self) -> None:
-        """Remove what a killed writer left of a file it was about to replace. Only for who holds the engine's lock."""
+        """Put right what a killed engine left half done. Only for who holds the engine's lock."""
         for leftover in self.path.glob(".*.tmp"):
             with contextlib.suppress(OSError):
                 leftover.unlink()
+        for result in (self.adapter, self.model):
+            old = result.with_name(f"{result.name}.old")
+            if old.is_dir() and not result.exists():  # killed while a new result took its place
+                old.rename(result)
 
     def request_stop(self) -> None:
         """Ask the engine to save and stop."""

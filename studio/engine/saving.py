@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 
 from studio.chains import lineage
 from studio.config import RunConfig
+from studio.durable import sync, sync_tree, write_atomic
 from studio.engine.best import Ending
 from studio.engine.converted import layout_note
 from studio.engine.model import Loaded
 from studio.events import SavedEvent
-from studio.rundir import RunDir, write_atomic
+from studio.rundir import RunDir
 from studio.schema import dump_yaml
 
 CARD = "README.md"
@@ -136,10 +137,14 @@ def _replacing(target: Path) -> Iterator[Path]:
     part.mkdir()
     try:
         yield part
+        sync_tree(part)
         if target.exists():
             target.rename(old)
         part.rename(target)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
         raise
+    sync(target.parent)
     shutil.rmtree(old, ignore_errors=True)
