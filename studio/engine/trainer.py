@@ -15,6 +15,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from studio.config import RunConfig
 from studio.engine import zero
+from studio.engine.activity import batch, during
 from studio.engine.answers import undisturbed
 from studio.engine.attention import Collator
 from studio.engine.best import follow_best
@@ -23,33 +24,34 @@ from studio.engine.model import Loaded
 from studio.optimizers import read_settings, usual_settings
 from studio.records.batches import Rows, training_rows, validation_rows
 from studio.records.counts import Prepared
-from studio.records.order import epoch_order
+from studio.records.order import Indices, training_order
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 
 class EpochOrder(Sampler[int]):
-    """The rows in the order of `epoch_order`, another one in each epoch; the trainer tells which epoch it is."""
+    """The rows in the order of `training_order`, another one in each epoch; the trainer tells which epoch it is."""
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed, self.epoch = count, seed, 0
+    def __init__(self, sizes: Indices, seed: int, per_update: int) -> None:
+        self.sizes, self.seed, self.per_update, self.epoch = sizes, seed, per_update, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by accelerate before each epoch, also after a resume."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        yield from epoch_order(self.count, self.seed, self.epoch).tolist()
+        yield from training_order(self.sizes, self.seed, self.epoch, self.per_update).tolist()
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.sizes)
 
 
 class Trainer(SFTTrainer):
     """SFTTrainer in our own order of rows, and without the model card it writes at each checkpoint."""
 
     validation_collator: Collator
+    row_sizes: Indices
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: ours is written with the adapter."""
@@ -61,8 +63,9 @@ class Trainer(SFTTrainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        return EpochOrder(len(rows), self.args.seed)
+        args = self.args
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return EpochOrder(self.row_sizes, args.seed, rows)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Validation rows are never packed, whatever the training rows are."""
@@ -75,8 +78,28 @@ class Trainer(SFTTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The loss on the validation rows; the training does not feel it."""
         model: Any = self.model
-        with undisturbed(model):
+        with undisturbed(model), during("evaluation"):
             return super().evaluate(*args, **kwargs)
+
+    def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
+        """Forward and backward over one batch, whose size a failure can name."""
+        rows, length = inputs["input_ids"].shape
+        with during("step", rows=rows, length=length):
+            return super().training_step(model, inputs, *args)
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss on one batch of validation rows, whose size a failure can name."""
+        rows, length = inputs["input_ids"].shape
+        batch(rows=rows, length=length)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+
+class ConfirmZero(TrainerCallback):
+    """Makes sure that DeepSpeed is at work where it was asked for: the trainer can leave it out in silence."""
+
+    def on_step_begin(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
+        """The first moment the optimizer is known."""
+        zero.confirm(optimizer)
 
 
 @dataclass(frozen=True)
@@ -142,8 +165,11 @@ def build_trainer(
         data_collator=data.collator,
         callbacks=list(callbacks),
     )
+    trainer.row_sizes = data.train.sizes
     trainer.validation_collator = Collator(data.collator.shape.pad_token_id)
     trainer.remove_callback(PrinterCallback)
+    if arguments.deepspeed:
+        trainer.add_callback(ConfirmZero())
     for weight, numbers in trained:
         weight.data = numbers
     return trainer
