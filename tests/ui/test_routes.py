@@ -9,11 +9,24 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from studio.config import RunConfig
-from studio.events import CountsEvent, EvalEvent, LogEvent, PhaseEvent, RunError, RunState, SampleEvent, Status
+from studio.events import (
+    CountsEvent,
+    EvalEvent,
+    LogEvent,
+    PhaseEvent,
+    RunError,
+    RunState,
+    SampleEvent,
+    SavedEvent,
+    StartedEvent,
+    Status,
+    VerdictEvent,
+)
 from studio.records import DatasetInfo, DatasetStore, parse_spec
 from studio.rundir import RunDir
 from studio.schema import build
 from studio.ui import routes
+from studio.ui.live_curves import ROWS_KEPT, Table, Watched
 from studio.workspace import Workspace
 
 BAD_IDS = ["../x", "..", "/etc/passwd", "no-such", "", "a/b", "%2e%2e", "x\x00y", "runs", "。。", "<b>"]
@@ -43,7 +56,7 @@ def _read(client: TestClient, what: str, run: RunDir, after: int = 0) -> Any:
     return answer.json()
 
 
-@pytest.mark.parametrize("what", ["metrics", "samples", "log", "report", "dataset"])
+@pytest.mark.parametrize("what", ["metrics", "notes", "samples", "log", "log/file", "report", "dataset"])
 @pytest.mark.parametrize("run_id", BAD_IDS)
 def test_unknown_and_hostile_ids_are_404(client: TestClient, run: RunDir, what: str, run_id: str) -> None:
     answer = client.get(f"/api/{what}", params={"run": run_id})
@@ -63,7 +76,7 @@ def test_metrics_give_each_point_once(client: TestClient, run: RunDir) -> None:
     assert second["offset"] > first["offset"]
     third = _read(client, "metrics", run, second["offset"])
     assert third["points"]["step"] == []
-    assert third["rewind"] is None or third["points"]["step"]
+    assert third["rewind"]["points"] is None
 
 
 def test_metrics_tell_to_drop_points_that_a_resume_repeats(client: TestClient, run: RunDir) -> None:
@@ -73,11 +86,97 @@ def test_metrics_tell_to_drop_points_that_a_resume_repeats(client: TestClient, r
     for step in (3, 4, 5):
         run.append_event(LogEvent(step=step, loss=10.0 + step))
     fresh = _read(client, "metrics", run, seen["offset"])
-    assert fresh["rewind"] == 2
+    assert fresh["rewind"]["points"] == 2
     assert fresh["points"]["step"] == [3, 4, 5]
     whole = _read(client, "metrics", run)
     assert whole["points"]["step"] == [1, 2, 3, 4, 5]
     assert whole["points"]["loss"] == [1.0, 2.0, 13.0, 14.0, 15.0]
+
+
+def test_what_comes_late_for_a_step_completes_the_point_a_watcher_has(client: TestClient, run: RunDir) -> None:
+    run.append_event(LogEvent(step=6, loss=0.75))
+    run.append_event(LogEvent(step=7, loss=0.5))
+    seen = _read(client, "metrics", run)
+    run.append_event(LogEvent(step=7, grad_norm=1.25))
+    late = _read(client, "metrics", run, seen["offset"])
+    assert late["rewind"]["points"] == 6
+    assert (late["points"]["step"], late["points"]["loss"], late["points"]["grad_norm"]) == ([7], [0.5], [1.25])
+
+
+def test_a_resume_voids_what_came_after_its_checkpoint(client: TestClient, run: RunDir) -> None:
+    for step in (1, 2, 3, 4):
+        run.append_event(LogEvent(step=step, loss=float(step)))
+    for step in (2, 4):
+        run.append_event(EvalEvent(step=step, eval_loss=float(step)))
+        run.append_event(VerdictEvent(step=step, learned=step / 4))
+        run.append_event(SavedEvent(step=step, path=f"checkpoints/checkpoint-{step}", what="checkpoint"))
+    seen = _read(client, "metrics", run)
+    assert seen["exams"]["learned"] == [0.5, 1.0]
+    assert seen["saved"]["step"] == [2, 4]
+    run.append_event(StartedEvent(step=2, max_steps=4, resumed_from=2))
+    fresh = _read(client, "metrics", run, seen["offset"])
+    assert fresh["rewind"] == {"points": 2, "evals": 2, "exams": 2, "asked": None, "saved": 2}
+    assert fresh["points"]["step"] == fresh["evals"]["step"] == []
+    assert _read(client, "metrics", run)["points"]["step"] == [1, 2]
+
+
+def test_a_studio_that_was_restarted_goes_on_where_the_page_was(workspace: Workspace, run: RunDir) -> None:
+    run.append_event(LogEvent(step=1, loss=1.0))
+    seen = run.events_file.stat().st_size
+    run.append_event(LogEvent(step=2, loss=2.0))
+    fresh = routes.metrics(run, seen, Watched())
+    # Without a memory of what it sent it repeats the block, and says from where on.
+    page = {1: 1.0} if fresh["rewind"]["points"] == 1 else {}
+    page |= dict(zip(fresh["points"]["step"], fresh["points"]["loss"], strict=True))
+    assert page == {1: 1.0, 2: 2.0}
+    assert fresh["offset"] == run.events_file.stat().st_size
+
+
+def test_events_that_were_replaced_by_fewer_start_over(run: RunDir) -> None:
+    watched = Watched()
+    for step in (1, 2, 3):
+        run.append_event(LogEvent(step=step, loss=1.0))
+    before = routes.metrics(run, 0, watched)["offset"]
+    run.events_file.unlink()
+    run.append_event(LogEvent(step=9, loss=2.0))
+    again = routes.metrics(run, before, watched)
+    assert again["offset"] < before
+    assert again["points"]["step"] == [9]
+
+
+def test_a_curve_of_any_length_stays_of_bounded_size() -> None:
+    table = Table(("loss",))
+    for step in range(ROWS_KEPT + 1):
+        table.add(LogEvent.model_construct(step=step, loss=1.0), step + 1)
+    assert len(table) == ROWS_KEPT // 2 + 1
+    columns, rewind = table.since(ROWS_KEPT - 1, ROWS_KEPT + 1)
+    assert (len(columns["step"]), rewind) == (len(table), -1)
+    assert table.since(ROWS_KEPT + 1, ROWS_KEPT + 1)[1] is None
+
+
+def test_watchers_share_one_reading(client: TestClient, run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    run.append_event(LogEvent(step=1, loss=1.0))
+    asked: list[int] = []
+    read_lines = RunDir.read_lines
+
+    def counting(self: RunDir, offset: int = 0, limit: int = 1) -> tuple[list[bytes], int]:
+        asked.append(offset)
+        return read_lines(self, offset, limit)
+
+    monkeypatch.setattr(RunDir, "read_lines", counting)
+    size = run.events_file.stat().st_size
+    for _ in range(30):
+        assert _read(client, "metrics", run)["points"]["loss"] == [1.0]
+    assert asked.count(0) == 1
+    assert set(asked) <= {0, size}
+
+
+def test_the_coach_speaks_of_a_broken_curve(client: TestClient, run: RunDir) -> None:
+    for step in range(1, 20):
+        run.append_event(LogEvent(step=step, loss=2.0 if step < 19 else float("nan"), learning_rate=3e-4))
+    (note,) = _read(client, "notes", run)["notes"]
+    assert (note["kind"], note["level"], note["step"]) == ("nan", "error", 19)
+    assert note["changes"] == {"train.learning_rate": 1e-4}
 
 
 def test_two_lines_of_one_step_are_one_point(client: TestClient, run: RunDir) -> None:
@@ -152,6 +251,26 @@ def test_long_log_shows_its_end(client: TestClient, run: RunDir) -> None:
     assert len(found["text"]) <= 64 * 1024
     assert found["text"].endswith("newest\n")
     assert found["offset"] == run.log_file.stat().st_size
+
+
+def test_earlier_parts_of_a_log_begin_with_a_whole_line(client: TestClient, run: RunDir) -> None:
+    lines = [f"行 {number}\n" for number in range(20_000)]
+    run.log_file.write_text("".join(lines), encoding="utf-8")
+    text, first = "", run.log_file.stat().st_size
+    while first:
+        part = client.get("/api/log", params={"run": run.id, "before": first}).json()
+        assert part["first"] < first
+        text, first = part["text"] + text, part["first"]
+    assert text == "".join(lines)
+
+
+def test_the_log_is_downloaded_whole_under_the_name_of_the_run(client: TestClient, run: RunDir) -> None:
+    assert client.get("/api/log/file", params={"run": run.id}).status_code == 404
+    run.log_file.write_bytes("a\n丹炉\n".encode() * 100_000)
+    answer = client.get("/api/log/file", params={"run": run.id})
+    assert answer.content == run.log_file.read_bytes()
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert run.id in answer.headers["content-disposition"]
 
 
 def test_a_log_that_became_shorter_starts_over(client: TestClient, run: RunDir) -> None:
