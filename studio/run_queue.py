@@ -211,11 +211,15 @@ def drop(run: RunDir) -> None:
     run.queue_file.unlink(missing_ok=True)
 
 
+def started(workspace: Workspace) -> list[RunDir]:
+    """Runs with an entry whose attempt has been launched: whoever started them was killed right after."""
+    return [run for run in _with_file(workspace) if read(run) is None and run.queue_file.exists()]
+
+
 def forget_started(workspace: Workspace) -> None:
-    """Drop entries whose attempt was launched by a process that was killed right after; the caller holds the lock."""
-    for run in _with_file(workspace):
-        if read(run) is None:
-            drop(run)
+    """Drop such entries, so that nothing is started twice; the caller holds the lock."""
+    for run in started(workspace):
+        drop(run)
 
 
 def workspace_of(run: RunDir) -> Workspace:

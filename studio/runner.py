@@ -267,7 +267,10 @@ def _make_room(workspace: Workspace, run: RunDir) -> None:
 
 
 def look_after(workspace: Workspace) -> bool:
-    """Have the queue's dispatcher at work if a run waits; True when it was started now. Raises nothing."""
+    """Have the queue's dispatcher at work if a run waits; True when it was started now."""
+    if run_queue.started(workspace):
+        with run_queue.locked(workspace):
+            run_queue.forget_started(workspace)
     if not run_queue.has_work(workspace) or dispatcher_at_work(workspace):
         return False
     argv = [sys.executable, "-m", "studio.dispatcher", str(workspace.path), *ENGINE]

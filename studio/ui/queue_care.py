@@ -1,0 +1,40 @@
+"""While a studio serves, the queue of its workspace has a dispatcher whenever a run waits."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import FastAPI
+
+from studio import runner
+from studio.workspace import Workspace
+
+LOOK_S = 2.0
+log = logging.getLogger("studio.ui")
+
+
+def lifespan(workspace: Workspace) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """For FastAPI: looks after the queue from the first request to the last."""
+
+    @contextlib.asynccontextmanager
+    async def looking(_app: FastAPI) -> AsyncIterator[None]:
+        task = asyncio.create_task(_look(workspace))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    return looking
+
+
+async def _look(workspace: Workspace) -> None:
+    while True:
+        try:
+            await asyncio.to_thread(runner.look_after, workspace)
+        except Exception:  # a workspace that is being moved: the queue must be looked after again later
+            log.warning("the queue could not be looked at", exc_info=True)
+        await asyncio.sleep(LOOK_S)
