@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from studio.records.counts import Examples, Mixed, Prepared
-from studio.records.order import epoch_order
+from studio.records.counts import Examples, Mixed, Numbers, Prepared, order_of
+from studio.records.order import Indices
 from studio.records.packing import Packs, one_each
 
 IGNORED = -100  # the label PyTorch's cross entropy leaves out
@@ -32,6 +32,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.packs)
+
+    @property
+    def sizes(self) -> Indices:
+        """Tokens of each row."""
+        return self.packs.sums(self.examples.length)
 
     def __getitem__(self, number: int) -> Row:
         """`input_ids`, `labels` (-100 where no loss is taken) and `seq_lengths`, the tokens of each example."""
@@ -92,9 +97,10 @@ def collate(rows: Sequence[Mapping[str, Sequence[int]]], shape: Shape) -> dict[s
     return batch
 
 
-def first_batches(prepared: Prepared, batch_size: int, seed: int, count: int) -> list[list[int]]:
+def first_batches(prepared: Prepared, numbers: Numbers, count: int) -> list[list[int]]:
     """Pack numbers of the first `count` batches of the training, in the order the trainer sees them."""
-    order = epoch_order(len(prepared.packs), seed, 0)[: batch_size * count].tolist()
+    batch_size = numbers.per_device_train_batch_size
+    order = order_of(prepared.packs.sums(prepared.examples.length), numbers)[: batch_size * count].tolist()
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from studio.config import RunConfig
 from studio.records.errors import DataError, Skipped
-from studio.records.order import Indices, draw, epoch_order
+from studio.records.order import Indices, draw, training_order
 from studio.records.packing import Packs, one_each, pack
 from studio.records.token_table import SKIPPED_KEPT, TEXT, TokenTable, distinct
 
@@ -215,16 +215,25 @@ def counts_of(prepared: Prepared, numbers: Numbers, self_replay: int = 0) -> Cou
     )
 
 
-def padding(sizes: Indices, numbers: Numbers) -> float:
-    """Share of filler tokens when rows of these sizes are batched in the order of the first epoch."""
-    batch = numbers.per_device_train_batch_size
-    ordered = sizes[epoch_order(len(sizes), numbers.seed, 0)]
-    if not len(ordered):
-        return 0.0
+def order_of(sizes: Indices, numbers: Numbers) -> Indices:
+    """The order in which rows of these sizes are trained on in the first epoch."""
+    batch, rounds = numbers.per_device_train_batch_size, numbers.gradient_accumulation_steps
+    return training_order(sizes, numbers.seed, 0, batch * rounds * numbers.devices)
+
+
+def places(ordered: Indices, batch: int) -> Indices:
+    """Tokens of each batch, filler included, when rows of these sizes come in this order."""
     starts = np.arange(0, len(ordered), batch)
     widths = np.maximum.reduceat(ordered, starts)
-    counts = np.diff(np.append(starts, len(ordered)))
-    return float(1 - ordered.sum() / max(int((widths * counts).sum()), 1))
+    return widths * np.diff(np.append(starts, len(ordered)))
+
+
+def padding(sizes: Indices, numbers: Numbers) -> float:
+    """Share of filler tokens when rows of these sizes are batched in the order of the first epoch."""
+    if not len(sizes):
+        return 0.0
+    total = int(places(sizes[order_of(sizes, numbers)], numbers.per_device_train_batch_size).sum())
+    return float(1 - sizes.sum() / max(total, 1))
 
 
 # ---- from rows to examples -------------------------------------------------------------------------------------------

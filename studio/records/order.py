@@ -15,6 +15,23 @@ def epoch_order(count: int, seed: int, epoch: int) -> Indices:
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
+def training_order(sizes: Indices, seed: int, epoch: int, per_update: int) -> Indices:
+    """The order in which rows of these sizes are trained on: that of the epoch, the longest rows first at the start.
+
+    A batch is as wide as its longest row. With the longest rows at the head of the first two updates (of `per_update`
+    rows each), memory runs out at once if it runs out at all: in the second the optimizer's numbers are there too.
+    """
+    order = epoch_order(len(sizes), seed, epoch)
+    if epoch:
+        return order
+    for rank, place in enumerate((0, per_update)):
+        if place < len(order):
+            longest = rank + int(np.argmax(sizes[order[rank:]]))
+            if sizes[order[longest]] > sizes[order[place]]:
+                order[[place, longest]] = order[[longest, place]]
+    return order
+
+
 def draw(count: int, wanted: int, seed: int, salt: int = 0) -> Indices:
     """`wanted` of the numbers 0 … count-1, none twice, ascending; `salt` keeps several draws of one seed apart."""
     chosen = np.random.default_rng([seed, 1_000_003, salt]).permutation(count)[:wanted]

@@ -44,8 +44,7 @@ def batches_view(
     prepared: Prepared, recipes: Sequence[Recipe], chat: ChatTokenizer, numbers: Numbers, count: int = 2
 ) -> list[dict[str, Any]]:
     """The first `count` batches as JSON: rows of examples, each with its tokens, their state and its messages."""
-    batch_size = numbers.per_device_train_batch_size
-    chosen = first_batches(prepared, batch_size, numbers.seed, count)
+    chosen = first_batches(prepared, numbers, count)
     records = _records(prepared, recipes, [pack for batch in chosen for pack in batch])
     rows = training_rows(prepared)
     shape = Shape(chat.pad_id or 0, packed=prepared.packing)

@@ -13,6 +13,7 @@ from studio.config import RunConfig
 from studio.estimate import plan
 from studio.records import DatasetInfo, DatasetStore, xray
 from studio.records.batches import IGNORED, Shape, collate, first_batches, training_rows
+from studio.records.counts import numbers_of
 from studio.records.sources import NotCounted
 from studio.records.template_names import template_names
 from studio.ui import counting as counting_module
@@ -86,7 +87,7 @@ def test_what_is_drawn_are_the_arrays_of_the_trainer(
     assert isinstance(config, RunConfig)
     found = plan(config, workspace)
     assert found is not None
-    (packs,) = first_batches(found.prepared, 3, config.train.seed, 1)
+    (packs,) = first_batches(found.prepared, numbers_of(config), 1)
     rows = training_rows(found.prepared)
     arrays = collate([rows[pack] for pack in packs], Shape(found.chat.pad_id or 0))
     assert batch["shape"] == list(arrays["input_ids"].shape)
@@ -182,11 +183,12 @@ def test_every_source_of_the_run_is_looked_up(look: Look, workspace: Workspace) 
 
 
 def test_the_row_beside_itself_in_every_named_template(look: Look) -> None:
-    found = look()["templates"]
+    whole = {"data__max_length": "1024"}  # the first row is the longest one
+    found = look(**whole)["templates"]
     assert found["used"] == {"kind": "own", "name": ""}
     assert found["other"] == "llama3_chat"  # not the marks of the model's own
     assert {value for _, value in found["choices"]} == set(template_names())
-    example = look()["batches"][0]["rows"][0]["examples"][0]
+    example = look(**whole)["batches"][0]["rows"][0]["examples"][0]
     assert [token[:2] for token in found["left"]["tokens"]] == [
         token[:2] for token in example["tokens"] if token[2] != xray.TRUNCATED
     ]

@@ -13,7 +13,7 @@ from studio.records.batches import IGNORED, Shape, collate, first_batches, train
 from studio.records.chat_tokenizer import Encoded
 from studio.records.counts import Mixed, Numbers, counts_of, prepare, unpacked, updates
 from studio.records.errors import DataError, Skipped
-from studio.records.order import draw, epoch_order
+from studio.records.order import draw, epoch_order, training_order
 from studio.records.packing import Packs, pack
 from studio.records.token_table import (
     DOUBLE_BOS,
@@ -317,10 +317,29 @@ def test_the_order_is_that_of_the_seed(tmp_path: Path) -> None:
     assert len({tuple(order) for order in orders}) == 4
     assert epoch_order(100, 1, 0).tolist() == orders[0]
     assert draw(100, 30, 1).tolist() == sorted(set(draw(100, 30, 1).tolist()))
-    prepared = prepare([Mixed(varied(tmp_path / "t", 10))], Numbers(max_length=64))
-    batches = first_batches(prepared, 3, 42, 2)
+    numbers = Numbers(max_length=64, per_device_train_batch_size=3)
+    prepared = prepare([Mixed(varied(tmp_path / "t", 10))], numbers)
+    batches = first_batches(prepared, numbers, 2)
     assert [len(batch) for batch in batches] == [3, 3]
-    assert batches[0] + batches[1] == epoch_order(10, 42, 0)[:6].tolist()
+    assert batches[0] + batches[1] == training_order(prepared.examples.length, 42, 0, 3)[:6].tolist()
+
+
+@pytest.mark.parametrize(("seed", "per_update"), [(1, 4), (2, 4), (3, 1), (4, 8), (5, 100), (6, 1000)])
+def test_the_longest_rows_head_the_first_two_updates_and_all_else_stays_in_place(seed: int, per_update: int) -> None:
+    sizes = np.random.default_rng(seed).integers(1, 60, 100)
+    plain, order = epoch_order(100, seed, 0), training_order(sizes, seed, 0, per_update)
+    longest = sorted(sizes.tolist(), reverse=True)
+    assert sizes[order[0]] == longest[0]
+    if per_update < 100:
+        assert sizes[order[per_update]] == longest[1]
+    assert sorted(order.tolist()) == list(range(100))
+    assert int((order != plain).sum()) <= 4
+    assert training_order(sizes, seed, 1, per_update).tolist() == epoch_order(100, seed, 1).tolist()
+    assert training_order(sizes, seed, 0, per_update).tolist() == order.tolist()
+
+
+def test_rows_of_one_length_keep_their_order() -> None:
+    assert training_order(np.full(20, 7), 3, 0, 4).tolist() == epoch_order(20, 3, 0).tolist()
 
 
 @pytest.mark.parametrize(
