@@ -5,7 +5,9 @@ Each verb's module is imported only when it is asked for: a run's directory show
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import IO
 
 USAGE = (
     "usage: python -m studio.engine train RUN_DIR [--resume] | merge RUN_DIR | fetch JOB_DIR | meter CONFIG | "
@@ -44,5 +46,16 @@ def main(argv: list[str]) -> int:
     return 4
 
 
+def _let_go(stream: IO[str]) -> None:
+    """What a full disk did not take must not turn the exit code into Python's own when the stream is closed."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    _let_go(sys.stdout)
+    _let_go(sys.stderr)
+    sys.exit(code)

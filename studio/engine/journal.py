@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from types import FrameType
 
 from filelock import Timeout
 
+from studio import processes
 from studio.engine.failure import explain
 from studio.engine.memory_guard import MemoryGuard
 from studio.engine.shortage import Place
@@ -25,11 +27,13 @@ from studio.events import (
     Event,
     ExitCode,
     FinishedEvent,
+    Launch,
     PhaseEvent,
     PhaseName,
     ProgressEvent,
     RunError,
     RunState,
+    SavedEvent,
     StartedEvent,
     Status,
     WarningEvent,
@@ -38,6 +42,7 @@ from studio.rundir import RunDir
 
 MIN_STATUS_S = 0.2
 HEARTBEAT_S = 1.0
+RECORD_PATIENCE_S = 2.0  # within milliseconds of the birth of an engine its process is recorded
 _CODES = {RunState.FINISHED: ExitCode.FINISHED, RunState.STOPPED: ExitCode.STOPPED}
 
 
@@ -48,9 +53,9 @@ class StopRequested(BaseException):  # noqa: N818 - like KeyboardInterrupt: no `
 class Journal:
     """The only writer of a run's events and status; safe to use from the heartbeat thread."""
 
-    def __init__(self, run: RunDir) -> None:
+    def __init__(self, run: RunDir, attempt: int | None = None) -> None:
         self.run = run
-        self.status = Status(state=RunState.RUNNING)
+        self.status = Status(state=RunState.RUNNING, attempt=attempt)
         self.interruptible = True
         self._requested = False
         self._lock = threading.RLock()
@@ -75,7 +80,8 @@ class Journal:
     def emit(self, event: Event) -> None:
         """Append an event, stamped with the current step."""
         event.step = self.status.step
-        self.run.append_event(event)
+        # The curve must not end before the checkpoint a run goes on from.
+        self.run.append_event(event, durable=isinstance(event, SavedEvent | FinishedEvent))
 
     def update(self, *, force: bool = False, **changes: object) -> None:
         """Change fields of the status; written at most five times a second unless forced."""
@@ -168,32 +174,67 @@ def supervise(run: RunDir, work: Callable[[Journal], RunState]) -> int:
     if not run.config_file.is_file():
         return _refuse(f"{run.path} is no run directory: it has no config.yaml", ExitCode.BAD_INPUT)
     try:
-        with run.engine_lock():
-            return _supervised(Journal(run), work)
+        lock = run.engine_lock().acquire()
     except Timeout:
         return _refuse(f"another engine is at work in {run.path}", ExitCode.BAD_INPUT)
     except OSError as problem:
         return _refuse(f"the run directory {run.path} cannot be written: {problem}", ExitCode.INTERNAL)
+    with lock:
+        with contextlib.suppress(OSError):  # a disk that is full or broken is told of when the work begins
+            run.clear_leftovers()
+        return _supervised(Journal(run, _claim(run)), work)
 
 
 def _refuse(sentence: str, code: ExitCode) -> int:
-    print(sentence, file=sys.stderr)  # noqa: T201 - this goes to engine.log
+    _to_stderr(lambda: print(sentence, file=sys.stderr))  # noqa: T201 - this goes to engine.log
     return int(code)
+
+
+def _to_stderr(say: Callable[[], None]) -> None:
+    """Say something in engine.log, which may lie on a full disk."""
+    with contextlib.suppress(OSError, ValueError, MemoryError):
+        say()
+
+
+def _claim(run: RunDir) -> int:
+    """Which start of the run this is. Whoever made it writes launch.json; if they were killed before, it is done here.
+
+    A run without a record of its process would look as if nobody worked on it, and could be started a second time.
+    """
+    told = processes.marked_attempt(os.environ)
+    known = run.read_launch()
+    deadline = time.monotonic() + RECORD_PATIENCE_S
+    while told is not None and (known is None or known.attempt < told) and time.monotonic() < deadline:
+        time.sleep(0.02)
+        known = run.read_launch()
+    if known and processes.runs(known) and (known.attempt == told or known.pid == os.getpid()):
+        return known.attempt
+    attempt = told if told is not None else known.attempt + 1 if known else 1
+    with contextlib.suppress(OSError):
+        run.write_launch(Launch(argv=sys.orig_argv, attempt=attempt, **processes.record(os.getpid())))
+    return attempt
 
 
 def _supervised(journal: Journal, work: Callable[[Journal], RunState]) -> int:
-    error: RunError | None = None
     guard = MemoryGuard(lambda: journal.place, lambda error, code: journal.finish(RunState.FAILED, code, error))
-    try:
-        with journal.watching(), guard.watching():
-            state = work(journal)
-        code = _CODES[state]
-    except (StopRequested, KeyboardInterrupt):
-        state, code = RunState.STOPPED, ExitCode.STOPPED
-    except BaseException as problem:
-        state = RunState.FAILED
-        error, code = explain(problem, journal.place)
-        with contextlib.suppress(MemoryError):
-            traceback.print_exc()
-    journal.finish(state, code, error)
+    with journal.watching():  # until the last word is written: a second signal must not keep it from being said
+        state, code, error = _outcome(journal, guard, work)
+        journal.finish(state, code, error)
     return int(code)
+
+
+def _outcome(
+    journal: Journal, guard: MemoryGuard, work: Callable[[Journal], RunState]
+) -> tuple[RunState, ExitCode, RunError | None]:
+    try:
+        with guard.watching():
+            state = work(journal)
+        journal.interruptible = False
+        return state, _CODES[state], None
+    except (StopRequested, KeyboardInterrupt):
+        return RunState.STOPPED, ExitCode.STOPPED, None
+    except BaseException as problem:
+        journal.interruptible = False
+        error, code = explain(problem, journal.place)
+        _to_stderr(traceback.print_exc)
+        return RunState.FAILED, code, error
