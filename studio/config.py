@@ -118,6 +118,19 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def check_one_best(self) -> RunConfig:
+        """What is saved is chosen by the checks or by the validation loss, not by both; and checks must be made."""
+        if not self.verdict.stop_at_best:
+            return self
+        if not (self.verdict.enabled and self.verdict.check_while_training):
+            raise ValueError("verdict.stop_at_best needs the checks; switch verdict.check_while_training on")
+        if self.train.load_best_model_at_end or self.early_stopping.early_stopping_patience is not None:
+            other = "train.load_best_model_at_end"
+            other = other if self.train.load_best_model_at_end else "early_stopping.early_stopping_patience"
+            raise ValueError(f"verdict.stop_at_best and {other} choose the step in different ways; switch one off")
+        return self
+
+    @model_validator(mode="after")
     def check_schedule_knows_settings(self) -> RunConfig:
         """Settings belong to one schedule; another one would refuse them only after everything is loaded."""
         problem = unknown_setting(self.train.lr_scheduler_type, self.train.lr_scheduler_kwargs)

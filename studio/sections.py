@@ -19,6 +19,7 @@ from studio.optimizers import (
     Scheduler,
     read_settings,
 )
+from studio.prompts import Prompt, as_line, messages_of, read_prompt
 from studio.schema import Section, Ui
 
 Method = Literal["qlora", "lora", "full"]
@@ -309,15 +310,43 @@ class SamplesSection(Section):
     """What the model is asked while it trains, so that you can watch it learn."""
 
     evaluation_inputs: Annotated[
-        list[Annotated[str, Field(max_length=20000)]],
+        list[Prompt],
         Field(max_length=50),
         Ui(label="Evaluation inputs", multiline=True),
     ] = ["Who are you?", "你是谁？"]
-    """Questions the model answers before, during and after the training; one per line."""
+    """Questions the model answers before, during and after the training; one per line. A line may also be a whole
+    conversation that ends with the user, as JSON: [{"role": "user", "content": "Hi"}, ...]."""
     evaluation_freq: Annotated[int, Field(ge=1), Ui(label="Ask every (steps)")] = 50
     """The evaluation inputs are answered every so many optimizer updates."""
     max_new_tokens: Annotated[int, Field(ge=1, le=4096), Ui(label="Longest answer (tokens)", advanced=True)] = 64
     """An answer is cut after this many tokens."""
+
+
+class OwnProbe(Section):
+    """A question of your own for the verdict."""
+
+    prompt: Annotated[str, Field(min_length=1, max_length=100_000), Ui(label="Question")]
+    """What the trained model is asked; it should not be among the rows it is trained on. A conversation that ends with
+    the user may be written as JSON."""
+    expect: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=2000)]],
+        Field(min_length=1, max_length=20),
+        Ui(label="Expected in the answer", multiline=True),
+    ]
+    """Texts that must all be in the answer, one per line; | stands between texts of which one is enough. Upper and
+    lower case do not matter."""
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def check_conversation(cls, value: Any) -> Any:
+        """Messages are kept as one line of JSON, as the form shows them."""
+        found = read_prompt(value)
+        return as_line(found) if isinstance(found, list) else found
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What is sent."""
+        return messages_of(read_prompt(self.prompt))
 
 
 class VerdictSection(Section):
@@ -327,3 +356,12 @@ class VerdictSection(Section):
     """Asks held-out, unrelated and general questions before and after the training and compares."""
     max_probes: Annotated[int, Field(ge=1, le=1000), Ui(label="Questions per check", advanced=True)] = 100
     """At most so many questions of each kind; fewer is faster."""
+    probes: Annotated[list[OwnProbe], Field(max_length=200), Ui(label="Own questions", advanced=True)] = []
+    """Questions of your own with what must be in their answers, asked beside those of the dataset. Without any, and
+    without questions of the dataset, short answers among the validation rows are asked."""
+    check_while_training: Annotated[bool, Ui(label="Check while training", advanced=True)] = True
+    """Asks a few of the questions as often as the evaluation inputs, and draws the shares. The training does not feel
+    it."""
+    stop_at_best: Annotated[bool, Ui(label="Stop at the best", advanced=True)] = False
+    """Ends the training once two such checks in a row are passed, or once three in a row are worse than the best, and
+    saves the best step. A checkpoint is written whenever a check is the best so far."""

@@ -40,7 +40,7 @@ function entries({ element, props, draw, settings }) {
 
   const input = (field, index) => {
     const id = freshId();
-    const look = { id, "data-name": field.name, placeholder: field.required ? t("sources.needed") : null,
+    const look = { id, "data-name": field.name, placeholder: field.required ? t(`${settings.name}.needed`) : null,
       list: field.choices ? listOf(field.choices) : null, inputmode: field.number ? "decimal" : null, autocomplete: "off", spellcheck: "false" };
     const node = field.multiline ? h("textarea", { ...look, rows: 2 }) : h("input", { ...look, type: "text" });
     node.value = items[index][field.name] ?? "";
@@ -61,11 +61,11 @@ function entries({ element, props, draw, settings }) {
     const remove = button("btn.small", "✕", () => {
       items.splice(index, 1); open.splice(index, 1); send(); redraw();
       (element.querySelectorAll(".entry-remove")[Math.min(index, items.length - 1)] || element.querySelector(".entry-add")).focus();
-    }, { "aria-label": t("sources.remove", { n: index + 1 }) });
+    }, { "aria-label": t(`${settings.name}.remove`, { n: index + 1 }) });
     remove.classList.add("entry-remove");
-    return h("li.entry", { "data-entry": index + 1, "aria-label": t("sources.entry", { n: index + 1 }) },
+    return h("li.entry", { "data-entry": index + 1, "aria-label": t(`${settings.name}.entry`, { n: index + 1 }) },
       h("div.entry-line", {}, h("span.num.entry-number", { "aria-hidden": "true" }, String(index + 1)),
-        settings.fields.filter(inLine).map((field) => input(field, index)), h("div.entry-buttons", {}, more, remove)), box);
+        settings.fields.filter(inLine).map((field) => input(field, index)), h("div.entry-buttons", {}, rest.length ? more : null, remove)), box);
   };
 
   const add = () => {
@@ -81,8 +81,8 @@ function entries({ element, props, draw, settings }) {
       datalists.clear();
       const list = h("ol.entries", {}, items.map(entry));
       return [h("div.drawn", { role: "group", "aria-labelledby": label }, heading(settings, label),
-        items.length ? list : h("p.quiet.small", {}, t("sources.none")), [...datalists.values()],
-        button("btn.small.entry-add", "+ " + t("sources.add"), add))];
+        items.length ? list : h("p.quiet.small", {}, t(`${settings.name}.none`)), [...datalists.values()],
+        button("btn.small.entry-add", "+ " + t(`${settings.name}.add`), add))];
     });
     refresh();
   };

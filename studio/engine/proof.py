@@ -25,6 +25,7 @@ from studio.engine.journal import Journal
 from studio.engine.loading import Holding, load_base, load_tokenizer, read_template
 from studio.engine.mergeplan import Plan
 from studio.presets import ModelRef
+from studio.prompts import texts
 
 _SETTINGS: Any = GenerationConfig
 TOLERANCE = {"float32": 2e-4, "float16": 4e-3, "bfloat16": 2e-2}
@@ -78,10 +79,10 @@ class Merged:
 def probe_prompts(plan: Plan) -> list[tuple[Turn, ...]]:
     """About eight conversations: the run's own evaluation inputs first, under its system prompt, then built-in ones."""
     trained = plan.adapter.trained
-    own = [text for text in trained.samples.evaluation_inputs if text.strip()][:OWN_PROMPTS] if trained else []
-    texts = list(dict.fromkeys([*own, *BUILT_IN]))[:MOST_PROMPTS]
+    own = texts(trained.samples.evaluation_inputs)[:OWN_PROMPTS] if trained else []
+    asked = list(dict.fromkeys([*own, *BUILT_IN]))[:MOST_PROMPTS]
     system = (Turn("system", trained.data.system),) if trained and trained.data.system else ()
-    return [(*system, Turn("user", text)) for text in texts]
+    return [(*system, Turn("user", text)) for text in asked]
 
 
 @torch.inference_mode()

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from studio.chat_client import ChatError, astream_chat
+from studio.prompts import texts
 from studio.rundir import RunDir
 from studio.runner import StartRefused
 from studio.ui.context import EVENT, PREVIEW, READ, Context, refuse, safe
@@ -46,7 +47,7 @@ class Handlers:
         config = run_config(run)
         if config is None:
             raise refuse("chat.error.run")
-        chips = [text for text in config.samples.evaluation_inputs if text.strip()][:CHIPS]
+        chips = texts(config.samples.evaluation_inputs)[:CHIPS]
         return {"chips": chips}, config.data.system or "", [], []
 
     def _run(self, run_id: str | None) -> RunDir:

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import gradio as gr
 from pydantic import BaseModel
 
+from studio.prompts import as_line
 from studio.schema import ConfigError, FieldError, FieldSpec, build, flatten, nest, walk
 from studio.ui.fieldtexts import help_key, label_key
 from studio.ui.i18n import T, current_request, language_of, table
@@ -63,7 +64,7 @@ def to_control(spec: FieldSpec, value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     if isinstance(value, list | tuple):
-        return _joined([str(item) for item in value], "\n" if spec.ui.multiline else ", ")
+        return _joined([as_line(item) for item in value], "\n" if spec.ui.multiline else ", ")
     return str(value)
 
 
