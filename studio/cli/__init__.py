@@ -17,7 +17,9 @@ from studio.schema import ConfigError
 from studio.workspace import RunNotFound, WorkspaceError
 
 # Verb modules in the order of the help text; each adds its parsers with `add_parser(subparsers)`.
-VERBS = ("ui", "demo", "presets", "train", "estimate", "runs", "data", "models", "merge", "serve", "chat", "doctor")
+VERBS = (
+    "ui", "demo", "presets", "train", "estimate", "runs", "queue", "data", "models", "merge", "serve", "chat", "doctor",
+)  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:

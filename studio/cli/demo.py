@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from studio import demo
-from studio.cli.follow import follow, print_json
+from studio.cli.follow import follow_or_leave, print_json
 from studio.cli.workspace import add_workspace, open_workspace
 from studio.events import ExitCode
 from studio.records.identity import parse_spec
@@ -38,11 +37,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(arguments)
     spec = parse_spec({"name": arguments.name, "author": arguments.author, "languages": LANGUAGES[arguments.lang]})
     run = demo.start(workspace, spec)
-    try:
-        code = follow(run)
-    except KeyboardInterrupt:
-        print(f"\nthe run goes on; watch it: runs follow {run.id}; end it: runs stop {run.id}", file=sys.stderr)
-        return 130
+    code = follow_or_leave(workspace, run)
     report = run.read_report()
     if code != ExitCode.FINISHED or report is None:
         return code or ExitCode.INTERNAL

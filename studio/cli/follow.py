@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from studio import run_queue
+from studio import run_queue, runner
+from studio.cli.queued import place_of
 from studio.events import (
     AnyEvent,
     ExitCode,
@@ -22,8 +24,10 @@ from studio.events import (
     WarningEvent,
 )
 from studio.rundir import RunDir
+from studio.workspace import Workspace
 
 POLL_S = 0.2
+QUEUE_POLL_S = 2.0
 _EXIT = {RunState.FINISHED: ExitCode.FINISHED, RunState.STOPPED: ExitCode.STOPPED, RunState.LOST: ExitCode.INTERNAL}
 _PHASES = {
     "load": "Loading the model",
@@ -37,7 +41,11 @@ _PHASES = {
 
 
 def events_until_end(run: RunDir, offset: int = 0) -> Iterator[AnyEvent | None]:
-    """Events as they are written, None while there is nothing new; ends after the last event of an ended run."""
+    """Events as they are written, None while there is nothing new; ends after the last event of an ended run.
+
+    While the run waits in the queue this sees to it that somebody starts it when its turn comes.
+    """
+    looked_at = -QUEUE_POLL_S
     while True:
         ended = not _goes_on(run)  # looked up before reading, so that no late event is missed
         events, offset = run.read_events(offset)
@@ -45,18 +53,23 @@ def events_until_end(run: RunDir, offset: int = 0) -> Iterator[AnyEvent | None]:
         if ended and not events:
             return
         if not events:
+            if time.monotonic() - looked_at > QUEUE_POLL_S and run_queue.read(run):
+                looked_at = time.monotonic()
+                runner.look_after(run_queue.workspace_of(run))
             yield None
             time.sleep(POLL_S)
 
 
 def _goes_on(run: RunDir) -> bool:
-    """True while the run is at work or has a place in the queue."""
-    return run.state().live or run_queue.read(run) is not None
+    """True while the run has a place in the queue or is at work; asked in this order, for one becomes the other."""
+    return run_queue.read(run) is not None or run.state().live
 
 
 def exit_code(run: RunDir) -> int:
     """The exit code that tells how the run ended (DESIGN §5)."""
     state, status = run.state(), run.read_status()
+    if state is RunState.QUEUED:  # taken out of the queue before it began
+        return int(ExitCode.STOPPED)
     if state in _EXIT:
         return int(_EXIT[state])
     return int(status.exit_code) if status and status.exit_code else int(ExitCode.INTERNAL)
@@ -81,9 +94,24 @@ def follow(run: RunDir, *, as_json: bool = False) -> int:
         for event in events_until_end(run):
             if event is not None:
                 bar.show(event)
+            else:
+                bar.wait(run)
         bar.close()
     report_end(run, console)
     return exit_code(run)
+
+
+def follow_or_leave(workspace: Workspace, run: RunDir, *, as_json: bool = False) -> int:
+    """`follow`, saying on Ctrl-C that the run goes on or keeps its place; 130 then."""
+    try:
+        return follow(run, as_json=as_json)
+    except KeyboardInterrupt:
+        runner.look_after(workspace)
+        if run_queue.read(run):
+            print(f"\nthe run stays in the queue: queue list; take it out: queue remove {run.id}", file=sys.stderr)
+        else:
+            print(f"\nthe run goes on; watch it: runs follow {run.id}; end it: runs stop {run.id}", file=sys.stderr)
+        return 130
 
 
 class _Bar:
@@ -92,6 +120,17 @@ class _Bar:
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self.progress, self.task = progress, task
         self.max_steps = 0
+        self.asked_at = -QUEUE_POLL_S
+
+    def wait(self, run: RunDir) -> None:
+        """Say what a run waits for."""
+        if time.monotonic() - self.asked_at < QUEUE_POLL_S or run_queue.read(run) is None:
+            return
+        self.asked_at = time.monotonic()
+        place = place_of(run_queue.workspace_of(run), run)
+        if place:
+            note = f"place {place[0]}: {place[1]}"
+            self.progress.update(self.task, description="Waiting in the queue", note=note)
 
     def show(self, event: AnyEvent) -> None:
         """Advance the line the event belongs to."""
@@ -127,6 +166,9 @@ class _Bar:
 def report_end(run: RunDir, console: Console) -> None:
     """Say how a run ended and, if it failed, why and what to do."""
     state, status = run.state(), run.read_status()
+    if not run.path.is_dir():
+        console.print(f"{run.id} was taken out of the queue", markup=False)
+        return
     console.print(f"{run.id}: {state}", markup=False)
     if status and status.error and state is RunState.FAILED:
         console.print(f"error: {status.error.message}", markup=False)

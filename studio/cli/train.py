@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from studio import runner
-from studio.cli.follow import follow, print_json
+from studio import chat_memory, runner
+from studio.cli.follow import follow_or_leave, print_json
+from studio.cli.queued import place_of
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import RunConfig
 from studio.estimate import Advice
@@ -17,6 +18,7 @@ from studio.preflight import preflight
 from studio.presets import compose
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError, build, merge, parse_overrides, parse_yaml
+from studio.workspace import Workspace
 from studio.yaml_text import YamlFault, read_text
 
 
@@ -35,7 +37,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="change one field, like --set train.learning_rate=1e-4; may be given again",
     )
     parser.add_argument("--work-dir", default=None, metavar="NAME", help="a name for the run")
-    parser.add_argument("--detach", action="store_true", help="return as soon as the run has started")
+    parser.add_argument("--detach", action="store_true", help="return as soon as the run has started or is queued")
+    parser.add_argument("--gpus", type=_cards, metavar="0,1", help="the cards it shall have (default: any free one)")
+    parser.add_argument("--gpu-count", type=int, default=1, metavar="N", help="any N cards; 0 trains without one")
     parser.add_argument("--json", action="store_true", help="print events (or, detached, the run) as JSON")
     add_remote_code(parser)
     add_workspace(parser)
@@ -75,14 +79,22 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, overrides)
     if not _fit(preflight(config, workspace)):
         return ExitCode.BAD_INPUT
-    run = runner.submit(workspace, config)
+    _make_room(workspace, config)
+    run = runner.submit(workspace, config, gpus=arguments.gpus, gpu_count=arguments.gpu_count)
     if arguments.detach:
-        return _started(run, as_json=arguments.json)
-    try:
-        return follow(run, as_json=arguments.json)
-    except KeyboardInterrupt:
-        print(f"\nthe run goes on; watch it: runs follow {run.id}; end it: runs stop {run.id}", file=sys.stderr)
-        return 130
+        return _started(workspace, run, as_json=arguments.json)
+    return follow_or_leave(workspace, run, as_json=arguments.json)
+
+
+def _cards(text: str) -> list[int]:
+    return [int(card) for card in text.split(",")]
+
+
+def _make_room(workspace: Workspace, config: RunConfig) -> None:
+    """The memory a chat of this workspace holds, if the run needs it."""
+    if runner.live_run(workspace) is None and runner.needs_chat_memory(workspace, config):
+        for record in chat_memory.release(workspace):
+            print(f"the chat with {record.base} was ended: the run needs its memory", file=sys.stderr)
 
 
 def _fit(found: list[Advice]) -> bool:
@@ -91,9 +103,12 @@ def _fit(found: list[Advice]) -> bool:
     return not any(advice.level == "error" for advice in found)
 
 
-def _started(run: RunDir, *, as_json: bool) -> int:
+def _started(workspace: Workspace, run: RunDir, *, as_json: bool) -> int:
+    place = place_of(workspace, run)
     if as_json:
-        print_json({"id": run.id, "path": str(run.path)})
+        print_json({"id": run.id, "path": str(run.path), "place": place[0] if place else None})
+    elif place:
+        print(f"{run.id} waits at place {place[0]} of the queue: {place[1]}; see it: queue list")
     else:
         print(f"{run.id} has started; watch it: runs follow {run.id}")
     return ExitCode.FINISHED
