@@ -18,6 +18,7 @@ VERBS = [
     "train",
     "estimate",
     "runs",
+    "queue",
     "data",
     "models",
     "merge",
