@@ -1,4 +1,5 @@
 // The first page while a lesson runs: data -> train -> exam -> chat, each step with what is really happening.
+import { lights } from "./lights.js";
 const { h, t, render, api, run, feed, format, poll, goTab, select, store, elapsed, cachedRead, sampleReader } = window.Studio;
 const ORDER = ["data", "train", "exam", "chat"];
 
@@ -75,16 +76,6 @@ const trainBody = (state, samples, active) => {
   if (samples.length) rows.push(answersBody(samples));
   return rows;
 };
-
-export const lights = (verdict) => h("div.lights", {}, ["learned", "leaked", "forgot"].map((name) => {
-  const part = verdict[name];
-  const ok = part ? (part.ok ? "good" : "poor") : "none";
-  const share = part ? { learned: part.share, leaked: part.share, forgot: part.retained }[name] : null;
-  const counts = part && { learned: [part.right, part.total], leaked: [part.hits, part.total], forgot: [part.kept, part.total] }[name];
-  return h(`div.light.${ok}`, {}, h("span.lamp", { "aria-hidden": "true" }),
-    h("span.light-name", {}, t(`verdict.${name}`)), h("b.num", {}, part ? format.percent(share) : "–"),
-    h("span.light-note", {}, part ? t(`verdict.${name}.note`, { a: counts[0], b: counts[1] }) : t("verdict.none")));
-}));
 
 const examBody = (state, report, active) => {
   const { progress } = state;

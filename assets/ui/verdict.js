@@ -1,18 +1,76 @@
-// The verdict: three lights, what failed folded beneath, and answers before and after. For a merge: its proof.
-import { lights } from "./stepper.js";
-const { h, t, render, feed, format, cachedRead } = window.Studio;
+// The verdict: what it means and the one change to try next, the lights, the checks during the training, what failed,
+// and answers before and after. For a merge: its proof.
+import { lights } from "./lights.js";
+import { marked } from "./worddiff.js";
+const { h, t, api, render, feed, format, confirm, cachedRead } = window.Studio;
+const SHOWN = 30;
 
+// ---- the checks during the training --------------------------------------------------------------------------------
+const SERIES = ["learned", "leaked", "retained"];
+const WIDTH = 640; const HEIGHT = 150; const LEFT = 38; const RIGHT = 14; const TOP = 10; const BOTTOM = 24;
+
+const svg = (name, attributes, ...children) => {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children.flat());
+  return node;
+};
+// [{step, learned, leaked, retained, perplexity}], shares from 0 to 1 or null.
+const trendChart = (checks) => {
+  const first = checks[0].step; const last = checks[checks.length - 1].step;
+  const x = (step) => LEFT + (last > first ? (step - first) / (last - first) : 0.5) * (WIDTH - LEFT - RIGHT);
+  const y = (share) => TOP + (1 - share) * (HEIGHT - TOP - BOTTOM);
+  const rules = [0, 0.5, 1].map((share) => [svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(share), y2: y(share), class: "rule" }), svg("text", { x: LEFT - 7, y: y(share) + 4, "text-anchor": "end" }, format.percent(share))]);
+  const ends = first === last ? [[first, "middle"]] : [[first, "start"], [last, "end"]];
+  const lines = SERIES.map((name) => {
+    const known = checks.filter((check) => check[name] !== null && check[name] !== undefined);
+    return known.length ? svg("g", { class: name }, svg("polyline", { points: known.map((check) => `${x(check.step).toFixed(1)},${y(check[name]).toFixed(1)}`).join(" ") }),
+      known.map((check) => svg("circle", { cx: x(check.step).toFixed(1), cy: y(check[name]).toFixed(1), r: 3.2 }, svg("title", {}, `${t("step", { n: check.step })}: ${t("trend." + name)} ${format.percent(check[name])}`)))) : [];
+  });
+  return svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "trend", role: "img", "aria-label": t("trend.title") }, rules, ends.map(([step, anchor]) => svg("text", { x: x(step), y: HEIGHT - 6, "text-anchor": anchor }, t("step", { n: step }))), lines);
+};
+const newest = (checks, name) => [...checks].reverse().find((check) => check[name] !== null && check[name] !== undefined)?.[name] ?? null;
+const trend = (checks) => {
+  const shares = SERIES.filter((name) => newest(checks, name) !== null);
+  const perplexity = newest(checks, "perplexity");
+  return h("div.trend-box", {}, shares.length > 0 && trendChart(checks), h("ul.trend-key", {},
+    shares.map((name) => h(`li.${name}`, {}, h("span.swatch", { "aria-hidden": "true" }), t("trend." + name), h("b.num", {}, format.percent(newest(checks, name))))),
+    perplexity !== null && h("li", {}, t("trend.perplexity"), h("b.num", {}, format.number(perplexity, 2)))));
+};
+const checksOf = (state) => ((state && state.exams ? state.exams.step.map((step, index) => ({ step, ...Object.fromEntries([...SERIES, "perplexity"].map((name) => [name, state.exams[name]?.[index] ?? null])) })) : []));
+
+// ---- what it means -------------------------------------------------------------------------------------------------
+export const differences = (changes) => h("ul.differences", {}, changes.map((change) => h("li", {}, h("span.what", { title: change.field }, change.label), h("del", {}, change.old || t("clone.empty")), h("span", { "aria-hidden": "true" }, "→"), h("ins", {}, change.new || t("clone.empty")))));
+
+// Asks with the differences in sight; a yes clones the run. `changes`: {field path: value}.
+export const tryChange = async (run, changes) => {
+  let shown;
+  try { shown = await api(`/api/clone?run=${encodeURIComponent(run)}&changes=${encodeURIComponent(JSON.stringify(changes))}`); } catch (error) { shown = { problem: t("offline") }; }
+  if (shown.problem) { await confirm({ title: t("clone.no"), body: shown.problem, ok: t("ok"), danger: false }); return; }
+  const body = [h("span", {}, t("clone.body", { name: shown.name })), differences(shown.differences), shown.waits && h("span.quiet", {}, t("clone.waits"))];
+  if (await confirm({ title: t("clone.title"), body, ok: t(shown.waits ? "clone.queue" : "clone.start"), danger: false })) dispatchEvent(new CustomEvent("studio:clone", { detail: { run, changes } }));
+};
+
+const diagnosisBox = (run, found) => found && h("div", { class: `diagnosis ${found.kind === "good" ? "good" : "hint"}`, id: "run-diagnosis" },
+  h("div", {}, h("b", { dir: "auto" }, found.message), found.hint && h("p", { dir: "auto" }, found.hint)),
+  found.differences.length > 0 && [differences(found.differences), h("button.btn.go", { type: "button", id: "try-change", onclick: () => tryChange(run, found.changes) }, t("clone.try"))]);
+const bestLine = (best) => best && h("p.best.num", { id: "run-best" }, h("span.star", { "aria-hidden": "true" }, "★"), h("span", { dir: "auto" }, t("best.step", { n: best.step }), best.why && ` ${best.why}`));
+
+// ---- details ---------------------------------------------------------------------------------------------------------
+const accepted = (value) => [value].flat().filter(Boolean).join(t("failing.or"));
 const failing = (verdict) => ["learned", "leaked", "forgot"].map((name) => {
   const list = verdict[name]?.failing || [];
   if (!list.length) return null;
-  return h("details.fold", {}, h("summary", {}, t(`failing.${name}`, { n: list.length })), h("div.fails", {}, list.slice(0, 30).map((item) => h("div.fail", {},
-    h("b", { dir: "auto" }, item.prompt), h("span", { dir: "auto" }, item.answer ?? item.after ?? ""),
-    h("span.quiet", { dir: "auto" }, item.before !== undefined ? t("failing.before", { text: item.before }) : item.expected !== undefined ? t("failing.expected", { text: [item.expected].flat().join(", ") }) : "")))));
+  const all = { learned: (verdict[name].total ?? 0) - (verdict[name].right ?? 0), leaked: verdict[name].hits, forgot: (verdict[name].total ?? 0) - (verdict[name].kept ?? 0) }[name] || list.length;
+  const line = (label, text, spec = "span") => text !== undefined && text !== null && text !== "" && h("div.said", {}, h("span.quiet", {}, label), h(spec, { dir: "auto" }, text));
+  return h("details.fold", {}, h("summary", {}, t(`failing.${name}`, { n: all })), h("div.fails", {}, list.slice(0, SHOWN).map((item) => h("div.fail", {},
+    h("b", { dir: "auto" }, item.prompt),
+    line(t("failing.answered"), item.answer ?? item.after ?? ""), line(t("failing.wanted"), accepted(item.expected)), line(t("home.before"), item.before)))),
+  all > Math.min(list.length, SHOWN) && h("p.quiet", {}, t("failing.more", { n: all - Math.min(list.length, SHOWN) })));
 });
-
-const pairs = (rows) => rows.length && h("details.fold", { open: true }, h("summary", {}, t("pairs.title")), h("div.pairs", {},
+const pairs = (rows) => rows.length > 0 && h("details.fold", { open: true }, h("summary", {}, t("pairs.title")), h("div.pairs", {},
   h("div.pair.head", {}, h("span", {}, t("home.question")), h("span", {}, t("home.before")), h("span", {}, t("home.after"))),
-  rows.slice(0, 12).map((row) => h("div.pair", {}, h("span", { dir: "auto" }, row.prompt), h("span.quiet", { dir: "auto" }, row.before), h(row.ok ? "span.after" : "span", { dir: "auto" }, row.after)))));
+  rows.slice(0, 12).map((row) => h("div.pair", {}, h("span", { dir: "auto" }, row.prompt), h("span.quiet", { dir: "auto" }, row.before), h(row.ok ? "span.after" : "span", { dir: "auto" }, marked(row.before, row.after))))));
 
 const proof = (report) => {
   const { proof: result } = report;
@@ -26,20 +84,28 @@ const proof = (report) => {
 
 export function mount({ element }) {
   const host = element.querySelector(".mount");
-  const read = cachedRead("/api/report");
+  const readReport = cachedRead("/api/report"); const readMeaning = cachedRead("/api/diagnosis");
   let drawn = "";
+  const title = (verdict) => t(verdict.passed === null || verdict.passed === undefined ? "verdict.unchecked" : verdict.passed ? "verdict.passed" : "verdict.missed");
+  const whole = (id, report, meaning, checks) => h("section.card.verdict", { id: "run-verdict" },
+    h("div.grid-bar", {}, h("h3", {}, title(report.verdict)), h("span.spring"), report.seconds && h("span.quiet.num", {}, t("verdict.seconds", { s: format.seconds(Object.values(report.seconds).reduce((a, b) => a + (b || 0), 0)) }))),
+    diagnosisBox(id, meaning.diagnosis), lights(report.verdict, { limits: true }), bestLine(meaning.best), failing(report.verdict),
+    checks.length > 1 && h("details.fold", {}, h("summary", {}, t("trend.title")), trend(checks)), pairs(report.before_after || []));
   const draw = async (state) => {
-    const ended = state && state.id && state.status && !state.status.live && !state.missing;
-    const report = ended ? await read(state.id, `${state.status.state}|${state.status.updated_at}`) : null;
+    const there = state && state.id && state.status && !state.missing;
+    const ended = there && !state.status.live && state.status.state !== "queued";
+    const mark = there ? `${state.status.state}|${state.status.updated_at}` : "";
+    const [report, meaning] = ended ? await Promise.all([readReport(state.id, mark), readMeaning(state.id, mark)]) : [null, null];
     if (state !== feed.state) return;
-    const key = `${state && state.id}|${report ? state.status.updated_at : ""}`;
+    const checks = there ? checksOf(state) : [];
+    const key = `${state && state.id}|${report ? mark : ""}|${Boolean(meaning)}|${checks.length}`;
     if (key === drawn) return;
     drawn = key;
-    if (!report) render(host);
-    else if (report.proof) render(host, proof(report));
-    else if (report.verdict) render(host, h("section.card.verdict", { id: "run-verdict" },
-      h("div.grid-bar", {}, h("h3", {}, t(report.verdict.passed ? "verdict.passed" : "verdict.missed")), h("span.spring"), report.seconds && h("span.quiet.num", {}, t("verdict.seconds", { s: format.seconds(Object.values(report.seconds).reduce((a, b) => a + (b || 0), 0)) }))),
-      lights(report.verdict), failing(report.verdict), pairs(report.before_after || [])));
+    const asked = meaning || { diagnosis: null, best: null };
+    if (report?.proof) render(host, proof(report));
+    else if (report?.verdict) render(host, whole(state.id, report, asked, checks));
+    else if (checks.length) render(host, h("section.card.verdict", { id: "run-checks" }, h("h3", {}, t("trend.title")), trend(checks), bestLine(asked.best)));
+    else render(host);
   };
   feed.listen(element, (state) => { draw(state).catch(() => { drawn = ""; }); });
 }

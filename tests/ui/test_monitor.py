@@ -13,7 +13,7 @@ import gradio as gr
 import pytest
 from building import context
 
-from studio import runner
+from studio import run_queue, runner
 from studio.config import RunConfig
 from studio.events import RunState
 from studio.rundir import RunDir
@@ -81,12 +81,21 @@ def test_stop_saves_and_resume_goes_on(ctx: Context, hanging: RunDir, monkeypatc
     assert hanging.state() is RunState.FINISHED
 
 
-def test_a_second_run_is_not_resumed_beside_a_live_one(ctx: Context, hanging: RunDir, workspace: Workspace) -> None:
+def test_a_second_resume_waits_for_the_live_run(
+    ctx: Context, hanging: RunDir, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Info", lambda text, duration: said.append(text))
     other = workspace.create_run(hanging.config())
     other.write_launch(hanging.read_launch().model_copy(update={"pid": 2**22 + 1}))  # type: ignore[union-attr]
     assert other.state().resumable
-    with pytest.raises(Refused, match=hanging.id):
-        monitor.resume(ctx)(other.id)
+    monitor.resume(ctx)(other.id)
+    try:
+        assert other.state() is RunState.QUEUED
+        assert said == ["“r” is queued at place 1. It starts when “r” has ended."]
+    finally:
+        run_queue.remove(other)
+    assert other.state().resumable
 
 
 def test_attach_prefers_the_address_then_the_live_then_the_remembered(workspace: Workspace, hanging: RunDir) -> None:

@@ -3,7 +3,6 @@
 import itertools
 import shlex
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from building import built, context
 from studio import presets, runner
 from studio.config import RunConfig
 from studio.estimate import FEW_UPDATES
+from studio.events import RunState
 from studio.records import DatasetInfo, DatasetStore, IdentitySpec, build_identity, sources
 from studio.records.template_names import template_names
 from studio.schema import build, dump_yaml, load_yaml, parse_overrides
@@ -76,7 +76,8 @@ def test_yaml_shown_is_the_configuration_that_runs(
 ) -> None:
     values = shown(form, dataset, train__learning_rate="5e-4", name='quote\'s "and" $(id) 丹炉 <b>')
     text = tp.review(form, values, Counting(workspace))["yaml"]
-    _tabs, run_id = handlers.start(*values)
+    _tabs, run_id, question = handlers.start(*values)
+    assert question is None
     run = workspace.run(run_id)
     assert run.config() == load_yaml(text, RunConfig)
     assert run.path.parent == workspace.runs
@@ -239,13 +240,22 @@ def test_incomplete_model_folder(form: Form, workspace: Workspace, dataset: str,
     assert "config.json" in issue["message"]
 
 
-def test_second_start_names_the_run_in_the_way(
-    form: Form, handlers: Handlers, workspace: Workspace, dataset: str, engine: None
+def test_a_second_start_is_queued_and_the_page_says_so(
+    form: Form,
+    handlers: Handlers,
+    workspace: Workspace,
+    dataset: str,
+    engine: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Info", lambda text, duration: said.append(text))
     handlers.start(*shown(form, dataset, name="the first"))
-    with pytest.raises(Refused, match="the first"):
-        handlers.start(*shown(form, dataset, name="the second"))
-    assert len(workspace.list_runs()) == 1
+    assert said == []
+    tabs, run_id, _ = handlers.start(*shown(form, dataset, name="the second"))
+    assert tabs.selected == "monitor"
+    assert workspace.run(run_id).state() is RunState.QUEUED
+    assert said == ["“the second” is queued at place 1. It starts when “the first” has ended."]
 
 
 def test_many_starts_at_once_start_exactly_one_run(
@@ -265,13 +275,11 @@ def test_many_starts_at_once_start_exactly_one_run(
         thread.start()
     for thread in threads:
         thread.join()
-    started = [run_id for run_id in outcomes if run_id]
-    assert len(started) == 1
-    assert [run.id for run in workspace.list_runs()] == started
-    deadline = time.monotonic() + 60
-    while not workspace.run(started[0]).read_status() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert workspace.run(started[0]).state().live
+    assert "" not in outcomes
+    assert sorted(run.id for run in workspace.list_runs()) == sorted(outcomes)
+    states = [workspace.run(run_id).state() for run_id in outcomes]
+    assert sum(state.live for state in states) == 1
+    assert states.count(RunState.QUEUED) == 5
 
 
 def tp_config(form: Form, dataset: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from studio.schema import ConfigError, walk
 from studio.schema import build as build_config
 from studio.ui.context import ACTION, READ, Context, refuse, safe
 from studio.ui.i18n import T, tr
+from studio.ui.tabs.starting import say_if_queued
 from studio.ui.tabs.train_preview import display_name, launch
 from studio.ui.widgets.bubbles import panel
 from studio.ui.widgets.form import judged
@@ -101,7 +102,9 @@ class Handlers:
         options = dict(zip(("merge_base", "dtype", "max_shard_size", "name"), map(str, values), strict=True))
         options["max_shard_size"] = options["max_shard_size"].replace(" ", "").upper()
         config = merge_config(self.ctx.run(run_id), source, options, self.workspace)
-        return {"run": launch(self.workspace, config).id}
+        run = launch(self.workspace, config)
+        say_if_queued(self.workspace, run)
+        return {"run": run.id}
 
     def check(self, *values: Any) -> list[dict[str, Any]]:
         """Validator: the name is free and the largest file is a size."""

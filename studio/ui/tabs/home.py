@@ -5,11 +5,12 @@ from typing import Any
 
 import gradio as gr
 
-from studio import demo, runner
+from studio import demo
 from studio.records import DataError, IdentitySpec, parse_spec
-from studio.ui.context import ACTION, READ, Context, refuse, safe
+from studio.ui.context import ACTION, READ, Context, safe
 from studio.ui.i18n import T, tr
 from studio.ui.sentences import translated
+from studio.ui.tabs.starting import say_if_queued
 from studio.ui.widgets import scripted
 
 LANGUAGES = [("English", "en"), ("中文", "zh")]
@@ -78,13 +79,12 @@ def check(name: str, author: str, languages: list[str]) -> list[dict[str, Any]]:
 
 
 def teach(ctx: Context) -> Callable[[str, str, list[str]], str]:
-    """The handler of the button: make the dataset and the run, start it, select it."""
+    """The handler of the button: make the dataset and the run, start or queue it, select it."""
 
     def start(name: str, author: str, languages: list[str]) -> str:
         spec: IdentitySpec = parse_spec(values_of(name, author, languages))
-        live = runner.live_run(ctx.workspace)
-        if live is not None:
-            raise refuse("problem.live", run=live.id)
-        return demo.start(ctx.workspace, spec).id
+        run = demo.start(ctx.workspace, spec)
+        say_if_queued(ctx.workspace, run)
+        return run.id
 
     return start

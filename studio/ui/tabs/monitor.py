@@ -7,6 +7,7 @@ import gradio as gr
 from studio import runner
 from studio.rundir import RunDir
 from studio.ui.context import ACTION, READ, Context, refuse, safe
+from studio.ui.tabs import monitor_actions, starting
 from studio.ui.widgets import scripted
 from studio.ui.widgets.confirm import hidden_button
 
@@ -18,15 +19,17 @@ def build(ctx: Context) -> None:
     ctx.heading("monitor")
     with gr.Row(elem_id="monitor-split", equal_height=False):
         with gr.Column(scale=1, min_width=240, elem_id="monitor-runs"):
+            scripted("queue")
             scripted("runlist")
         with gr.Column(scale=4, min_width=320, elem_id="monitor-run"):
-            for name in ("runhead", "verdict", "tiles", "chart", "samples", "logtail"):
+            for name in ("runhead", "queueplace", "verdict", "tiles", "chart", "samples", "logtail"):
                 scripted(name)
     for elem_id, action in (("run-stop", stop), ("run-resume", resume)):
         button = hidden_button(elem_id)
         done = button.click(safe(action(ctx)), ctx.selected_run, None, trigger_mode="once", **ACTION)
         done.success(None, None, None, js=KICK, **READ)
         done.failure(None, None, None, js=KICK, **READ)
+    monitor_actions.build(ctx)
 
 
 def stop(ctx: Context) -> Callable[[str], None]:
@@ -48,9 +51,7 @@ def resume(ctx: Context) -> Callable[[str], None]:
         run: RunDir = ctx.run(run_id)
         if not run.state().resumable:
             raise refuse("monitor.error.not_resumable")
-        live = runner.live_run(ctx.workspace)
-        if live is not None:
-            raise refuse("problem.live", run=live.id)
         runner.resume(run)
+        starting.say_if_queued(ctx.workspace, run)
 
     return go_on

@@ -10,6 +10,7 @@ import gradio as gr
 
 from studio.config import RunConfig
 from studio.records import DatasetStore
+from studio.rundir import RunDir
 from studio.schema import build as build_config
 from studio.ui.choices import dataset_choices, mapping_choices, model_choices, preset_choices, run_choices
 from studio.ui.context import ACTION, PREVIEW, READ, Context, refuse, safe
@@ -17,6 +18,7 @@ from studio.ui.i18n import T
 from studio.ui.machine import machine_defaults, marked, unavailable
 from studio.ui.tabs import train_changes, train_model
 from studio.ui.tabs import train_preview as tp
+from studio.ui.tabs.starting import start_or_ask
 from studio.ui.widgets.bubbles import event_data, panel
 from studio.ui.widgets.form import Form
 
@@ -132,11 +134,20 @@ class Handlers:
         """Stop it."""
         train_model.stop(self.ctx.workspace, str(event_data(event).get("id") or ""))
 
-    def start(self, *values: Any) -> tuple[Any, Any]:
-        """Start the run and show it in the Monitor tab."""
+    def start(self, *values: Any) -> tuple[Any, Any, Any]:
+        """Start or queue the run and show it in the Monitor tab; or ask for the memory that the chat holds."""
+        return self._start(values, release=False)
+
+    def start_released(self, *values: Any) -> tuple[Any, Any, Any]:
+        """The same after the visitor has agreed to give up the chat's model."""
+        return self._start(values, release=True)
+
+    def _start(self, values: Sequence[Any], *, release: bool) -> tuple[Any, Any, Any]:
         config = build_config(RunConfig, self.form.mapping(values))
-        run = tp.start(config, self.ctx.workspace)
-        return gr.Tabs(selected="monitor"), run.id
+        made = start_or_ask(self.ctx.workspace, config, release=release)
+        if isinstance(made, RunDir):
+            return gr.Tabs(selected="monitor"), made.id, None
+        return gr.skip(), gr.skip(), made
 
 
 @dataclass(frozen=True)
@@ -152,6 +163,7 @@ class Parts:
     card: gr.HTML
     bar: gr.HTML
     start: gr.Button
+    question: gr.HTML
 
 
 def _choose(form: Form) -> tuple[gr.Dropdown, gr.Dropdown]:
@@ -220,7 +232,8 @@ def build(ctx: Context) -> None:
         start = gr.Button(
             T("train.start"), variant="primary", elem_id="train-start", elem_classes=["primary-action"], scale=0
         )
-    _wire(ctx, form, Parts(preset, recall, search, upload, loaded, review, card, bar, start))
+        question = panel("start", "train-question", "startask", visible="hidden")
+    _wire(ctx, form, Parts(preset, recall, search, upload, loaded, review, card, bar, start, question))
 
 
 def _wire(ctx: Context, form: Form, parts: Parts) -> None:
@@ -245,4 +258,6 @@ def _wire(ctx: Context, form: Form, parts: Parts) -> None:
     triggers = [part.change for part in (*fields, preset, parts.card)] + [ctx.tab["train"].select, review.select]
     gr.on(triggers, safe(handlers.review), [preset, parts.card, *fields], [review, parts.bar], **PREVIEW)
     parts.search.change(None, parts.search, None, js="(text) => Studio.filterFields(text)", **PREVIEW)
-    parts.start.click(safe(handlers.start), fields, [ctx.tabs, ctx.selected_run], validator=form.validator, **ACTION)
+    started = [ctx.tabs, ctx.selected_run, parts.question]
+    parts.start.click(safe(handlers.start), fields, started, validator=form.validator, **ACTION)
+    parts.question.apply(safe(handlers.start_released), fields, started, **ACTION)

@@ -197,23 +197,17 @@ def preset_mapping(name: str, dataset: str) -> dict[str, Any]:
 # ---- starting --------------------------------------------------------------------------------------------------------
 
 
-def start(config: RunConfig, workspace: Workspace) -> RunDir:
-    """Create the run and start its engine. Raises Refused with a sentence; then no run is left behind."""
+def check(config: RunConfig, workspace: Workspace) -> None:
+    """Raises Refused with the first thing that would stop the run, as far as it can be known before the start."""
     wrong = [advice for advice in preflight(config, workspace) if advice.level == "error"]
     if wrong:
         first = wrong[0]
         raise refuse("train.error.preflight", label=label(first.field), message=first_up(first.message, first.field))
-    return launch(workspace, named(config))
 
 
 def launch(workspace: Workspace, config: Any) -> RunDir:
-    """Create a run of any kind and start it; one run at a time. Raises Refused naming the run in the way."""
-    try:
-        return runner.submit(workspace, config)
-    except runner.StartRefused as refused:
-        if refused.blocking:
-            raise refuse("train.error.live", name=display_name(workspace.run(refused.blocking))) from refused
-        raise
+    """A run of any kind, at work or, while there is no room for it, in the queue. Raises StartRefused."""
+    return runner.submit(workspace, named(config) if isinstance(config, RunConfig) else config)
 
 
 def display_name(run: RunDir) -> str:
