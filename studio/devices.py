@@ -95,9 +95,14 @@ def from_gpus(gpus: Sequence[hardware.Gpu]) -> tuple[Device, ...]:
     return tuple(_from_gpu(gpu) for gpu in gpus)
 
 
+def card_of(name: str, memory_bytes: int) -> Card | None:
+    """The card of the list that a driver calls by this name; None for one that is not in it."""
+    alike = [card for card in cards() if re.search(card.match, name)]
+    return min(alike, key=lambda one: abs(one.memory * 2**30 - memory_bytes), default=None)
+
+
 def _from_gpu(gpu: hardware.Gpu) -> Device:
-    alike = [card for card in cards() if re.search(card.match, gpu.name)]
-    card = min(alike, key=lambda one: abs(one.memory * 2**30 - gpu.memory_bytes), default=None)
+    card = card_of(gpu.name, gpu.memory_bytes)
     return Device(
         name=gpu.name,
         kind="cuda",

@@ -36,7 +36,7 @@ class Speed:
 def step_flops(load: Load) -> float:
     """Operations of one forward and backward pass over a batch."""
     shape, tokens = load.shape, load.tokens
-    active = shape.num_experts_per_tok * (3 if shape.gated_mlp else 2) * shape.hidden_size * shape.moe_intermediate_size
+    active = _active_experts(load)
     linear = shape.linear_parameters + shape.num_hidden_layers * active
     head = shape.embedding_parameters
     trains_all = load.method == "full"
@@ -52,6 +52,23 @@ def step_flops(load: Load) -> float:
         found += 2.0 * shape.num_hidden_layers * active * tokens + 10.0 * lora.r * shape.expert_parameters
     beside = load.adapter_parameters - shape.num_hidden_layers * load.expert_adapter
     return found + 2.0 * beside * tokens * (3 + again)
+
+
+def useful_flops(load: Load) -> float:
+    """Operations of one forward and backward pass that the result needs: nothing computed twice, no filler."""
+    shape, tokens = load.shape, load.tokens
+    linear = shape.linear_parameters + shape.num_hidden_layers * _active_experts(load)
+    pairs = 2.0 * load.length * shape.query_size * shape.num_hidden_layers * tokens
+    found = 2.0 * linear * tokens * (2 + (load.method == "full"))
+    found += 2.0 * shape.embedding_parameters * tokens * (2 + load.trains_head)
+    adapters = load.adapter_parameters - shape.num_hidden_layers * load.expert_adapter
+    return found + 3.0 * pairs + 6.0 * adapters * tokens
+
+
+def _active_experts(load: Load) -> int:
+    """Weights of the experts a token goes through in one layer."""
+    shape = load.shape
+    return shape.num_experts_per_tok * (3 if shape.gated_mlp else 2) * shape.hidden_size * shape.moe_intermediate_size
 
 
 def step_seconds(load: Load, device: Device) -> float:

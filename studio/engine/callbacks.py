@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -14,18 +12,17 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from studio.config import SamplesSection
 from studio.engine.activity import during
 from studio.engine.answers import Respondent
-from studio.engine.failure import NonFiniteLoss
+from studio.engine.gpu_meter import Meter
 from studio.engine.journal import Journal
+from studio.engine.pace import Pace
 from studio.events import EvalEvent, LogEvent, SampleEvent, SavedEvent
-
-REMEMBERED_STEPS = 50
 
 
 class Sampler:
     """Asks the evaluation inputs and writes the answers as events; once per step at most."""
 
-    def __init__(self, journal: Journal, respondent: Respondent, section: SamplesSection) -> None:
-        self.journal, self.respondent, self.section = journal, respondent, section
+    def __init__(self, journal: Journal, respondent: Respondent, section: SamplesSection, pace: Pace) -> None:
+        self.journal, self.respondent, self.section, self.pace = journal, respondent, section, pace
         self.asked_at = -1
 
     def ask(self, reason: str) -> None:
@@ -34,48 +31,20 @@ class Sampler:
         if not prompts or self.asked_at == self.journal.step:
             return
         self.asked_at = self.journal.step
-        with during("samples"):
-            answers = self.respondent.answer(prompts, self.section.max_new_tokens)
+        with during("samples"), self.pace.timing("sample"):
+            answers = self.respondent.answer(prompts, self.section.max_new_tokens, self._told)
         for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             self.journal.emit(SampleEvent(index=index, prompt=prompt, answer=answer, reason=reason))
 
-
-class Clock:
-    """Times optimizer steps without the pauses between them, and guesses what is left."""
-
-    def __init__(self) -> None:
-        self._times: deque[float] = deque(maxlen=REMEMBERED_STEPS)
-        self._started = 0.0
-        self._window = [0, 0.0]  # steps and seconds since the last reading
-
-    def start(self) -> None:
-        """An optimizer step begins."""
-        self._started = time.monotonic()
-
-    def stop(self) -> None:
-        """The optimizer step is over."""
-        seconds = time.monotonic() - self._started
-        self._times.append(seconds)
-        self._window[0] += 1
-        self._window[1] += seconds
-
-    def read(self) -> tuple[int, float]:
-        """(steps, seconds of training) since the last reading."""
-        steps, seconds = self._window
-        self._window = [0, 0.0]
-        return int(steps), seconds
-
-    def eta(self, steps_left: int) -> float | None:
-        """Seconds of training left, from the latest steps; None before the first."""
-        return steps_left * sum(self._times) / len(self._times) if self._times else None
+    def _told(self, done: int, total: int) -> None:
+        self.journal.progress(done, total, "evaluation inputs answered")
 
 
 class Watch(TrainerCallback):
     """Reports the training to the journal and obeys its stop."""
 
-    def __init__(self, journal: Journal, sampler: Sampler) -> None:
-        self.journal, self.sampler = journal, sampler
-        self.clock = Clock()
+    def __init__(self, journal: Journal, sampler: Sampler, pace: Pace, meter: Meter) -> None:
+        self.journal, self.sampler, self.pace, self.meter = journal, sampler, pace, meter
         self.tokens_seen = 0.0
         self.trained_tokens = 0.0
         self.trained_seconds = 0.0
@@ -85,15 +54,21 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A resumed run goes on counting where it was."""
         self.tokens_seen = float(state.num_input_tokens_seen)
+        self.pace.plan = replace(self.pace.plan, max_steps=state.max_steps)
+        self.meter.start()
         self.journal.update(force=True, step=state.global_step, max_steps=state.max_steps)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Leave the GPU alone."""
+        self.meter.stop()
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock."""
-        self.clock.start()
+        self.pace.begin_step()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Stop the clock, tell the status; a stop asked for means: save now, then stop."""
-        self.clock.stop()
+        self.pace.end_step(state.global_step)
         self.journal.update(step=state.global_step, max_steps=state.max_steps)
         if self.journal.stop_requested():
             control.should_save = control.should_training_stop = control.should_log = True
@@ -106,32 +81,36 @@ class Watch(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """One point of the curves. Raises NonFiniteLoss, before anything of that step is saved."""
+        """One point of the curves."""
         if not logs or "loss" not in logs:
             return
         point = self._point(state, logs)
         self.journal.emit(point)
         print(_line(state, logs, point), flush=True)  # noqa: T201 - engine.log is what people read
-        if not math.isfinite(float(logs["loss"])):
-            raise NonFiniteLoss(state.global_step)
 
     def _point(self, state: TrainerState, logs: dict[str, float]) -> LogEvent:
-        steps, seconds = self.clock.read()
+        steps, seconds, places = self.pace.read()
         tokens = float(state.num_input_tokens_seen) - self.tokens_seen
         self.tokens_seen += tokens
         self.trained_tokens += tokens
         self.trained_seconds += seconds
         memory = memory_in_use()
         self.peak_memory = max(self.peak_memory, memory)
+        speed = tokens / seconds if seconds else None
+        usage = self.meter.read()
         return LogEvent(
             epoch=logs.get("epoch"),
             loss=float(logs["loss"]),
             learning_rate=logs.get("learning_rate"),
             grad_norm=logs.get("grad_norm"),
-            tokens_per_second=tokens / seconds if seconds else None,
+            tokens_per_second=speed,
             step_seconds=seconds / steps if steps else None,
             memory_bytes=memory,
-            eta_seconds=self.clock.eta(state.max_steps - state.global_step),
+            eta_seconds=self.pace.left(state.global_step),
+            gpu_utilization=usage.utilization,
+            gpu_power_watts=usage.watts,
+            mfu=self.meter.mfu(speed),
+            padding=max(1 - tokens / places, 0.0) if places else None,
         )
 
     def on_evaluate(

@@ -72,7 +72,8 @@ def _train(run: RunDir, journal: Journal, resume: bool) -> RunState:
     exam = Exam(run, journal, respondent, exam_questions(config, inputs.source, journal))
     if inputs.checkpoint is None:
         watch.sampler.ask("start")
-    exam.begin()
+    with watch.pace.rehearsing():
+        exam.begin()
     laps.lap("before")
 
     with journal.uninterrupted():
@@ -152,18 +153,22 @@ def _set_up(
     run: RunDir, journal: Journal, inputs: Inputs, loaded: Loaded, examples: Prepared, respondent: Respondent
 ) -> tuple[Trainer, Watch]:
     """The trainer and what watches it."""
+    from studio.engine import gpu_meter, soundness
     from studio.engine.best import watchers
     from studio.engine.callbacks import Sampler, SampleWhileTraining, Watch
-    from studio.engine.trainer import build_trainer, training_arguments, training_data
+    from studio.engine.pace import Pace
+    from studio.engine.trainer import build_trainer, plan_of, training_arguments, training_data
 
     config = inputs.config
     data = training_data(examples, loaded.tokenizer.pad_token_id or 0, flat=_wants_flat(config))
-    sampler = Sampler(journal, respondent, config.samples)
-    watch = Watch(journal, sampler)
+    pace = Pace(plan=plan_of(config, data))
+    sampler = Sampler(journal, respondent, config.samples, pace)
+    watch = Watch(journal, sampler, pace, gpu_meter.meter_of(config, loaded, examples))
+    guard = soundness.Guard(journal, soundness.batches_of(config, data.train))
     validate = bool(len(data.validation))
     arguments = training_arguments(config, run.checkpoints, loaded, validate=validate)
     callbacks = [*watchers(config, validate=validate), watch, SampleWhileTraining(sampler)]
-    return build_trainer(arguments, loaded, data, callbacks), watch
+    return build_trainer(arguments, loaded, data, callbacks, pace, guard), watch
 
 
 def _fit(run: RunDir, journal: Journal, trainer: Trainer, checkpoint: Path | None) -> None:

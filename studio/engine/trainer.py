@@ -13,6 +13,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from studio import checkpoints
 from studio.config import RunConfig
 from studio.engine import zero
 from studio.engine.activity import batch, during
@@ -21,9 +22,11 @@ from studio.engine.attention import Collator
 from studio.engine.best import follow_best
 from studio.engine.data import dataset_of
 from studio.engine.model import Loaded
+from studio.engine.pace import Pace, Plan
+from studio.engine.soundness import Guard
 from studio.optimizers import read_settings, usual_settings
 from studio.records.batches import Rows, training_rows, validation_rows
-from studio.records.counts import Prepared
+from studio.records.counts import Prepared, numbers_of, order_of, places, updates
 from studio.records.order import Indices, training_order
 
 if TYPE_CHECKING:
@@ -51,7 +54,11 @@ class Trainer(SFTTrainer):
     """SFTTrainer in our own order of rows, and without the model card it writes at each checkpoint."""
 
     validation_collator: Collator
+    checkpoints_kept: int | None = None
     row_sizes: Indices
+    pace: Pace
+    guard: Guard | None
+    _at: tuple[int, int] = (-1, 0)  # update, and its batch that is computed
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: ours is written with the adapter."""
@@ -78,14 +85,52 @@ class Trainer(SFTTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The loss on the validation rows; the training does not feel it."""
         model: Any = self.model
-        with undisturbed(model), during("evaluation"):
+        with undisturbed(model), during("evaluation"), self.pace.timing("evaluate"):
             return super().evaluate(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, *args: Any) -> Any:
-        """Forward and backward over one batch, whose size a failure can name."""
+        """Forward and backward over one batch, whose size a failure can name. Raises EngineError at no number."""
         rows, length = inputs["input_ids"].shape
+        done, which = self.state.global_step, self._at[1] + 1
+        self._at = (done, which if done == self._at[0] else 0)
+        self.pace.places += rows * length * self.accelerator.num_processes
         with during("step", rows=rows, length=length):
-            return super().training_step(model, inputs, *args)
+            loss = super().training_step(model, inputs, *args)  # type: ignore[no-untyped-call]
+        if self.guard:
+            self.guard.check("loss", self._worst(loss), *self._at)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        scaled = self.accelerator.scaler is not None  # it leaves such a step out by itself
+        if norm is not None and self.guard and not scaled:
+            self.guard.check("gradient", self._worst(norm), self.state.global_step)
+        return norm
+
+    def _worst(self, value: Any) -> Any:
+        """The value of all processes, no number if it is none in one of them: then all of them stop."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return self.accelerator.gather(torch.as_tensor(value, device=self.args.device).reshape(1)).sum()
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; a checkpoint to go on from may have been moved since it was written."""
+        if resume_from_checkpoint:
+            checkpoints.settle(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with during("save"), self.pace.timing("save"):
+            super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._finish_checkpoint()
+
+    def _finish_checkpoint(self) -> None:
+        """The disk has all of the new checkpoint before an older one is deleted."""
+        folder, best = Path(self.args.output_dir), self.state.best_model_checkpoint
+        checkpoints.seal(folder / f"checkpoint-{self.state.global_step}")
+        checkpoints.rotate(folder, self.checkpoints_kept, Path(best) if best else None)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The loss on one batch of validation rows, whose size a failure can name."""
@@ -115,6 +160,23 @@ def training_data(prepared: Prepared, pad_token_id: int, *, flat: bool) -> Train
     """The rows of a run; `flat` for attention that wants packed rows as one."""
     collator = Collator(pad_token_id, packed=prepared.packing, flat=flat)
     return TrainingData(training_rows(prepared), validation_rows(prepared), collator)
+
+
+def plan_of(config: RunConfig, data: TrainingData) -> Plan:
+    """What a training over `data` is going to do, as far as it takes time."""
+    numbers, train = numbers_of(config), config.train
+    sizes, batch_size = data.train.sizes, train.per_device_train_batch_size
+    updates_per_epoch = -(-len(sizes) // (batch_size * train.gradient_accumulation_steps))
+    validation = data.validation.sizes
+    every = train.eval_steps or config.samples.evaluation_freq
+    return Plan(
+        max_steps=updates(len(sizes), numbers),
+        places=float(places(sizes[order_of(sizes, numbers)], batch_size).sum()) / updates_per_epoch,
+        validation_places=int(places(validation, batch_size).sum()) if len(validation) else 0,
+        evaluate_every=every if len(validation) else 0,
+        sample_every=config.samples.evaluation_freq,
+        save_every=train.save_steps,
+    )
 
 
 def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, validate: bool) -> SFTConfig:
@@ -151,9 +213,14 @@ def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, valid
 
 
 def build_trainer(
-    arguments: SFTConfig, loaded: Loaded, data: TrainingData, callbacks: Sequence[TrainerCallback]
+    arguments: SFTConfig,
+    loaded: Loaded,
+    data: TrainingData,
+    callbacks: Sequence[TrainerCallback],
+    pace: Pace | None = None,
+    guard: Guard | None = None,
 ) -> Trainer:
-    """The trainer; its `model` is `loaded.model`."""
+    """The trainer; its `model` is `loaded.model`. `pace` times what it does, `guard` looks at its numbers."""
     # TRL rounds a 4-bit model's adapter to bfloat16: too coarse for small updates, and a loss for one that goes on.
     trained = [(weight, weight.data.float()) for weight in loaded.model.parameters() if weight.requires_grad]
     trainer = Trainer(
@@ -166,6 +233,9 @@ def build_trainer(
         callbacks=list(callbacks),
     )
     trainer.row_sizes = data.train.sizes
+    trainer.pace, trainer.guard = pace or Pace(), guard
+    # The library's own rotation goes by the clock, deletes bit by bit, and takes a stopped run's last checkpoint.
+    trainer.checkpoints_kept, arguments.save_total_limit = arguments.save_total_limit, None
     trainer.validation_collator = Collator(data.collator.shape.pad_token_id)
     trainer.remove_callback(PrinterCallback)
     if arguments.deepspeed:
