@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from filelock import Timeout
 
+from studio import run_queue
 from studio.config import MergeConfig
 from studio.events import RunState
 from studio.library import folder_bytes, references
@@ -44,11 +45,11 @@ class Deleted:
 def delete_runs(workspace: Workspace, run_ids: Sequence[str]) -> Deleted:
     """Delete runs, newest first, so that a chain of runs can go at once; what is refused stays.
 
-    Raises DeletionRefused when another process holds the workspace.
+    Raises StartRefused when another process holds the workspace.
     """
     found = Deleted()
     emptied: list[Path] = []
-    with locked(workspace):
+    with run_queue.locked(workspace):
         configs = _configs(workspace)
         for run_id in sorted(set(run_ids), reverse=True):
             try:
@@ -64,19 +65,6 @@ def delete_runs(workspace: Workspace, run_ids: Sequence[str]) -> Deleted:
     for path in emptied:  # gigabytes take a while; the runs are gone from the list already
         shutil.rmtree(path, ignore_errors=True)
     return found
-
-
-@contextlib.contextmanager
-def locked(workspace: Workspace) -> Iterator[None]:
-    """Inside, nobody else starts, queues or deletes a run of the workspace. Raises DeletionRefused."""
-    try:
-        lock = workspace.lock().acquire()
-    except Timeout:
-        raise DeletionRefused("another studio is at work in this workspace; try again in a moment") from None
-    except OSError as error:
-        raise DeletionRefused(f"the workspace cannot be written ({error.strerror}); nothing was deleted") from None
-    with lock:
-        yield
 
 
 def _exact(workspace: Workspace, run_id: str) -> RunDir:
@@ -101,7 +89,7 @@ def check_deletable(run: RunDir, configs: dict[str, str]) -> None:
     state = run.state()
     if state.live:
         raise DeletionRefused(f"run {run.id} is {state} and cannot be deleted; stop it first")
-    if run.queue_file.exists():
+    if run_queue.read(run):
         raise DeletionRefused(f"run {run.id} waits in the queue; take it out of the queue before you delete it")
     for other in (RunDir(run.path.parent / name) for name, text in configs.items() if run.id in text):
         if other.id != run.id and _stands_on(other, run):

@@ -12,6 +12,7 @@ from studio.events import ExitCode
 from studio.presets import ModelError
 from studio.records.errors import DataError
 from studio.remote_code import allow
+from studio.run_deletion import DeletionRefused
 from studio.runner import StartRefused
 from studio.schema import ConfigError
 from studio.workspace import RunNotFound, WorkspaceError
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow()
     try:
         return int(arguments.func(arguments))
-    except (ConfigError, DataError, ModelError, RunNotFound, StartRefused, WorkspaceError) as error:
+    except (ConfigError, DataError, DeletionRefused, ModelError, RunNotFound, StartRefused, WorkspaceError) as error:
         # str() of a LookupError would add quotes
         print(f"error: {error.args[0] if isinstance(error, RunNotFound) else error}", file=sys.stderr)
         return ExitCode.BAD_INPUT

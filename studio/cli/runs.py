@@ -1,4 +1,4 @@
-"""runs: list, show, follow, stop and resume runs."""
+"""runs: look after runs. Here: list, show, follow, stop, resume; the rest is in `studio.cli.runs_library`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,30 @@ from rich.console import Console
 from rich.table import Table
 
 from studio import runner
-from studio.cli.follow import follow, print_json
+from studio.cli import runs_library
+from studio.cli.follow import follow_or_leave, print_json
+from studio.cli.queued import place_of
 from studio.cli.workspace import add_workspace, open_workspace
 from studio.events import ExitCode, RunState
+from studio.library import Line, free_bytes, lines, matches, read_line
+from studio.run_card import number, seconds, size
+from studio.schema import parse_overrides
+
+RUN = "run id, the part of it after the time, or `last`"
+SORTS = {
+    "newest": lambda line: -line["created_at"],
+    "loss": lambda line: (line["loss"] is None, line["loss"] or 0),
+    "duration": lambda line: -(line["duration_seconds"] or 0),
+    "size": lambda line: -line["size_bytes"],
+    "name": lambda line: line["name"].casefold(),
+}
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb and its own verbs."""
-    parser = verbs.add_parser("runs", help="list, show, follow, stop or resume runs")
+    parser = verbs.add_parser("runs", help="list, show, compare, delete runs and more")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
+    made = {}
     for name, text, function in (
         ("list", "every run, newest first", _list),
         ("show", "one run in detail", _show),
@@ -25,55 +40,121 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         ("stop", "save and stop a run", _stop),
         ("resume", "continue a run from its last checkpoint", _resume),
     ):
-        action = actions.add_parser(name, help=text)
+        made[name] = action = actions.add_parser(name, help=text)
         if name != "list":
-            action.add_argument("run", help="run id, the part of it after the time, or `last`")
+            action.add_argument("run", help=RUN)
         action.add_argument("--json", action="store_true", help="print JSON")
-        if name == "resume":
-            action.add_argument("--detach", action="store_true", help="return as soon as the run goes on")
         add_workspace(action)
         action.set_defaults(func=function)
+    made["list"].add_argument("--search", default="", metavar="WORDS", help="only runs whose names or tags have them")
+    made["list"].add_argument("--state", choices=[str(state) for state in RunState], help="only runs in this state")
+    made["list"].add_argument("--tag", metavar="TAG", help="only runs with this tag")
+    made["list"].add_argument("--sort", choices=sorted(SORTS), default="newest", help="default: newest")
+    made["resume"].add_argument("--detach", action="store_true", help="return as soon as the run goes on")
+    made["resume"].add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="overrides",
+        help="change a field from here on, like --set train.per_device_train_batch_size=1; may be given again",
+    )
+    runs_library.add_actions(actions)
 
 
 def _list(arguments: argparse.Namespace) -> int:
-    rows = [run.describe() for run in open_workspace(arguments).list_runs()]
+    workspace = open_workspace(arguments)
+    runner.look_after(workspace)
+    wanted = (arguments.tag or "").casefold()
+    rows = [
+        line
+        for line in lines(workspace)
+        if matches(line, arguments.search)
+        and arguments.state in (None, line["state"])
+        and (not wanted or wanted in [tag.casefold() for tag in line["tags"]])
+    ]
+    rows.sort(key=SORTS[arguments.sort])
     if arguments.json:
         print_json(rows)
-        return ExitCode.FINISHED
-    if not rows:
+    elif rows:
+        _table(rows)
+        total = sum(line["size_bytes"] for line in rows)
+        print(f"{len(rows)} runs, {size(total)} on disk, {size(free_bytes(workspace))} free")
+    elif arguments.search or arguments.state or arguments.tag:
+        print("no run is like that; `runs list` shows them all")
+    else:
         print("no runs yet; start one: demo, or train CONFIG")
-        return ExitCode.FINISHED
-    table = Table("run", "state", "step", "method", "verdict", "started", box=None)
+    return ExitCode.FINISHED
+
+
+def _table(rows: list[Line]) -> None:
+    table = Table("run", "state", "step", "model", "dataset", "verdict", "loss", "time", "size", "started", box=None)
     for row in rows:
         verdict = {True: "passed", False: "not passed", None: ""}[row["verdict_passed"]]
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created_at"]))
-        steps = f"{row['step']}/{row['max_steps']}"
-        table.add_row(row["id"], row["state"], steps, row.get("method", row["kind"]), verdict, started)
+        steps = f"{row['step']}/{row['max_steps']}" if row["max_steps"] else ""
+        named = f"{row['id']} “{row['title']}”" if row["title"] else row["id"]
+        named += "".join(f" #{tag}" for tag in row["tags"])
+        table.add_row(
+            named,
+            row["state"],
+            steps,
+            row["model"],
+            row["dataset"],
+            verdict,
+            number(row["loss"]),
+            seconds(row["duration_seconds"]),
+            size(row["size_bytes"]),
+            started,
+        )
     Console(highlight=False, markup=False).print(table)
-    return ExitCode.FINISHED
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    run = open_workspace(arguments).run(arguments.run)
-    details = run.describe() | {"path": str(run.path)}
+    workspace = open_workspace(arguments)
+    run = workspace.run(arguments.run)
+    details = read_line(run) | {"path": str(run.path)}
+    place = place_of(workspace, run)
+    if place:
+        details["queue"] = {"place": place[0], "why": place[1]}
     launch = run.read_launch()
     if launch:
-        details["launch"] = launch.model_dump(include={"argv", "pid", "attempt", "host"})
-    details["report"] = run.read_report()
+        details["launch"] = launch.model_dump(include={"argv", "pid", "attempt", "host", "gpus"})
+    report = run.read_report() or {}
     if arguments.json:
-        print_json(details)
+        status = run.read_status()
+        error = status.error.model_dump() if status and status.error else None
+        print_json(details | {"error": error, "report": run.read_report()})
         return ExitCode.FINISHED
     for key, value in details.items():
-        if value not in (None, "") and key not in ("launch", "report"):
-            print(f"{key:>14}  {value}")
-    verdict = (run.read_report() or {}).get("verdict")
+        if value not in (None, "", []) and key != "launch":
+            print(f"{key:>16}  {_shown(key, value)}")
+    verdict, diagnosis = report.get("verdict"), report.get("diagnosis")
     if isinstance(verdict, dict):
-        print(f"{'summary':>14}  {verdict.get('summary', '')}")
+        print(f"{'summary':>16}  {verdict.get('summary', '')}")
+    if isinstance(diagnosis, dict):
+        print(f"{'diagnosis':>16}  {diagnosis.get('message', '')} {diagnosis.get('hint', '')}".rstrip())
     return ExitCode.FINISHED
 
 
+def _shown(key: str, value: object) -> str:
+    if isinstance(value, dict):
+        return f"place {value['place']}: {value['why']}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if key.endswith("_at"):
+            return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+        if key == "duration_seconds":
+            return seconds(value)
+        return size(value) if key == "size_bytes" else f"{value:g}"
+    return str(value)
+
+
 def _follow(arguments: argparse.Namespace) -> int:
-    return follow(open_workspace(arguments).run(arguments.run), as_json=arguments.json)
+    workspace = open_workspace(arguments)
+    runner.look_after(workspace)
+    return follow_or_leave(workspace, workspace.run(arguments.run), as_json=arguments.json)
 
 
 def _stop(arguments: argparse.Namespace) -> int:
@@ -90,9 +171,9 @@ def _stop(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    run = open_workspace(arguments).run(arguments.run)
-    runner.resume(run)
+    workspace = open_workspace(arguments)
+    run = workspace.run(arguments.run)
+    runner.resume(run, parse_overrides(arguments.overrides) or None)
     if arguments.detach:
-        print_json({"id": run.id}) if arguments.json else print(f"{run.id} goes on; watch it: runs follow {run.id}")
-        return ExitCode.FINISHED
-    return follow(run, as_json=arguments.json)
+        return runs_library.say_started(workspace, run, as_json=arguments.json, word="goes on")
+    return follow_or_leave(workspace, run, as_json=arguments.json)

@@ -83,11 +83,12 @@ class Context:
 def known_errors() -> tuple[type[Exception], ...]:
     """Errors of the lower layers whose text is already one sentence for the visitor."""
     from studio.records import DataError
+    from studio.run_deletion import DeletionRefused
     from studio.runner import StartRefused
     from studio.schema import ConfigError
     from studio.workspace import WorkspaceError
 
-    return (Refused, DataError, WorkspaceError, StartRefused, ConfigError)
+    return (Refused, DataError, WorkspaceError, StartRefused, DeletionRefused, ConfigError)
 
 
 def sentence(error: Exception) -> str:

@@ -18,6 +18,7 @@ from studio.curves import last_values, read_curves, worked_seconds
 from studio.events import EvalEvent, FinishedEvent, Launch, LogEvent, RunState, SampleEvent, StartedEvent, Status
 from studio.library import Library, matches, read_line
 from studio.run_deletion import DeletionRefused, delete_runs
+from studio.run_queue import StartRefused
 from studio.schema import ConfigError, build
 
 
@@ -394,7 +395,7 @@ def test_nothing_is_deleted_while_another_studio_starts_a_run(ws, monkeypatch):
     holder.start()
     held.wait()
     try:
-        with pytest.raises(DeletionRefused, match="another studio is at work"):
+        with pytest.raises(StartRefused, match="another studio"):
             delete_runs(ws, [run.id])
     finally:
         done.set()
