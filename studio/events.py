@@ -256,3 +256,4 @@ class Launch(BaseModel):
     versions: dict[str, str] = {}
     git_commit: str | None = None
     gpus: list[int] = []
+    gpu_count: int = 1

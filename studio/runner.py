@@ -21,8 +21,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from studio import chat_memory, devices, hardware, processes, resources, run_queue
-from studio.chat_memory import ChatHolder
+from studio import hardware, processes, resources, run_queue, turns
+from studio.at_work import live_run as live_run
+from studio.at_work import live_runs as live_runs
 from studio.checkpoints import last_checkpoint, step_of
 from studio.config import AnyConfig, RunConfig
 from studio.events import Launch, RunState
@@ -30,6 +31,8 @@ from studio.presets import ROOT
 from studio.run_queue import StartRefused as StartRefused
 from studio.rundir import RunDir, write_atomic
 from studio.schema import ConfigError, dump_yaml
+from studio.turns import decisions as decisions
+from studio.turns import needs_chat_memory as needs_chat_memory
 from studio.workspace import Workspace
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
@@ -71,11 +74,6 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def live_run(workspace: Workspace) -> RunDir | None:
-    """The newest run of the workspace an engine is working on, or None."""
-    return next((run for run in workspace.list_runs() if run.state().live), None)
-
-
 def submit(workspace: Workspace, config: AnyConfig, *, gpus: list[int] | None = None, gpu_count: int = 1) -> RunDir:
     """A new run with its configuration frozen: at work if there is room for it now, else waiting in the queue.
 
@@ -86,6 +84,8 @@ def submit(workspace: Workspace, config: AnyConfig, *, gpus: list[int] | None = 
         WorkspaceError: the run directory cannot be written.
     """
     _check_cards(gpus, gpu_count)
+    if not isinstance(config, RunConfig):
+        gpus, gpu_count = None, 0  # a merge computes in main memory
     with run_queue.locked(workspace):
         entry = run_queue.next_entry(workspace).model_copy(update={"gpus": gpus, "gpu_count": gpu_count})
         run = workspace.create_run(config, queue=entry.model_dump_json(indent=1))
@@ -117,7 +117,7 @@ def start(run: RunDir) -> None:
         if run.state() is not RunState.QUEUED:
             raise StartRefused(f"run {run.id} has been started already ({_held(run)})", run.id)
         entry = run_queue.read(run) or run_queue.next_entry(workspace, run)
-        [decision] = _decisions(workspace, [(run, entry.model_copy(update={"paused": False}))])
+        [decision] = turns.decisions_for(workspace, [(run, entry.model_copy(update={"paused": False}))])
         if not decision.start:
             blocking = decision.blocking
             raise StartRefused(f"run {run.id} cannot be started: it {decision.reason}", blocking)
@@ -147,9 +147,8 @@ def resume(run: RunDir, changes: Mapping[str, Any] | None = None) -> None:
             step = step_of(last) if last else 0
             run.change(changes, step)
         entry = run_queue.next_entry(workspace, run)
-        before_launch = run.read_launch()
-        cards = before_launch.gpus if before_launch else []
-        run_queue.write(run, entry.model_copy(update={"gpu_count": len(cards) or entry.gpu_count}))
+        launch = run.read_launch()
+        run_queue.write(run, entry.model_copy(update={"gpu_count": launch.gpu_count if launch else 1}))
         try:
             start_waiting(workspace, mine=run)
         except StartRefused:
@@ -187,13 +186,13 @@ def start_waiting(workspace: Workspace, mine: RunDir | None = None) -> list[RunD
     waiting = run_queue.entries(workspace)
     by_id = {run.id: (run, entry) for run, entry in waiting}
     started = []
-    for decision in _decisions(workspace, waiting):
+    for decision in turns.decisions_for(workspace, waiting):
         if not decision.start:
             continue
         run, entry = by_id[decision.run_id]
         try:
             if mine is None or run.id != mine.id:  # whoever starts by hand has been asked
-                _make_room(workspace, run)
+                turns.make_room(workspace, run, decision.cards)
             _begin(run, entry, decision)
             started.append(run)
         except (StartRefused, ConfigError) as refused:
@@ -202,68 +201,6 @@ def start_waiting(workspace: Workspace, mine: RunDir | None = None) -> list[RunD
             with contextlib.suppress(StartRefused):
                 run_queue.write(run, entry.model_copy(update={"paused": True, "problem": str(refused)}))
     return started
-
-
-def decisions(workspace: Workspace) -> list[resources.Decision]:
-    """What every waiting run waits for, in the order of the queue."""
-    return _decisions(workspace, run_queue.entries(workspace))
-
-
-def _decisions(workspace: Workspace, waiting: list[tuple[RunDir, run_queue.Entry]]) -> list[resources.Decision]:
-    if not waiting:
-        return []
-    live = live_runs(workspace)
-    jobs = [_job(run, entry) for run, entry in waiting]
-    busy = [resources.Busy(run.id, tuple(launch.gpus)) for run in live if (launch := run.read_launch())]
-    cards = sorted(resources.cards(), key=lambda card: -card.free_bytes)
-    room = resources.Room(
-        cards=tuple(card.index for card in cards),
-        max_running=run_queue.settings(workspace).max_running,
-        fits=lambda run_id: _missing_memory(workspace, workspace.run(run_id), live),
-    )
-    return resources.decide(jobs, busy, room)
-
-
-def _job(run: RunDir, entry: run_queue.Entry) -> resources.Job:
-    count = entry.gpu_count
-    with contextlib.suppress(ConfigError):
-        count = count if isinstance(run.config(), RunConfig) else 0  # a merge computes in main memory
-    return resources.Job(run.id, tuple(entry.gpus) if entry.gpus else None, count, entry.paused)
-
-
-def live_runs(workspace: Workspace) -> list[RunDir]:
-    """Every run of the workspace an engine is working on, newest first."""
-    return [run for run in workspace.list_runs() if run.state().live]
-
-
-def _missing_memory(workspace: Workspace, run: RunDir, live: list[RunDir]) -> str:
-    """What is missing for a run to go beside those at work; "" when it fits or its need is not known."""
-    del live
-    device = devices.main_memory()
-    try:
-        needed = resources.predicted_bytes(workspace, run.config(), device)
-    except ConfigError:
-        return ""
-    if needed is None or needed <= device.free_bytes:
-        return ""
-    return f"waits for memory: it needs up to {needed / 1e9:.1f} GB, and {device.free_bytes / 1e9:.1f} GB are free"
-
-
-def needs_chat_memory(workspace: Workspace, config: AnyConfig) -> ChatHolder | None:
-    """The chat server that holds a model in memory this run needs; None when there is room, or no such server."""
-    found = chat_memory.holders(workspace)
-    if not found:
-        return None
-    room = devices.from_gpus(resources.cards()) or (devices.main_memory(),)
-    roomiest = max(room, key=lambda device: device.free_bytes)
-    needed = resources.predicted_bytes(workspace, config, roomiest)
-    short = needed is not None and needed > roomiest.free_bytes
-    return max(found, key=lambda record: record.memory_bytes) if short else None
-
-
-def _make_room(workspace: Workspace, run: RunDir) -> None:
-    if needs_chat_memory(workspace, run.config()):
-        chat_memory.release(workspace, run.id)
 
 
 def look_after(workspace: Workspace) -> bool:
@@ -309,17 +246,18 @@ def dispatcher_at_work(workspace: Workspace) -> bool:
 
 def _begin(run: RunDir, entry: run_queue.Entry, decision: resources.Decision) -> None:
     """Start the engine on a waiting run and take it out of the queue."""
-    _spawn(run, resume=entry.resume, gpus=list(decision.cards))
+    _spawn(run, entry, list(decision.cards))
     run_queue.drop(run)
 
 
-def _spawn(run: RunDir, *, resume: bool, gpus: list[int]) -> None:
+def _spawn(run: RunDir, entry: run_queue.Entry, gpus: list[int]) -> None:
     kind = run.config().kind
-    argv = [*ENGINE, kind, str(run.path)] + (["--resume"] if resume else [])
+    argv = [*ENGINE, kind, str(run.path)] + (["--resume"] if entry.resume else [])
     before = run.read_launch()
     attempt = before.attempt + 1 if before else 1
     # Everything slow is found out first: between the child's birth and its record a killed studio would lose it.
-    facts: dict[str, Any] = {"argv": argv, "attempt": attempt, "versions": _versions(), "git_commit": _git_commit()}
+    facts: dict[str, Any] = {"argv": argv, "attempt": attempt, "gpus": gpus, "gpu_count": entry.gpu_count}
+    facts |= {"versions": _versions(), "git_commit": _git_commit()}
     environment = engine_environment() | processes.marks(run.path, attempt)
     if resources.cards():
         environment |= resources.card_environment(gpus)
@@ -341,7 +279,7 @@ def _spawn(run: RunDir, *, resume: bool, gpus: list[int]) -> None:
         raise StartRefused(f"the engine cannot be started ({error.strerror or error})") from None
     _reap(child)
     try:
-        run.write_launch(Launch(**facts, **processes.record(child.pid), gpus=gpus))
+        run.write_launch(Launch(**facts, **processes.record(child.pid)))
     except OSError as error:  # a run nobody can find again must not go on
         os.killpg(child.pid, signal.SIGKILL)
         raise StartRefused(f"the run directory cannot be written ({error.strerror}); free some disk space") from None
