@@ -9,6 +9,7 @@ from typing import Any
 from studio.config import RunConfig
 from studio.curves import read_samples
 from studio.library import read_line
+from studio.prompts import as_line
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError, flatten, walk
 
@@ -125,7 +126,7 @@ def _answers(run: RunDir) -> dict[str, dict[str, Any]]:
     """{prompt: its first and its last answer} of a run."""
     found: dict[str, dict[str, Any]] = {}
     for event in sorted(read_samples(run), key=lambda event: event.step):
-        entry = found.setdefault(event.prompt, {"before": event.answer if event.step == 0 else None})
+        entry = found.setdefault(as_line(event.prompt), {"before": event.answer if event.step == 0 else None})
         entry |= {"answer": event.answer, "step": event.step}
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -33,6 +33,7 @@ PRESSED_FROM = 5.0
 """Optimizer updates per different row from which a run is called a parrot rather than forgetful."""
 FELL_TO, MEMORISED = 0.5, 0.1  # share of the first loss that is a clear fall; a loss at which rows are known by heart
 MOST_EPOCHS, MOST_REPLAY = 100.0, 400
+PATIENCE = 3  # checks worse than the best after which a training ends
 RISEN_BY = 1.5  # times its lowest, from which a loss has clearly gone up again
 
 
@@ -50,14 +51,40 @@ class Diagnosis(BaseModel):
     changes: dict[str, Any] = {}
 
 
-@dataclass(frozen=True)
-class Check:
-    """One check during the training (`VerdictEvent`): shares from 0 to 1, None for what is not asked."""
+class Check(BaseModel):
+    """One check during the training: shares from 0 to 1, None for what is not asked; `passed` as the verdict is."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     step: int
     learned: float | None = None
     leaked: float | None = None
     retained: float | None = None
+    passed: bool = False
+
+    @property
+    def score(self) -> float:
+        """How good the model is at that step, from 0 to 1: the mean of what was asked."""
+        unleaked = None if self.leaked is None else 1 - self.leaked
+        asked = [share for share in (self.learned, unleaked, self.retained) if share is not None]
+        return sum(asked) / len(asked) if asked else 0.0
+
+
+def best_of(checks: Sequence[Check]) -> Check | None:
+    """The check of a trained step with the highest score, the latest of equal ones; None before there is one."""
+    trained = [check for check in checks if check.step]
+    return max(trained, key=lambda check: (check.score, check.step), default=None)
+
+
+def enough(checks: Sequence[Check]) -> bool:
+    """Whether training on is of no use: the last two checks are passed, or the last three are worse than the best."""
+    trained = [check for check in checks if check.step]
+    if len(trained) > 1 and trained[-1].passed and trained[-2].passed:
+        return True
+    best = best_of(trained)
+    if best is None or not best.learned:
+        return False
+    return sum(check.step > best.step for check in trained) >= PATIENCE
 
 
 @dataclass(frozen=True)
@@ -77,7 +104,7 @@ class Facts:
     lowest_loss: float | None = None
     last_loss: float | None = None
     own_template: bool = True
-    checks: Sequence[Check] = field(default=())
+    checks: Sequence[Check] = ()
 
     def part(self, name: str) -> Mapping[str, Any]:
         """One part of the verdict; empty when it was not checked."""

@@ -18,7 +18,7 @@ from studio.engine.stopping import Endings, cut, endings
 from studio.records.chat_tokenizer import ChatTokenizer
 
 Progress = Callable[[int, int], None]
-Prompt = str | Sequence[Mapping[str, str]]
+Prompt = str | Sequence[Mapping[str, Any]]
 BATCHES = ((100_000_000, 64), (2_000_000_000, 16))  # (parameters up to, prompts at once)
 LARGE_BATCH = 4
 

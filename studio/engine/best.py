@@ -1,11 +1,16 @@
-"""The lowest validation loss: a checkpoint is kept there, training ends when it no longer falls, and both are told."""
+"""Which step is the best: by the validation loss or by the checks during the training.
+
+A checkpoint is kept there where that is asked for, training ends when it gets no better, and both are told.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from pydantic import BaseModel
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -15,9 +20,17 @@ from transformers import (
     TrainingArguments,
 )
 
+from studio.checkpoints import complete_checkpoints, step_of
 from studio.config import RunConfig
+from studio.diagnosis import best_of
+from studio.engine.checking import CheckWhileTraining
+from studio.engine.exam import Exam
 from studio.engine.failure import EngineError
 from studio.events import RunError
+from studio.rundir import RunDir, write_atomic
+
+CLEARLY = 0.02
+"""By how much of its score, or of its loss, a step must be better than the last one to be chosen before it."""
 
 
 class SaveBest(TrainerCallback):
@@ -39,28 +52,40 @@ class SaveBest(TrainerCallback):
 
 @dataclass(frozen=True)
 class Ending:
-    """How a training ended: after `steps` of `planned`; `best_step`: whose weights are saved, if not the last one's."""
+    """How a training ended: after `steps` of `planned`; `best_step`: whose weights are saved, if not the last one's.
+
+    `by`: what `early` and `best_step` go by; `best_loss` is set for the validation loss.
+    """
 
     steps: int
     planned: int
     early: bool
     best_step: int | None = None
     best_loss: float | None = None
+    by: Literal["loss", "checks"] = "loss"
 
     @property
     def sentences(self) -> list[str]:
         """What a report or a card says of it."""
         said = []
         if self.early:
-            said.append(f"Ended early after step {self.steps} of {self.planned}: the validation loss no longer fell.")
-        if self.best_step is not None:
+            why = "the validation loss no longer fell" if self.by == "loss" else "the checks got no better"
+            said.append(f"Ended early after step {self.steps} of {self.planned}: {why}.")
+        if self.best_step is not None and self.best_loss is not None:
             said.append(f"Saved is step {self.best_step}, which had the lowest validation loss: {self.best_loss:.4f}.")
+        elif self.best_step is not None:
+            said.append(f"Saved is step {self.best_step}, which did best in the checks.")
         return said
 
 
-def follow_best(arguments: TrainingArguments, config: RunConfig) -> None:
-    """Tell the trainer that the lowest validation loss is the best, and whether to return to it at the end."""
+def follow_best(arguments: TrainingArguments, config: RunConfig, *, validate: bool) -> None:
+    """Tell the trainer what is the best, and whether to return to it at the end."""
     section = config.early_stopping
+    if config.verdict.stop_at_best:  # `checking` says which step that is
+        arguments.load_best_model_at_end = True
+        return
+    if not validate:
+        return
     if config.train.load_best_model_at_end or section.early_stopping_patience is not None:
         arguments.metric_for_best_model, arguments.greater_is_better = "loss", False
         arguments.restore_callback_states_from_checkpoint = True
@@ -89,11 +114,67 @@ def ending(trainer: Trainer) -> Ending:
     """How `trainer` ended."""
     state = trainer.state
     stoppers: Sequence[Any] = trainer.callback_handler.callbacks
-    early = state.global_step < state.max_steps and any(
+    patient = any(
         isinstance(one, EarlyStoppingCallback) and one.early_stopping_patience_counter >= one.early_stopping_patience
         for one in stoppers
     )
-    best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
-    if not best:
-        return Ending(state.global_step, state.max_steps, early)
-    return Ending(state.global_step, state.max_steps, early, state.best_global_step, state.best_metric)
+    checked = [one for one in stoppers if isinstance(one, CheckWhileTraining) and one.choose]
+    by: Literal["loss", "checks"] = "checks" if checked else "loss"
+    early = state.global_step < state.max_steps and (patient or any(one.ended for one in checked))
+    if not (trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None):
+        return Ending(state.global_step, state.max_steps, early, by=by)
+    loss = None if checked else state.best_metric
+    return Ending(state.global_step, state.max_steps, early, state.best_global_step, loss, by)
+
+
+class Best(BaseModel):
+    """best.json: the step to choose by default, where its weights lie in the run's directory, and why."""
+
+    step: int
+    path: str
+    why: str
+
+
+def name_best(run: RunDir, ending: Ending, exam: Exam, losses: Mapping[int, float], *, whole: bool) -> Best:
+    """Write best.json: the saved result, unless a kept checkpoint did clearly better. Raises OSError.
+
+    `losses`: validation loss by step, looked at where no check tells what was learned; `whole`: every weight was
+    trained.
+    """
+    saved = Best(step=ending.best_step or ending.steps, path="model" if whole else "adapter", why="")
+    if ending.best_step is not None:
+        best = saved.model_copy(update={"why": ending.sentences[-1]})
+    else:
+        kept = {step_of(path): path for path in complete_checkpoints(run.checkpoints)}
+        kept.pop(ending.steps, None)
+        best = _better_check(kept, exam) or _lower_loss(kept, exam, losses, ending.steps) or saved
+        best = best if best.why else saved.model_copy(update={"why": f"No kept step before {saved.step} did better."})
+    write_atomic(run.best_file, best.model_dump_json(indent=1))
+    return best
+
+
+def _better_check(kept: Mapping[int, Path], exam: Exam) -> Best | None:
+    """The kept checkpoint whose check was better than that of the result."""
+    if not exam.learning_is_checked or exam.final is None:
+        return None
+    best = best_of([check for check in exam.checks if check.step in kept])
+    if best is None or best.score <= exam.final.score + CLEARLY:
+        return None
+    return Best(
+        step=best.step,
+        path=f"checkpoints/{kept[best.step].name}",
+        why=f"Step {best.step} did better in the checks than the last step.",
+    )
+
+
+def _lower_loss(kept: Mapping[int, Path], exam: Exam, losses: Mapping[int, float], last: int) -> Best | None:
+    """The kept checkpoint whose validation loss was lower than that of the result."""
+    known = {step: losses[step] for step in kept if step in losses}
+    if exam.learning_is_checked or not known or last not in losses:
+        return None
+    step = min(known, key=lambda one: known[one])
+    if known[step] >= losses[last] * (1 - CLEARLY):
+        return None
+    return Best(
+        step=step, path=f"checkpoints/{kept[step].name}", why=f"Step {step} had a lower validation loss than the last."
+    )

@@ -1,42 +1,92 @@
-"""The exam of one run: the verdict's questions, asked before, now and then during, and after the training."""
+"""The exam of one run: the verdict's questions, asked before, now and then during, and after the training.
+
+Nothing asked here changes the training: random states and the model's mode are given back (`answers.undisturbed`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from studio.config import RunConfig
+from studio.diagnosis import Check
 from studio.engine.activity import during
-from studio.engine.data import Source
+from studio.engine.inputs import Inputs
 from studio.engine.journal import Journal
-from studio.engine.verdict import Probes, answers_before, before_after, choose_probes, judge
+from studio.engine.verdict import (
+    HeldBack,
+    Probes,
+    answers_before,
+    before_after,
+    choose_probes,
+    judge,
+    quick_probes,
+)
+from studio.events import VerdictEvent
 from studio.records import DataError
-from studio.rundir import RunDir
+from studio.records.batches import validation_rows
+from studio.records.chat_tokenizer import ChatTokenizer
+from studio.records.counts import Prepared
+from studio.records.probes import OWN, heldout_row
+from studio.records.validation_probes import validation_questions
+from studio.rundir import RunDir, write_atomic
 
 if TYPE_CHECKING:
     from studio.engine.answers import Respondent
+    from studio.engine.perplexity import HeldBackRows
 
-BASE_ANSWERS = "base_answers.json"
+BASE_ANSWERS, BASE_PERPLEXITY, CHECKS = "base_answers.json", "base_perplexity.json", "checks.json"
 SHORTEST_LIMIT = 64  # tokens an answer to a probe may have at least
+QUICK_LIMIT = 32  # the same in a check during the training
 
 
-def exam_questions(config: RunConfig, source: Source, journal: Journal) -> Probes | None:
-    """The questions of the verdict, or None when it is off or the built-in questions are gone."""
+def exam_of(run: RunDir, journal: Journal, inputs: Inputs, respondent: Respondent, examples: Prepared) -> Exam:
+    """The exam a configuration asks for; one without questions when the verdict is off."""
+    probes, config = _questions(inputs, examples, respondent.chat, journal), inputs.config
+    rows: HeldBackRows | None = None
+    if probes and len(examples.validation):
+        from studio.engine.perplexity import HeldBackRows
+
+        pad = respondent.tokenizer.pad_token_id or 0
+        rows = HeldBackRows(validation_rows(examples), pad, config.train.per_device_train_batch_size)
+    return Exam(run, journal, respondent, probes, rows, config.train.seed)
+
+
+def _questions(inputs: Inputs, examples: Prepared, chat: ChatTokenizer, journal: Journal) -> Probes | None:
+    """The questions, or None when the verdict is off or the built-in questions are gone."""
+    config, source = inputs.config, inputs.source
     if not config.verdict.enabled:
         return None
+    limit, own = config.verdict.max_probes, [heldout_row(p.messages, p.expect, OWN) for p in config.verdict.probes]
     try:
-        return choose_probes(source.heldout, source.info, config.verdict.max_probes, config.train.seed)
+        heldout = source.heldout
+        if not heldout and not own:
+            heldout = validation_questions(examples, config.data, source.store, chat, limit)
+        return choose_probes(heldout, source.info, limit, config.train.seed, own)
     except DataError as error:
         journal.warn(f"There is no verdict: {error.message}", "verdict.enabled")
         return None
 
 
+@dataclass
 class Exam:
-    """Asks one model `probes`, or nothing when there are none, and judges the answers."""
+    """Asks one model `probes` and has it read `rows`, or does nothing without probes, and judges.
 
-    def __init__(self, run: RunDir, journal: Journal, respondent: Respondent, probes: Probes | None) -> None:
-        self.run, self.journal, self.respondent, self.probes = run, journal, respondent, probes
-        self.before: dict[str, str] = {}
+    `checks`: those made so far, the first of them of the base model.
+    """
+
+    run: RunDir
+    journal: Journal
+    respondent: Respondent
+    probes: Probes | None
+    rows: HeldBackRows | None = None
+    seed: int = 42
+    before: dict[str, str] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    final: Check | None = None
+    _quick: Probes | None = None
+    _perplexity: float | None = None
 
     def begin(self) -> None:
         """Ask the base model; what an earlier start of this run has asked is not asked again."""
@@ -46,17 +96,53 @@ class Exam:
         self.before = answers_before(
             self.run.path / BASE_ANSWERS, self.probes, lambda prompts: self._ask(prompts, label)
         )
+        self._perplexity = self._perplexity_before()
+        self._quick = quick_probes(self.probes, self.before, self.seed)
+        self.checks = self._earlier_checks()
+        if not self.checks:
+            self.tell(self._judged(self.before), self._perplexity)
+
+    @property
+    def learning_is_checked(self) -> bool:
+        """Whether a check says how much was learned, without which no step is better than the first."""
+        return bool(self._quick and self._quick.heldout)
+
+    def check(self) -> Check | None:
+        """Ask a few of the questions now; None when there are none, or at a step that was checked already."""
+        if self._quick is None or not self._quick.questions or self.checks[-1].step == self.journal.step:
+            return None
+        questions = self._quick.questions
+        limit = max(QUICK_LIMIT, self._longest(self._quick) + QUICK_LIMIT // 2)
+        with during("verdict"):
+            answers = self.respondent.answer(list(questions.values()), limit)
+        return self._judged(dict(zip(questions, answers, strict=True)))
+
+    def tell(self, check: Check, perplexity: float | None = None) -> None:
+        """Keep a check and write its event."""
+        self.checks.append(check)
+        self._write(CHECKS, [one.model_dump() for one in self.checks])
+        shares = check.model_dump(include={"learned", "leaked", "retained"})
+        self.journal.emit(VerdictEvent(**shares, perplexity=perplexity))
 
     def finish(self) -> dict[str, Any]:
-        """Ask the trained model; the parts of report.json that follow from its answers."""
+        """Ask the trained model; the parts of report.json that follow from its answers, and one last event."""
         if self.probes is None:
             return {"verdict": None, "before_after": []}
         prompts = list(self.probes.questions)
         after = dict(zip(prompts, self._ask(prompts, "questions asked after the training"), strict=True))
-        return {
-            "verdict": judge(self.probes, self.before, after),
-            "before_after": before_after(self.probes, self.before, after),
-        }
+        perplexity, held_back = self._read("held-back rows read after the training"), None
+        if self.rows and self._perplexity and perplexity:
+            held_back = HeldBack(len(self.rows.chosen), self._perplexity, perplexity)
+        verdict = judge(self.probes, self.before, after, held_back)
+        self.journal.emit(VerdictEvent(**_shares(verdict), perplexity=perplexity))
+        self.final = self._judged(after)
+        return {"verdict": verdict, "before_after": before_after(self.probes, self.before, after)}
+
+    def _judged(self, answers: Mapping[str, str]) -> Check:
+        """A check from answers to the few questions."""
+        assert self._quick is not None
+        verdict = judge(self._quick, self.before, answers)
+        return Check(step=self.journal.step, passed=bool(verdict["passed"]), **_shares(verdict))
 
     def _ask(self, prompts: Sequence[str], label: str) -> list[str]:
         """Answers to some of the questions, with progress; each may be as long as the longest expected text needs."""
@@ -64,14 +150,54 @@ class Exam:
         questions = self.probes.questions
         messages = [questions[prompt] for prompt in prompts]
         limit = max(SHORTEST_LIMIT, 2 * self._longest(self.probes) + 40)
-
-        def told(done: int, total: int) -> None:
-            self.journal.progress(done, total, label)
-
         with during("verdict"):
-            return self.respondent.answer(messages, limit, told)
+            return self.respondent.answer(messages, limit, self._telling(label))
+
+    def _telling(self, label: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.journal.progress(done, total, label)
 
     def _longest(self, probes: Probes) -> int:
         """Tokens of the longest expected text."""
         expected = [text for row in probes.heldout for text in row["expect"]]
         return max((len(self.respondent.chat.encode_text(text)) for text in expected), default=0)
+
+    def _read(self, label: str) -> float | None:
+        if self.rows is None:
+            return None
+        with during("verdict"):
+            return self.rows.perplexity(self.respondent.model, self.respondent.precision, self._telling(label))
+
+    def _perplexity_before(self) -> float | None:
+        """The base model's, from the run where an earlier start left it."""
+        if self.rows is None:
+            return None
+        known = self._stored(BASE_PERPLEXITY)
+        if isinstance(known, float):
+            return known
+        found = self._read("held-back rows read before the training")
+        self._write(BASE_PERPLEXITY, found)
+        return found
+
+    def _earlier_checks(self) -> list[Check]:
+        """Those of an earlier start of this run, up to the step it goes on from."""
+        found = self._stored(CHECKS)
+        try:
+            checks = [Check.model_validate(one) for one in found] if isinstance(found, list) else []
+        except ValueError:
+            return []
+        return [check for check in checks if check.step <= self.journal.step]
+
+    def _stored(self, name: str) -> Any:
+        try:
+            return json.loads((self.run.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def _write(self, name: str, value: Any) -> None:
+        write_atomic(self.run.path / name, json.dumps(value))
+
+
+def _shares(verdict: Mapping[str, Any]) -> dict[str, float | None]:
+    """The three shares of a verdict; None for what is not asked."""
+    learned, leaked, forgot = (verdict[name] or {} for name in ("learned", "leaked", "forgot"))
+    return {"learned": learned.get("share"), "leaked": leaked.get("share"), "retained": forgot.get("retained")}

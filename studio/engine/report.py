@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from studio.diagnosis import Facts, diagnose
 from studio.engine.best import Ending
 from studio.engine.callbacks import Watch
+from studio.engine.exam import Exam
 from studio.engine.inputs import Inputs
 from studio.engine.saving import continued_from, model_card, rewrite_card
 from studio.engine.trainer import Trainer
+from studio.records.counts import Counts
 from studio.rundir import RunDir, write_atomic
+
+FIRST, LAST = 3, 10
+"""Points of the loss curve that are averaged where it begins and where it ends."""
 
 
 class Laps:
@@ -30,14 +36,78 @@ class Laps:
         self._last = now
 
 
-def figures(trainer: Trainer, watch: Watch, laps: Laps) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Curve:
+    """The points of a run's curves: training losses in order, validation loss by step."""
+
+    losses: list[float]
+    validation: dict[int, float]
+
+    @property
+    def first(self) -> float | None:
+        """Mean of the first few points."""
+        return _mean(self.losses[:FIRST])
+
+    @property
+    def last(self) -> float | None:
+        """Mean of the last few points."""
+        return _mean(self.losses[-LAST:])
+
+    @property
+    def lowest(self) -> float | None:
+        """The lowest mean of a few points in a row."""
+        count = len(self.losses)
+        width = min(LAST, count)
+        means = [_mean(self.losses[end - width : end]) for end in range(width, count + 1)]
+        return min((mean for mean in means if mean is not None), default=None)
+
+
+def curve_of(trainer: Trainer) -> Curve:
+    """What the trainer has logged, also before a resume."""
+    history = trainer.state.log_history
+    losses = [float(entry["loss"]) for entry in history if "loss" in entry]
+    return Curve(losses, {int(e["step"]): float(e["eval_loss"]) for e in history if "eval_loss" in e})
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def diagnosis(
+    inputs: Inputs, counts: Counts, ending: Ending, curve: Curve, exam: Exam, verdict: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the verdict means and what to change next, as report.json holds it."""
+    own_template = inputs.config.model.chat_template is None
+    facts = Facts(
+        config=inputs.config,
+        verdict=verdict,
+        updates=ending.best_step or ending.steps,
+        distinct=counts.distinct,
+        general=counts.self_replay + _general_rows(inputs, counts),
+        first_loss=curve.first,
+        lowest_loss=curve.lowest,
+        last_loss=curve.last,
+        own_template=own_template,
+        checks=exam.checks,
+    )
+    return diagnose(facts).model_dump()
+
+
+def _general_rows(inputs: Inputs, counts: Counts) -> int:
+    """Rows that are not about an identity, as far as the builder has told."""
+    info = inputs.source.info
+    identity = info.identity if info else None
+    if identity is None or identity.recipe == "naive" or identity.replay in ("none", "self"):
+        return 0
+    return round(counts.distinct * identity.replay_share)
+
+
+def figures(curve: Curve, watch: Watch, laps: Laps) -> dict[str, Any]:
     """The numbers of report.json beside the verdict: seconds, tokens per second, loss, bytes."""
-    history = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    last = history[-10:]
     return {
         "seconds": laps.seconds,
         "tokens_per_second": watch.trained_tokens / watch.trained_seconds if watch.trained_seconds else None,
-        "train_loss": sum(last) / len(last) if last else None,
+        "train_loss": curve.last,
         "peak_memory_bytes": watch.peak_memory,
     }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from studio.checkpoints import last_checkpoint, remove_torn
 from studio.config import RunConfig
 from studio.engine.data import chat_tokenizer, counts_event, highest_token, read_tables, sentences, with_replay
-from studio.engine.exam import Exam, exam_questions
+from studio.engine.exam import Exam, exam_of
 from studio.engine.failure import EngineError, model_failure
 from studio.engine.inputs import Inputs, bytes_read, prepare_process, read_inputs
 from studio.engine.journal import Journal, supervise
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from studio.engine.answers import Respondent
     from studio.engine.best import Ending
     from studio.engine.callbacks import Watch
+    from studio.engine.checking import CheckWhileTraining
     from studio.engine.model import Loaded
     from studio.engine.trainer import Trainer
 
@@ -67,13 +68,14 @@ def _train(run: RunDir, journal: Journal, resume: bool) -> RunState:
     laps.lap("tokenise")
 
     journal.phase("train", "asking the base model first" if inputs.checkpoint is None else "")
-    trainer, watch = _set_up(run, journal, inputs, loaded, examples, respondent)
+    exam = exam_of(run, journal, inputs, respondent, examples)
+    trainer, watch = _set_up(inputs, loaded, examples, exam)
     journal.update(max_steps=counts.updates)
-    exam = Exam(run, journal, respondent, exam_questions(config, inputs.source, journal))
     if inputs.checkpoint is None:
         watch.sampler.ask("start")
     with watch.pace.rehearsing():
         exam.begin()
+    trainer.add_callback(_checking(config, exam, watch, journal))
     laps.lap("before")
 
     with journal.uninterrupted():
@@ -91,7 +93,10 @@ def _train(run: RunDir, journal: Journal, resume: bool) -> RunState:
     watch.sampler.ask("end")
     found = exam.finish()
     laps.lap("verdict")
-    report.write_report(run, inputs, ending, found | report.figures(trainer, watch, laps))
+    curve = report.curve_of(trainer)
+    best.name_best(run, ending, exam, curve.validation, whole=config.method == "full")
+    found["diagnosis"] = report.diagnosis(inputs, counts, ending, curve, exam, found["verdict"])
+    report.write_report(run, inputs, ending, found | report.figures(curve, watch, laps))
     return RunState.FINISHED
 
 
@@ -149,9 +154,7 @@ def _wants_flat(config: RunConfig) -> bool:
     return config.model.attn_implementation == "flash_attention_2"
 
 
-def _set_up(
-    run: RunDir, journal: Journal, inputs: Inputs, loaded: Loaded, examples: Prepared, respondent: Respondent
-) -> tuple[Trainer, Watch]:
+def _set_up(inputs: Inputs, loaded: Loaded, examples: Prepared, exam: Exam) -> tuple[Trainer, Watch]:
     """The trainer and what watches it."""
     from studio.engine import gpu_meter, soundness
     from studio.engine.best import watchers
@@ -159,7 +162,7 @@ def _set_up(
     from studio.engine.pace import Pace
     from studio.engine.trainer import build_trainer, plan_of, training_arguments, training_data
 
-    config = inputs.config
+    config, run, journal, respondent = inputs.config, exam.run, exam.journal, exam.respondent
     data = training_data(examples, loaded.tokenizer.pad_token_id or 0, flat=_wants_flat(config))
     pace = Pace(plan=plan_of(config, data))
     sampler = Sampler(journal, respondent, config.samples, pace)
@@ -169,6 +172,18 @@ def _set_up(
     arguments = training_arguments(config, run.checkpoints, loaded, validate=validate)
     callbacks = [*watchers(config, validate=validate), watch, SampleWhileTraining(sampler)]
     return build_trainer(arguments, loaded, data, callbacks, pace, guard), watch
+
+
+def _checking(config: RunConfig, exam: Exam, watch: Watch, journal: Journal) -> CheckWhileTraining:
+    from studio.engine.checking import CheckWhileTraining
+
+    section = config.verdict
+    if section.stop_at_best and not exam.learning_is_checked:
+        journal.warn(
+            "There are no questions that tell what was learned, so no step is the best.", "verdict.stop_at_best"
+        )
+    every = config.samples.evaluation_freq if section.check_while_training else 0
+    return CheckWhileTraining(exam, watch.pace, every, choose=section.stop_at_best)
 
 
 def _fit(run: RunDir, journal: Journal, trainer: Trainer, checkpoint: Path | None) -> None:
@@ -185,6 +200,8 @@ def _save(run: RunDir, journal: Journal, inputs: Inputs, loaded: Loaded, ending:
 
     if ending.early:
         journal.update(force=True, max_steps=ending.steps)
-        journal.warn(ending.sentences[0], "early_stopping.early_stopping_patience")
+        by_checks = ending.by == "checks"
+        field = "verdict.stop_at_best" if by_checks else "early_stopping.early_stopping_patience"
+        journal.warn(ending.sentences[0], field)
     card = model_card(inputs.config, inputs.source.sha256, ending)
     journal.emit(save_result(run, inputs.config, loaded, card))

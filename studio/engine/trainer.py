@@ -207,8 +207,7 @@ def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, valid
         report_to=[],
         disable_tqdm=True,
     )
-    if validate:
-        follow_best(arguments, config)
+    follow_best(arguments, config, validate=validate)
     return arguments
 
 

@@ -1,9 +1,11 @@
 """Did it learn, did it leak, did it forget? The same questions before and after the training, and the comparison.
 
-* learned: held-out phrasings of the identity questions, never trained on; right when every expected text is there.
+* learned: questions never trained on: held-out phrasings of an identity, the user's own, or validation rows with a
+  short answer; right by the rule of `studio.records.probes.answered`.
 * leaked: questions that have nothing to do with the identity; a hit when name or author turn up only after training.
 * forgot: general questions the base model answers rightly, and conversations that give it another name (by system
   prompt or by the user: what breaks first); kept when the tuned model still answers them so.
+* perplexity: how well held-back rows are predicted; decides only where there are no questions to learn.
 
 All are asked with the run's own system prompt, if it has one: what is judged is the model as it will be used.
 """
@@ -14,7 +16,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +25,7 @@ from studio.records.probes import (
     Canary,
     Guard,
     LeakProbe,
+    answered,
     ask_key,
     contains_expected,
     heldout_messages,
@@ -35,11 +38,22 @@ from studio.records.probes import (
 from studio.rundir import write_atomic
 
 LEARNED_FROM, LEAKED_UP_TO, RETAINED_FROM = 0.9, 0.05, 0.95
+QUICK_LEARNED, QUICK_LEAK, QUICK_KEPT = 8, 4, 4
+"""Questions of each kind in a check during the training; as many canaries as guards are kept watch on."""
 SHOWN = 20  # failing examples of each kind in the report
 Answers = Mapping[str, str]
 Messages = list[dict[str, str]]
 _Check = tuple[str, str, Sequence[str], Callable[[str, Sequence[str]], bool]]  # key, shown, accepted, rule
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """Perplexities of the validation rows before and after the training."""
+
+    rows: int
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
@@ -63,21 +77,44 @@ class Probes:
         return {ask_key(messages): messages for messages in asked}
 
 
-def choose_probes(heldout: Sequence[dict[str, Any]], info: DatasetInfo | None, limit: int, seed: int) -> Probes:
-    """At most `limit` questions of each kind, the same for the same seed.
+def choose_probes(
+    heldout: Sequence[dict[str, Any]],
+    info: DatasetInfo | None,
+    limit: int,
+    seed: int,
+    own: Sequence[dict[str, Any]] = (),
+) -> Probes:
+    """At most `limit` questions of each kind, the same for the same seed, and all of the user's `own`.
 
     Leak probes need a name to look for, so a dataset without an identity has none. Raises DataError when the built-in
     questions are missing.
     """
     identity = info.identity if info else None
     return Probes(
-        heldout=stratified(heldout, limit, seed, lambda row: (row.get("lang"), row.get("kind"))),
+        heldout=[*own, *_chosen_rows(heldout, limit, seed)],
         leak=stratified(load_leak_probes(), limit, seed, lambda probe: probe.lang) if identity else [],
         canaries=stratified(load_canaries(), limit, seed, lambda canary: (canary.lang, canary.skill)),
         guards=stratified(load_guards(), limit, seed, lambda guard: (guard.lang, guard.kind)) if identity else [],
         name=identity.name if identity else "",
         author=identity.author if identity else "",
     )
+
+
+def quick_probes(probes: Probes, before: Answers, seed: int) -> Probes:
+    """A few of the questions for a check during the training; canaries and guards only where the base was right."""
+    known = [canary for canary in probes.canaries if matches_canary(before[canary.prompt], canary.accept)]
+    obeyed = [guard for guard in probes.guards if contains_expected(before[ask_key(guard.messages)], guard.expect)]
+    return replace(
+        probes,
+        heldout=_chosen_rows(probes.heldout, QUICK_LEARNED, seed),
+        leak=stratified(probes.leak, QUICK_LEAK, seed, lambda probe: probe.lang),
+        canaries=stratified(known, QUICK_KEPT, seed, lambda canary: (canary.lang, canary.skill)),
+        guards=stratified(obeyed, QUICK_KEPT, seed, lambda guard: (guard.lang, guard.kind)),
+    )
+
+
+def _chosen_rows(rows: Sequence[dict[str, Any]], limit: int, seed: int) -> list[dict[str, Any]]:
+    return stratified(rows, limit, seed, lambda row: (row.get("lang"), row.get("kind")))
 
 
 def stratified(items: Sequence[T], limit: int, seed: int, key: Callable[[T], Hashable]) -> list[T]:
@@ -103,14 +140,14 @@ def answers_before(file: Path, probes: Probes, ask: Callable[[list[str]], list[s
     return known
 
 
-def judge(probes: Probes, before: Answers, after: Answers) -> dict[str, Any]:
-    """The verdict as report.json holds it."""
+def judge(probes: Probes, before: Answers, after: Answers, held_back: HeldBack | None = None) -> dict[str, Any]:
+    """The verdict as report.json holds it. `held_back`: perplexities of the validation rows, if there are any."""
     learned, leaked = _learned(probes, after), _leaked(probes, before, after)
-    forgot = _forgot(probes, before, after)
-    parts = [part for part in (learned, leaked, forgot) if part]
+    forgot, perplexity = _forgot(probes, before, after), _perplexity(held_back)
+    parts = [part for part in (learned or perplexity, leaked, forgot) if part]
     passed = all(part["ok"] for part in parts) if parts else None  # a check that was not made proves nothing
-    verdict = {"learned": learned, "leaked": leaked, "forgot": forgot, "passed": passed}
-    return verdict | {"summary": _summary(verdict)}
+    verdict = {"learned": learned, "leaked": leaked, "forgot": forgot, "perplexity": perplexity, "passed": passed}
+    return verdict | {"summary": _summary(verdict, taught=bool(probes.name))}
 
 
 def before_after(probes: Probes, before: Answers, after: Answers) -> list[dict[str, Any]]:
@@ -122,7 +159,7 @@ def before_after(probes: Probes, before: Answers, after: Answers) -> list[dict[s
             "kind": row.get("kind", ""),
             "before": before[key],
             "after": after[key],
-            "ok": contains_expected(after[key], row["expect"]),
+            "ok": answered(row, after[key]),
         }
         for key, row in _keyed(probes)
     ]
@@ -138,7 +175,7 @@ def _learned(probes: Probes, after: Answers) -> dict[str, Any] | None:
     failing = [
         {"prompt": row["prompt"], "answer": after[key], "expected": list(row["expect"])}
         for key, row in _keyed(probes)
-        if not contains_expected(after[key], row["expect"])
+        if not answered(row, after[key])
     ]
     total = len(probes.heldout)
     right = total - len(failing)
@@ -190,9 +227,17 @@ def _forgot(probes: Probes, before: Answers, after: Answers) -> dict[str, Any] |
         "retained": kept / len(known),
         "kept": kept,
         "total": len(known),
+        "asked": len(checks),
         "threshold": RETAINED_FROM,
         "failing": failing,
     }
+
+
+def _perplexity(found: HeldBack | None) -> dict[str, Any] | None:
+    """Better than before is right; by how much is for a person to judge."""
+    if found is None:
+        return None
+    return {"ok": found.after < found.before, "before": found.before, "after": found.after, "rows": found.rows}
 
 
 def _said(guard: Guard) -> str:
@@ -200,13 +245,17 @@ def _said(guard: Guard) -> str:
     return " / ".join(message["content"] for message in guard.messages)
 
 
-def _summary(verdict: Mapping[str, Any]) -> str:
+def _summary(verdict: Mapping[str, Any], *, taught: bool) -> str:
     learned, leaked, forgot = verdict["learned"], verdict["leaked"], verdict["forgot"]
     said = [{True: "Passed.", False: "Not passed.", None: "Nothing could be checked."}[verdict["passed"]]]
-    if learned:
+    if learned and taught:
         said.append(f"It answers {learned['right']} of {learned['total']} new phrasings of the questions as taught.")
-    else:
+    elif learned:
+        said.append(f"It answers {learned['right']} of {learned['total']} questions it was not trained on as expected.")
+    elif not verdict["perplexity"]:
         said.append("The dataset has no held-out questions, so whether it learned was not tested.")
+    if verdict["perplexity"]:
+        said.append(_said_of_rows(verdict["perplexity"]))
     if leaked:
         said.append(f"The new identity turns up in {leaked['hits']} of {leaked['total']} unrelated answers.")
     if forgot:
@@ -214,3 +263,8 @@ def _summary(verdict: Mapping[str, Any]) -> str:
     else:
         said.append("The base model answered none of the general questions, so forgetting was not tested.")
     return " ".join(said)
+
+
+def _said_of_rows(perplexity: Mapping[str, Any]) -> str:
+    rows, before, after = perplexity["rows"], perplexity["before"], perplexity["after"]
+    return f"The perplexity of {rows} held-back rows went from {before:.2f} to {after:.2f}."

@@ -15,6 +15,8 @@ from studio.records.identity_texts import read_asset_lines
 from studio.records.places import DATA
 
 ProbeT = TypeVar("ProbeT", bound=BaseModel)
+OWN, VALIDATION = "own", "validation"
+"""Kinds of held-out rows beside those of an identity set: written by the user; taken from the validation rows."""
 
 
 class Canary(BaseModel):
@@ -59,10 +61,34 @@ def ask_key(messages: Sequence[Mapping[str, str]]) -> str:
 
 
 def heldout_messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The conversation a held-out row asks: its question, and the turns before it unless they tell the answer."""
+    """The conversation a held-out row asks: its question, and the turns before it unless they tell the answer.
+
+    Of a user's own row and of a validation row nothing is left out.
+    """
     history = list(row.get("history", ()))
-    told = any(_has(message["content"], expected) for message in history for expected in row["expect"])
+    own = row.get("kind") in (OWN, VALIDATION)
+    told = not own and any(_has(message["content"], wanted) for message in history for wanted in row["expect"])
     return [*([] if told else history), {"role": "user", "content": row["prompt"]}]
+
+
+def heldout_row(messages: Sequence[Mapping[str, str]], expect: Sequence[str], kind: str) -> dict[str, Any]:
+    """A held-out row that asks `messages`, which end with the user's question."""
+    history = {"history": [dict(message) for message in messages[:-1]]} if len(messages) > 1 else {}
+    return {"prompt": messages[-1]["content"], "kind": kind, "lang": "", "expect": list(expect), **history}
+
+
+def answered(row: Mapping[str, Any], answer: str) -> bool:
+    """Whether an answer to a held-out row is the intended one.
+
+    Every expected text must be in it; of a user's own row case does not matter and "|" stands between alternatives. The
+    answer to a validation row must be that row's own.
+    """
+    if row.get("kind") == VALIDATION:
+        return matches_canary(answer, row["expect"])
+    if row.get("kind") != OWN:
+        return contains_expected(answer, row["expect"])
+    wanted = [[one.casefold() for one in text.split("|") if one.strip()] for text in row["expect"]]
+    return bool(wanted) and all(any(_has(answer.casefold(), one) for one in texts) for texts in wanted)
 
 
 def load_guards() -> list[Guard]:
