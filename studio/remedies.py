@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -89,17 +89,20 @@ def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
     return config.model_copy(update=top)
 
 
-def fixes(case: Case) -> tuple[Fix, ...]:
-    """The cheapest changes that make a run fit, at most three that differ in kind; none if nothing helps."""
+def fixes(case: Case, allowed: Callable[[dict[str, Any]], bool] = bool) -> tuple[Fix, ...]:
+    """The cheapest changes that make a run fit, at most three that differ in kind; none if nothing helps.
+
+    `allowed`: which changes may be offered at all.
+    """
     now = case.seconds_per_token()
     likely = _SURE_THEN_LIKELY if case.verdict() == "no" else _SURE_THEN_LIKELY[:1]
     for wanted in likely:
         offers = []
-        for overrides in _mildest(case, wanted):
+        for overrides in filter(allowed, _mildest(case, wanted)):
             changed = case.changed(overrides)
             found, slowdown = changed.bounds(), changed.seconds_per_token() / now
             verdict = found.verdict(case.device.free_bytes)
-            offers.append(Fix(overrides, found.expected, verdict, slowdown, _sentence(overrides, slowdown)))
+            offers.append(Fix(overrides, found.expected, verdict, slowdown, sentence_of(overrides, slowdown)))
         if offers:
             return _different(sorted(offers, key=_price))
     return ()
@@ -110,9 +113,9 @@ def _mildest(case: Case, wanted: tuple[Verdict, ...]) -> Iterator[dict[str, Any]
     checkpointing: list[dict[str, Any]] = [{}]
     if not case.config.train.gradient_checkpointing:
         checkpointing.append({"train.gradient_checkpointing": True})
-    batches: list[dict[str, Any]] = [{}, *_smaller_batches(case.config)]
+    batches: list[dict[str, Any]] = [{}, *smaller_batches(case.config)]
     lengths: list[dict[str, Any]] = [{}, *_shorter(case.config)]
-    bases = product(checkpointing, [{}, *_lighter_methods(case.config)], [{}, *_lighter_optimizers(case)])
+    bases = product(checkpointing, [{}, *lighter_methods(case.config)], [{}, *_lighter_optimizers(case)])
     for parts in bases:
         base = {path: value for part in parts for path, value in part.items()}
         if case.changed(base | batches[-1] | lengths[-1]).verdict() not in wanted:
@@ -132,10 +135,14 @@ def _mildest(case: Case, wanted: tuple[Verdict, ...]) -> Iterator[dict[str, Any]
 
 
 def _price(fix: Fix) -> tuple[float, int]:
-    price = fix.slowdown
-    for path in fix.overrides:
-        price *= _DISLIKE.get(path, 1.01)
-    return price, -fix.expected  # of equal ones, the one that changes least
+    return price_of(fix.overrides, fix.slowdown), -fix.expected  # of equal ones, the one that changes least
+
+
+def price_of(overrides: dict[str, Any], slowdown: float) -> float:
+    """The time a change costs, and what else speaks against it, in one number to order by."""
+    for path in overrides:
+        slowdown *= _DISLIKE.get(path, 1.01)
+    return slowdown
 
 
 def _different(offers: list[Fix]) -> tuple[Fix, ...]:
@@ -150,12 +157,13 @@ def _different(offers: list[Fix]) -> tuple[Fix, ...]:
     return tuple(chosen)
 
 
-def _smaller_batches(config: RunConfig) -> Iterator[dict[str, Any]]:
-    """Half the batch and twice the accumulation, as often as it goes: the effective batch stays."""
-    batch, steps = config.train.per_device_train_batch_size, config.train.gradient_accumulation_steps
-    while batch % 2 == 0 and steps * 2 <= 4096:
-        batch, steps = batch // 2, steps * 2
-        yield {"train.per_device_train_batch_size": batch, "train.gradient_accumulation_steps": steps}
+def smaller_batches(config: RunConfig) -> Iterator[dict[str, Any]]:
+    """Part of the batch and so many times the accumulation, from the largest part down: the effective batch stays."""
+    whole = config.train.per_device_train_batch_size
+    for batch in range(whole // 2, 0, -1):
+        steps = config.effective_batch_size // batch
+        if whole % batch == 0 and steps <= 4096:
+            yield {"train.per_device_train_batch_size": batch, "train.gradient_accumulation_steps": steps}
 
 
 def _shorter(config: RunConfig) -> Iterator[dict[str, Any]]:
@@ -165,7 +173,7 @@ def _shorter(config: RunConfig) -> Iterator[dict[str, Any]]:
         yield {"data.max_length": length}
 
 
-def _lighter_methods(config: RunConfig) -> Iterator[dict[str, Any]]:
+def lighter_methods(config: RunConfig) -> Iterator[dict[str, Any]]:
     lighter: dict[str, tuple[Method, ...]] = {"full": ("lora", "qlora"), "lora": ("qlora",), "qlora": ()}
     if config.lora.init_lora_weights not in ("default", "gaussian"):
         lighter["lora"] = ()  # such a start needs 16-bit weights
@@ -186,11 +194,15 @@ _WORDS = {
     "data.max_length": "rows cut at {} tokens",
     "method": "{}",
     "train.optim": "{}",
+    "samples.max_new_tokens": "answers of at most {} tokens",
+    "samples.evaluation_inputs": "{} of the evaluation inputs",
+    "verdict.enabled": "no verdict",
 }
 
 
-def _sentence(overrides: dict[str, Any], slowdown: float) -> str:
-    names = [_WORDS[path].format(value) for path, value in overrides.items() if path in _WORDS]
+def sentence_of(overrides: dict[str, Any], slowdown: float) -> str:
+    shown = {path: len(value) if isinstance(value, list) else value for path, value in overrides.items()}
+    names = [_WORDS[path].format(value) for path, value in shown.items() if path in _WORDS]
     return f"{' and '.join(names)}: {price_words(slowdown)}"
 
 

@@ -11,7 +11,7 @@ from studio.config import MergeConfig, RunConfig
 from studio.rundir import RunDir
 from studio.schema import ConfigError, build, dump_yaml
 
-BASE = {"model": {"model_name_or_path": "builtin:ember"}, "data": {"dataset": "x.jsonl"}, "lora": {"r": 4}}
+BASE = {"model": {"model_name_or_path": "crucible/ember"}, "data": {"dataset": "x.jsonl"}, "lora": {"r": 4}}
 
 
 def config(**train: object) -> RunConfig:

@@ -1,0 +1,372 @@
+"""After a run has run out of memory: what it needed, and what to change so that it goes on, each with its price.
+
+What the engine told (`Shortage`) corrects the formula of `studio.bounds`: a run that failed needed more than there was,
+whatever was promised. Changes that keep the curve are applied to the run, which goes on from its checkpoint; others
+need a run from the beginning.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from studio.bounds import FRAMEWORK_BYTES, UNKNOWN, Facts, Verdict
+from studio.changes import continues
+from studio.checkpoints import last_checkpoint, step_of
+from studio.config import RunConfig
+from studio.devices import UNKNOWN_BANDWIDTH, UNKNOWN_TFLOPS, Device, main_memory, present
+from studio.estimate import Plan, plan
+from studio.events import RunState
+from studio.memory import facts_of
+from studio.model_shape import shape_of
+from studio.presets import ModelError
+from studio.records.errors import DataError
+from studio.records.sources import NotCounted
+from studio.remedies import (
+    SHORTEST,
+    Case,
+    fixes,
+    lighter_methods,
+    price_of,
+    sentence_of,
+    smaller_batches,
+    with_overrides,
+)
+from studio.rundir import RunDir
+from studio.schema import ConfigError
+from studio.workspace import Workspace
+
+Activity = Literal["load", "tokenise", "step", "samples", "evaluation", "verdict", "save", "merge", "proof"]
+LOG_TAIL = 16 * 1024
+MOST_OFFERED = 4
+SURE = 0.9
+"""Share of the memory there is up to which a guess counts as sure to fit."""
+SHORTEST_ANSWER = 8
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+"""Of the memory there is, what the formula may fill: less and less, where it was wrong."""
+_ORDER: tuple[Verdict, ...] = ("fits", "tight", "no")
+_LAST_WORDS = re.compile(
+    r"std::bad_alloc|memory allocation of (?P<bytes>\d+) bytes failed|cannot allocate memory|out of memory|"
+    r"libgomp: Thread creation failed",
+    re.IGNORECASE,
+)
+
+
+class Shortage(BaseModel):
+    """`RunError.details` of a lack of memory. Bytes; `step`: optimizer updates done; rows and length of the batch.
+
+    `used_bytes` is what the run itself held, `noticed` that the engine ended before the system did it. `bound`: who set
+    the limit; of an address space far more is taken than is really used.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    phase: str | None = None
+    activity: Activity | None = None
+    step: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    bound: Literal["address_space", "control_group", "machine", "gpu"] = "machine"
+    requested_bytes: int | None = None
+    available_bytes: int = 0
+    limit_bytes: int = 0
+    used_bytes: int = 0
+    noticed: bool = False
+    rows: int | None = None
+    length: int | None = None
+
+    @property
+    def usable_bytes(self) -> int:
+        """What the run could have had, of the kind that `used_bytes` counts."""
+        return self.available_bytes + self.used_bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """What it wanted at least."""
+        return max(self.used_bytes + (self.requested_bytes or 0), self.usable_bytes)
+
+    @property
+    def others_bytes(self) -> int:
+        """What other programs hold of the same memory; 0 where the limit is the run's own."""
+        return 0 if self.bound == "address_space" else max(0, self.limit_bytes - self.usable_bytes)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Fields to change by dotted path. `needed` bytes then, None when unknown; `slowdown` relative time of a token.
+
+    `continues`: the run itself goes on, from checkpoint `from_step` (0: there is none yet, it begins again); otherwise
+    a new run begins. `cut`: share of the rows that lose their end, None when no row does or nobody knows.
+    """
+
+    changes: dict[str, Any]
+    needed: int | None
+    verdict: Verdict
+    slowdown: float
+    continues: bool
+    from_step: int
+    cut: float | None = None
+
+    @property
+    def key(self) -> str:
+        """The changes as text, to find the remedy again."""
+        return " ".join(f"{path}={value}" for path, value in sorted(self.changes.items()))
+
+    @property
+    def message(self) -> str:
+        """For a terminal."""
+        return sentence_of(self.changes, self.slowdown)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Why a run ended, the step of its last checkpoint (0: none), and what would help, the best first."""
+
+    shortage: Shortage
+    checkpoint: int
+    remedies: tuple[Remedy, ...]
+
+
+def shortage_of(run: RunDir) -> Shortage | None:
+    """The lack of memory that ended the run, or None: as the engine told it, or in its last words before it died."""
+    status, state = run.read_status(), run.state()
+    if status is None:
+        return None
+    if state is RunState.FAILED and status.error is not None and status.error.kind == "memory":
+        try:
+            return Shortage.model_validate(status.error.details)
+        except ValidationError:
+            return Shortage(phase=status.phase, step=status.step)
+    found = _LAST_WORDS.search(_tail(run)) if state is RunState.LOST else None
+    if found is None:
+        return None
+    asked = int(found["bytes"]) if found["bytes"] else None
+    activity = "step" if status.phase == "train" else status.phase
+    return Shortage(phase=status.phase, activity=activity, step=status.step, requested_bytes=asked)
+
+
+def _tail(run: RunDir) -> str:
+    try:
+        with run.log_file.open("rb") as file:
+            file.seek(max(0, run.log_file.stat().st_size - LOG_TAIL))
+            return file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def diagnose(run: RunDir) -> Diagnosis | None:
+    """Why the run ran out of memory and what would help; None when it did not, or is no training."""
+    shortage = shortage_of(run)
+    try:
+        config = run.config()
+    except ConfigError:
+        return None
+    if shortage is None or not isinstance(config, RunConfig):
+        return None
+    last = last_checkpoint(run.checkpoints)
+    step = step_of(last) if last else 0
+    return Diagnosis(shortage, step, _Doctor(config, shortage, step, _plan(config, run)).remedies())
+
+
+def _plan(config: RunConfig, run: RunDir) -> Plan | None:
+    try:
+        return plan(config, Workspace(run.path.parent.parent))
+    except (DataError, ModelError, NotCounted, OSError):
+        return None
+
+
+class _Doctor:
+    """One case: the configuration, what went wrong, what is known of model and data."""
+
+    def __init__(self, config: RunConfig, shortage: Shortage, step: int, counted: Plan | None) -> None:
+        self.config, self.shortage, self.step, self.counted = config, shortage, step, counted
+        self.device = _device(shortage)
+        self.usable = shortage.usable_bytes or self.device.free_bytes
+        shape = shape_of(config)
+        self.case = Case(config, shape, self.device, self._facts()) if shape else None
+
+    def _facts(self) -> Facts:
+        known = facts_of(self.counted.prepared, self.counted.counts) if self.counted else UNKNOWN
+        if known.longest is None and self.shortage.activity == "step":
+            return replace(known, longest=self.shortage.length)
+        return known
+
+    def remedies(self) -> tuple[Remedy, ...]:
+        """What would help, the best first."""
+        match self.shortage.activity:
+            case "samples":
+                found = [self._guessed(changes) for changes in self._fewer_samples()]
+            case "evaluation":
+                found = [self._guessed(changes) for changes in self._smaller_evaluation()]
+            case "verdict":
+                found = [self._guessed({"verdict.enabled": False})]
+            case "load":
+                found = [self._guessed(changes) for changes in lighter_methods(self.config)]
+            case "tokenise" | "merge" | "proof":
+                found = []
+            case _:
+                found = self._smaller_steps()
+        return tuple(sorted(_first_that_fit(found), key=self._rank)[:MOST_OFFERED])
+
+    def _rank(self, remedy: Remedy) -> tuple[int, bool, float]:
+        return _ORDER.index(remedy.verdict), not remedy.continues, price_of(remedy.changes, remedy.slowdown)
+
+    # ---- a training step ---------------------------------------------------------------------------------------------
+
+    def _smaller_steps(self) -> list[Remedy]:
+        if self.case is None:
+            return [self._guessed(changes) for changes in _usual_changes(self.config)]
+        kinds = [self._keeps] + ([self._breaks] if self.step else [])
+        found = [remedy for allowed in kinds for remedy in self._that_fit(self.case, allowed)]
+        return found or [self._guessed(changes) for changes in _strongest(self.case.config, self._keeps)]
+
+    def _that_fit(self, case: Case, allowed: Callable[[dict[str, Any]], bool]) -> list[Remedy]:
+        """The mildest that fit. What the formula promises to fit must do so by what is known now, too."""
+        for share in SHARES:
+            smaller = replace(case, device=replace(case.device, free_bytes=round(share * self.usable)))
+            found = [self._guessed(fix.overrides) for fix in fixes(smaller, allowed)]
+            if fitting := [remedy for remedy in found if remedy.verdict != "no"]:
+                return fitting
+        return []
+
+    def _keeps(self, changes: dict[str, Any]) -> bool:
+        return bool(changes) and (not self.step or continues(self.config, changes))
+
+    def _breaks(self, changes: dict[str, Any]) -> bool:
+        return not continues(self.config, changes)
+
+    # ---- anything else -----------------------------------------------------------------------------------------------
+
+    def _fewer_samples(self) -> Iterable[dict[str, Any]]:
+        section = self.config.samples
+        for tokens in _halves(section.max_new_tokens, SHORTEST_ANSWER):
+            yield {"samples.max_new_tokens": tokens}
+        for count in _halves(len(section.evaluation_inputs), 1):
+            yield {"samples.evaluation_inputs": section.evaluation_inputs[:count]}
+        yield {"samples.evaluation_inputs": []}
+
+    def _smaller_evaluation(self) -> Iterable[dict[str, Any]]:
+        yield from smaller_batches(self.config)
+        yield from ({"data.max_length": length} for length in _halves(self.config.data.max_length, SHORTEST))
+
+    def _guessed(self, changes: dict[str, Any]) -> Remedy:
+        """A remedy, with its need: what is held all the time, and what comes and goes as far as that shrinks."""
+        changed = with_overrides(self.config, changes)
+        share, wanted, used = self._share(changed), self._wanted(), self.shortage.used_bytes
+        predicted = self._held(self.config)
+        held = min(predicted, used) if used else predicted
+        moving = max(0, wanted - held)
+        lighter = self._held(changed) / predicted if predicted else 1.0
+        needed = round(held * lighter + moving * share) if wanted else None
+        verdict: Verdict = "tight" if needed is None else self._verdict(needed)
+        if not share:  # what failed is not done any more
+            verdict = "fits"
+        return self._remedy(changes, needed, verdict, self._slowdown(changes))
+
+    def _wanted(self) -> int:
+        """Bytes the run wanted: what it asked for, or more, if the formula says that more was to come."""
+        seen = self.shortage.needed_bytes
+        if self.case is None or not seen or self.shortage.activity not in ("step", "save", None):
+            return seen
+        return max(seen, self.case.bounds().expected)
+
+    def _verdict(self, needed: int) -> Verdict:
+        if needed <= SURE * self.usable:
+            return "fits"
+        return "tight" if needed <= self.usable else "no"
+
+    def _held(self, config: RunConfig) -> int:
+        """Bytes held all the time; of a run that was still loading, its weights."""
+        if self.case is None:
+            return 0
+        found = replace(self.case, config=config).bounds().footprint
+        weights = FRAMEWORK_BYTES[self.device.kind][1] + found.weights
+        return weights if self.shortage.activity == "load" else weights + found.adapter + found.optimizer
+
+    def _share(self, config: RunConfig) -> float:
+        """How much of what came and went is left with another configuration."""
+        rows, length = self.shortage.rows or 1, self.shortage.length or 1
+        match self.shortage.activity:
+            case "samples":
+                shorter = self.config.samples.max_new_tokens - config.samples.max_new_tokens
+                now = min(rows, len(config.samples.evaluation_inputs))
+                return now / rows * max(1, length - shorter) / length
+            case "evaluation":
+                now = min(rows, config.train.per_device_train_batch_size)
+                return now / rows * min(length, config.data.max_length) / length
+            case "verdict":
+                return float(config.verdict.enabled)
+            case "load" | "tokenise":
+                return 1.0
+        before = self._moving(self.config)
+        return self._moving(config) / before if before else 0.5
+
+    def _moving(self, config: RunConfig) -> int:
+        """Bytes that come and go in a training step, by the formula."""
+        return replace(self.case, config=config).bounds().expected - self._held(config) if self.case else 0
+
+    def _slowdown(self, changes: dict[str, Any]) -> float:
+        if self.case is None:
+            return 1.0
+        return self.case.changed(changes).seconds_per_token() / self.case.seconds_per_token()
+
+    def _remedy(self, changes: dict[str, Any], needed: int | None, verdict: Verdict, slowdown: float) -> Remedy:
+        goes_on = self._keeps(changes)
+        return Remedy(changes, needed, verdict, slowdown, goes_on, self.step if goes_on else 0, self._cut(changes))
+
+    def _cut(self, changes: Mapping[str, Any]) -> float | None:
+        """Share of the rows longer than the new maximum length."""
+        limit = changes.get("data.max_length")
+        if limit is None or self.counted is None:
+            return None
+        lengths = self.counted.prepared.examples.length
+        return float((lengths > limit).mean()) if len(lengths) else None
+
+
+def _device(shortage: Shortage) -> Device:
+    """Where the run computed, with what it could have had."""
+    usable = shortage.usable_bytes
+    if shortage.device == "cpu":
+        here = main_memory()
+    else:
+        unknown = Device("GPU", "cuda", shortage.limit_bytes, usable, UNKNOWN_TFLOPS, UNKNOWN_BANDWIDTH)
+        here = next((one for one in present() if one.kind == "cuda"), unknown)
+    return replace(here, memory_bytes=shortage.limit_bytes, free_bytes=usable) if usable else here
+
+
+def _halves(number: int, least: int) -> Iterable[int]:
+    while number // 2 >= least:
+        number //= 2
+        yield number
+
+
+def _usual_changes(config: RunConfig) -> Iterable[dict[str, Any]]:
+    """What usually helps, for a model of unknown size."""
+    yield from list(smaller_batches(config))[:1]
+    if not config.train.gradient_checkpointing:
+        yield {"train.gradient_checkpointing": True}
+    yield from lighter_methods(config)
+
+
+def _strongest(config: RunConfig, allowed: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Everything at once, when nothing is sure to be enough."""
+    parts: list[dict[str, Any]] = [*smaller_batches(config)][-1:] + [*lighter_methods(config)][-1:]
+    if not config.train.gradient_checkpointing:
+        parts.append({"train.gradient_checkpointing": True})
+    if config.data.max_length > SHORTEST:
+        parts.append({"data.max_length": SHORTEST})
+    changes = {path: value for part in parts if allowed(part) for path, value in part.items()}
+    return [changes] if changes else []
+
+
+def _first_that_fit(remedies: Iterable[Remedy]) -> list[Remedy]:
+    """Of remedies that change the same fields, the mildest that fits (they come in that order), or the strongest."""
+    chosen: dict[frozenset[str], Remedy] = {}
+    for remedy in remedies:
+        kind = frozenset(remedy.changes)
+        if kind not in chosen or chosen[kind].verdict != "fits":
+            chosen[kind] = remedy
+    return list(chosen.values())
