@@ -189,13 +189,13 @@ class Library:
     _more: bool = False
     _places: tuple[float, dict[str, int]] = (-PLACES_S, {})
 
-    def changes(self, epoch: str, after: int) -> dict[str, Any]:
+    def changes(self, epoch: str, after: int, *, at_once: bool = False) -> dict[str, Any]:
         """What changed since version `after` of `epoch`; everything, with `reset`, for a reader of another epoch.
 
-        `more` tells that lines are still missing: ask again at once.
+        `more` tells that lines are still missing: ask again at once. `at_once`: look now, not within a second.
         """
         with self._lock:
-            if self._more or time.monotonic() - self._refreshed_at >= REFRESH_S:
+            if at_once or self._more or time.monotonic() - self._refreshed_at >= REFRESH_S:
                 self._refresh()
             reset = epoch != self.epoch or after > self.version
             since = 0 if reset else after

@@ -3,6 +3,7 @@ const { h, t, render, api, poll, run, select, format, goTab } = window.Studio;
 
 export function mount({ element }) {
   const host = element.querySelector(".mount");
+  if (!host) return;
   let drawn = "";
   const row = (item) => h("li", {}, h(item.id === run() ? "button.run-row.on" : "button.run-row", { type: "button", id: `row-${item.id}`, "aria-pressed": String(item.id === run()), onclick: () => select(item.id) },
     h("span.run-name", { dir: "auto", title: item.id }, item.name),

@@ -52,6 +52,8 @@ class Context:
     selected_dataset: gr.Textbox
     # The form of the Train tab, once that is built: its components hold the configuration as it stands.
     form: Form | None = None
+    # Once the Train tab is built: fills its form from a run of this id, and the components that takes.
+    recall: tuple[Callable[[str], list[Any]], list[Any]] | None = None
     # What a configuration will train on; shared, so that one process counts a large dataset for the whole page.
     counting: Counting = field(init=False)
     # The gr.Tab of each id: ctx.tab["chat"].select(...) runs when the visitor opens it.

@@ -8,6 +8,7 @@ from typing import Any
 
 from studio.config import MergeConfig
 from studio.events import Status
+from studio.labels import read_labels
 from studio.rundir import RunDir
 from studio.schema import ConfigError
 from studio.ui.sentences import translated
@@ -40,7 +41,8 @@ def _facts(path: Path, _changed: tuple[int, int]) -> dict[str, Any]:
 
 def facts(run: RunDir) -> dict[str, Any]:
     """Name, kind, method, model and dataset, from the configuration; a broken one is of kind "unreadable"."""
-    return _facts(run.path, (changed(run.config_file), changed(run.changes_file)))
+    known, title = _facts(run.path, (changed(run.config_file), changed(run.changes_file))), read_labels(run).title
+    return known | {"name": title} if title else known
 
 
 @lru_cache(maxsize=1024)

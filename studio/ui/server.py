@@ -20,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from studio.events import ExitCode
-from studio.ui import queue_care, queue_routes, routes, theme
+from studio.ui import library_routes, queue_care, queue_routes, routes, theme
 from studio.ui.app import ASSETS, build_ui
 from studio.ui.i18n import page_texts, translations
 from studio.ui.shell import Guard, Shell, is_loopback
@@ -70,6 +70,7 @@ def create_app(workspace: Workspace, token: str | None = None, cookie: str = "st
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=queue_care.lifespan(workspace))
     app.include_router(routes.build(workspace))
     app.include_router(queue_routes.build(workspace))
+    app.include_router(library_routes.build(workspace))
     app.include_router(data_routes.build(workspace))
     app.include_router(train_routes.build(workspace))
     app.mount("/studio-assets", Assets(directory=ASSETS))

@@ -7,7 +7,7 @@ import gradio as gr
 from studio import runner
 from studio.rundir import RunDir
 from studio.ui.context import ACTION, READ, Context, refuse, safe
-from studio.ui.tabs import monitor_actions, starting
+from studio.ui.tabs import monitor_actions, monitor_library, starting
 from studio.ui.widgets import scripted
 from studio.ui.widgets.confirm import hidden_button
 
@@ -22,6 +22,7 @@ def build(ctx: Context) -> None:
             scripted("queue")
             scripted("runlist")
         with gr.Column(scale=4, min_width=320, elem_id="monitor-run"):
+            scripted("compare")
             for name in ("runhead", "queueplace", "verdict", "tiles", "chart", "samples", "logtail"):
                 scripted(name)
     for elem_id, action in (("run-stop", stop), ("run-resume", resume)):
@@ -30,6 +31,7 @@ def build(ctx: Context) -> None:
         done.success(None, None, None, js=KICK, **READ)
         done.failure(None, None, None, js=KICK, **READ)
     monitor_actions.build(ctx)
+    monitor_library.build(ctx)
 
 
 def stop(ctx: Context) -> Callable[[str], None]:

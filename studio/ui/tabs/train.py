@@ -251,6 +251,7 @@ def _wire(ctx: Context, form: Form, parts: Parts) -> None:
     filled = [*fields, preset, parts.loaded]
     parts.upload.upload(safe(handlers.load), parts.upload, filled, **READ)
     parts.recall.input(safe(handlers.recall), parts.recall, filled, **READ)
+    ctx.recall = (handlers.recall, filled)
     review.apply(safe(handlers.apply), fields, fields, **READ)
     review.edit(safe(handlers.download), None, None, **ACTION)
     review.delete(safe(handlers.stop_download), None, None, **ACTION)
