@@ -108,7 +108,7 @@ def test_what_the_formula_did_not_know_of_is_added(fail: Any) -> None:
     assert worse.shortage.needed_bytes == 211 * GB
     # What fitted by the formula alone no longer does: more has to change.
     assert usual.remedies[0].changes not in [remedy.changes for remedy in worse.remedies]
-    assert worse.remedies[0].slowdown > usual.remedies[0].slowdown
+    assert len(worse.remedies[0].changes) > len(usual.remedies[0].changes)
     assert all(remedy.needed <= 12 * GB for remedy in worse.remedies)  # type: ignore[operator]
 
 
