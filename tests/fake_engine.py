@@ -11,6 +11,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,8 +40,10 @@ from studio.events import (  # noqa: E402
     SavedEvent,
     StartedEvent,
     Status,
+    VerdictEvent,
 )
 from studio.rundir import RunDir  # noqa: E402
+from studio.workspace import Workspace  # noqa: E402
 
 VARIABLE = "CRUCIBLE_FAKE"
 
@@ -105,6 +108,8 @@ class FakeEngine:
             )
             answer = before if share < 0.34 else middle if share < 0.7 else after
             self.say(SampleEvent(index=index, prompt=prompt, answer=answer, reason=reason))
+        if self.step:
+            self.say(VerdictEvent(learned=round(share, 2), leaked=round(share / 10, 2), retained=1 - share / 20))
 
     def loss(self) -> float:
         """A curve that falls and wobbles."""
@@ -198,6 +203,8 @@ class FakeEngine:
             self.say(ProgressEvent(done=done * 20, total=100, label="questions"))
             time.sleep(self.options.slow)
         self.run.report_file.write_text(json.dumps(report(self.options.passes), ensure_ascii=False), encoding="utf-8")
+        best = {"step": self.step, "path": "adapter", "why": "It had learned most."}
+        self.run.best_file.write_text(json.dumps(best), encoding="utf-8")
         return self.finish(end, 0)
 
     def finish(self, state: RunState, code: int, error: RunError | None = None) -> int:
@@ -227,10 +234,28 @@ def report(passes: bool) -> dict[str, Any]:
     return {
         "verdict": verdict,
         "before_after": rows,
+        "diagnosis": diagnosis(passes),
         "seconds": {"load": 2.1, "train": 13.4, "verdict": 6.2},
         "tokens_per_second": 1834.0,
         "train_loss": 0.41,
         "peak_memory_bytes": 620_000_000,
+    }
+
+
+def diagnosis(passes: bool) -> dict[str, Any]:
+    """What report.json says of its numbers, and the change to try next."""
+    if passes:
+        told = (
+            "good",
+            "It learned what it was taught, and nothing else was damaged.",
+            "Try it in Chat, then export it.",
+        )
+        return {**dict(zip(("kind", "message", "hint"), told, strict=True)), "changes": {}}
+    return {
+        "kind": "too_few_updates",
+        "message": "It was updated only 8 times, too few to learn this.",
+        "hint": "Give it about 64 updates: train.num_train_epochs 24.",
+        "changes": {"train.num_train_epochs": 24},
     }
 
 
@@ -275,6 +300,18 @@ class Studio:
             if "Ctrl+C" in line:
                 break
         return "".join(lines)
+
+    def empty(self) -> None:
+        """Stop every run and remove runs, datasets and exports, so that the next test may use the same studio."""
+        from studio import runner
+
+        workspace = Workspace(self.workspace)
+        for run in workspace.list_runs():
+            run.queue_file.unlink(missing_ok=True)
+            runner.stop(run, stop_grace=20)
+        for folder in (workspace.runs, workspace.datasets, workspace.exports):
+            for path in folder.iterdir():
+                shutil.rmtree(path, ignore_errors=True)
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait; the exit code."""

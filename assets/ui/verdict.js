@@ -12,7 +12,7 @@ const WIDTH = 640; const HEIGHT = 150; const LEFT = 38; const RIGHT = 14; const 
 const svg = (name, attributes, ...children) => {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...children.flat());
+  node.append(...children.flat(Infinity));
   return node;
 };
 // [{step, learned, leaked, retained, perplexity}], shares from 0 to 1 or null.
@@ -62,7 +62,7 @@ const failing = (verdict) => ["learned", "leaked", "forgot"].map((name) => {
   const list = verdict[name]?.failing || [];
   if (!list.length) return null;
   const all = { learned: (verdict[name].total ?? 0) - (verdict[name].right ?? 0), leaked: verdict[name].hits, forgot: (verdict[name].total ?? 0) - (verdict[name].kept ?? 0) }[name] || list.length;
-  const line = (label, text, spec = "span") => text !== undefined && text !== null && text !== "" && h("div.said", {}, h("span.quiet", {}, label), h(spec, { dir: "auto" }, text));
+  const line = (label, text, spec = "span") => text !== undefined && text !== null && text !== "" && h("div.fail-line", {}, h("span.quiet", {}, label), h(spec, { dir: "auto" }, text));
   return h("details.fold", {}, h("summary", {}, t(`failing.${name}`, { n: all })), h("div.fails", {}, list.slice(0, SHOWN).map((item) => h("div.fail", {},
     h("b", { dir: "auto" }, item.prompt),
     line(t("failing.answered"), item.answer ?? item.after ?? ""), line(t("failing.wanted"), accepted(item.expected)), line(t("home.before"), item.before)))),

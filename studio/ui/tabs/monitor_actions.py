@@ -163,9 +163,13 @@ def differences(run: RunDir, changes: Mapping[str, Any], language: str) -> list[
         {
             "field": path,
             "label": texts.get(label_key(path), path),
-            "old": as_text(before.get(path)),
-            "new": as_text(new),
+            "old": _shown(before.get(path)),
+            "new": _shown(new),
         }
         for path, new in after.items()
         if new != before.get(path) and path != "name"
     ]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else as_text(value)
