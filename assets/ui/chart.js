@@ -1,75 +1,139 @@
-// Curves of the selected run: uPlot with smoothing, log scale, zoom by dragging, values under the pointer.
-const { h, t, feed, format, script, root } = window.Studio;
-const COLUMNS = ["loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes"];
-const SHOWN = { loss: format.loss, learning_rate: format.rate, grad_norm: format.loss, tokens_per_second: (value) => format.number(value, 0), memory_bytes: format.bytes };
-const HEIGHT = 300;
-
-// Exponential moving average with the start corrected; gaps stay gaps.
-export const smooth = (values, weight) => {
-  let mean = 0; let seen = 0;
-  return values.map((value) => {
-    if (value === null) return null;
-    mean = weight * mean + (1 - weight) * value;
-    seen += 1;
-    return mean / (1 - weight ** seen);
-  });
-};
+// Curves of the selected run and of those laid over it: one metric large, or all of them; smoothing, log scale, zoom by
+// dragging, values under the pointer, marks, the coach's notes, PNG and CSV.
+import { Smoothed, csv } from "./chartdata.js";
+import { METRICS, Panel, colour, hasMetric, valuesAt } from "./chartpanel.js";
+import { noteList } from "./chartnotes.js";
+import { download, picture } from "./chartfile.js";
+const { h, t, render, api, feed, format, script, store, seen, poll } = window.Studio;
+const LARGE = 300; const SMALL = 150;
+const NOTES_EVERY_MS = 3000;
+const stored = (name, fallback) => store.get(`chart.${name}`) ?? fallback;
 
 export function mount({ element }) {
   const host = element.querySelector(".mount");
-  let column = "loss"; let weight = 0.6; let log = false; let plot = null; let shownId = null; let version = -1;
-  const area = h("div.plot");
-  const readout = h("p.readout.num", { "aria-live": "off" });
-  const tabs = h("div.segments", { role: "group", "aria-label": t("chart.which") }, COLUMNS.map((name) =>
-    h("button", { type: "button", "data-column": name, "aria-pressed": String(name === column), onclick: () => { column = name; for (const button of tabs.children) button.setAttribute("aria-pressed", String(button.dataset.column === name)); make(); } }, t("tile." + name))));
-  const slider = h("input", { type: "range", min: "0", max: "0.98", step: "0.02", value: String(weight), id: "chart-smooth", oninput: (event) => { weight = +event.target.value; fill(); } });
-  const box = h("input", { type: "checkbox", id: "chart-log", onchange: (event) => { log = event.target.checked; make(); } });
-  const reset = h("button.btn.small", { type: "button", hidden: true, onclick: () => fill() }, t("chart.reset"));
-  const waiting = h("p.plot-wait.quiet", {}, t("chart.wait"));
-  host.append(h("section.card.chart", { "aria-label": t("chart.title") }, h("div.chart-bar", {}, tabs, h("span.spring"), reset,
-    h("label", { for: "chart-smooth" }, t("chart.smooth"), slider), h("label", { for: "chart-log" }, box, t("chart.log"))), waiting, area, readout));
+  let name = METRICS[stored("metric", "loss")] ? stored("metric", "loss") : "loss";
+  let all = stored("all", "") === "1";
+  let panels = []; let arranged = ""; let drawn = ""; let point = null;
+  const smooths = new WeakMap();
+  const colours = new Map();
+  const smoothed = (run, column) => {
+    if (!smooths.has(run)) smooths.set(run, new Map());
+    const mine = smooths.get(run);
+    if (!mine.has(column)) mine.set(column, new Smoothed());
+    return mine.get(column).of(run.points[column] || [], view.weight, run.rewinds);
+  };
+  const view = {
+    runs: [], notes: [], span: [0, 1], range: null, weight: Number(stored("smooth", "0.6")) || 0, log: stored("log", "") === "1", theme: 0, smoothed,
+    colourOf: (id) => colours.get(id) ?? 0,
+    onZoom: (range) => { view.range = range; reset.classList.toggle("unseen", !range); redraw(); },
+    onPoint: (step) => { if (step === point) return; point = step; values(); },
+    onNote: (index) => notes.open(index),
+  };
 
-  const data = () => {
-    const { points, evals } = feed.state;
-    const y = (points[column] || []).map((value) => (log && value !== null && value <= 0 ? null : value));
-    const rows = [points.step, y, weight > 0 ? smooth(y, weight) : y];
-    if (column === "loss") { const at = new Map(evals.step.map((step, index) => [step, evals.eval_loss[index]])); rows.push(points.step.map((step) => at.get(step) ?? null)); }
-    return rows;
+  // ---- the card ---------------------------------------------------------------------------------------------------
+  const keep = (key, value) => store.set(`chart.${key}`, value);
+  const choose = (wanted) => { all = wanted === "all"; if (!all) name = wanted; keep("metric", name); keep("all", all ? "1" : ""); arrange(); };
+  const buttons = h("div.segments.metrics", { role: "group", "aria-label": t("chart.which") });
+  const slider = h("input", { type: "range", min: "0", max: "0.98", step: "0.02", value: String(view.weight), id: "chart-smooth", oninput: (event) => { view.weight = +event.target.value; keep("smooth", event.target.value); redraw(); } });
+  const box = h("input", { type: "checkbox", id: "chart-log", checked: view.log, onchange: (event) => { view.log = event.target.checked; keep("log", view.log ? "1" : ""); redraw(); } });
+  const reset = h("button.btn.small.unseen", { type: "button", onclick: () => view.onZoom(null) }, t("chart.reset"));
+  const save = (what, make) => h("button.btn.small", { type: "button", id: `chart-${what}`, title: t(`chart.${what}.title`), onclick: make }, what.toUpperCase());
+  const area = h("div.plots");
+  const waiting = h("p.plot-wait.quiet", {}, t("chart.wait"));
+  const readout = h("div.readout.num", { "aria-live": "off" });
+  const notes = noteList();
+  host.append(h("section.card.chart", { "aria-label": t("chart.title") },
+    h("div.chart-bar", {}, buttons), h("div.chart-bar", {},
+      h("label", { for: "chart-smooth" }, t("chart.smooth"), slider), h("label", { for: "chart-log" }, box, t("chart.log")), reset, h("span.spring"),
+      save("png", () => picture({ panels, view })), save("csv", () => download(`${fileName()}.csv`, new Blob([csv(view.runs)], { type: "text/csv" })))),
+    h("div.plot-box", {}, waiting, area), readout, notes.node));
+  const fileName = () => (view.runs[0]?.id || "curves").replace(/[^\w.-]+/g, "_");
+
+  // ---- drawing ----------------------------------------------------------------------------------------------------
+  const offered = () => Object.keys(METRICS).filter((metric) => METRICS[metric].first || view.runs.some((run) => hasMetric(run, metric)));
+  const buttonsFor = (metrics) => ["all", ...metrics].map((metric) => h("button", { type: "button", id: `curve-${metric}`, "data-column": metric, "aria-pressed": String(all ? metric === "all" : metric === name), onclick: () => choose(metric) }, t(metric === "all" ? "chart.all" : "tile." + metric)));
+  const arrange = () => {
+    const metrics = offered();
+    if (!metrics.includes(name)) name = "loss";
+    const shown = all ? metrics.filter((metric) => view.runs.some((run) => hasMetric(run, metric))) : [name];
+    render(buttons, buttonsFor(metrics));
+    const plan = JSON.stringify([shown, all, view.runs.length > 0 && view.runs.some((run) => run.points.step.length)]);
+    if (plan !== arranged) {
+      arranged = plan;
+      for (const panel of panels) panel.destroy();
+      area.classList.toggle("many", all);
+      panels = shown.map((metric) => new Panel(metric, view, all ? SMALL : LARGE));
+      area.replaceChildren(...panels.map((panel) => h("figure.panel-box", {}, all && h("figcaption", {},
+        h("button.btn.link", { type: "button", onclick: () => choose(panel.name) }, t("tile." + panel.name)), h("span.spring"), panel.caption = h("span.num.values")), panel.node)));
+    }
+    redraw();
   };
-  const say = (index) => {
-    if (!plot || index === null || index === undefined) { readout.textContent = t("chart.hint"); return; }
-    const rows = plot.data;
-    readout.textContent = t("chart.at", { step: rows[0][index], value: SHOWN[column](rows[1][index]), smooth: SHOWN[column](rows[2][index]) });
+  const redraw = () => {
+    if (!window.uPlot || !view.runs.length) return;
+    const ends = view.runs.flatMap((run) => ["points", "evals", "exams"].flatMap((table) => { const steps = run[table].step; return steps.length ? [steps[0], steps[steps.length - 1]] : []; }));
+    view.span = ends.length ? [Math.min(...ends), Math.max(...ends)] : [0, 1];
+    view.theme = document.body.classList.contains("dark") ? 1 : 0;
+    for (const panel of panels) panel.draw();
+    values();
   };
-  const make = () => {
-    if (!window.uPlot || !feed.state || !feed.state.points.step.length || !area.clientWidth) return;
-    if (plot) plot.destroy();
-    const css = getComputedStyle(document.body); const get = (name) => css.getPropertyValue(name).trim();
-    const axis = { stroke: get("--muted"), grid: { stroke: get("--line"), width: 1 }, ticks: { show: false }, font: "12px 'Inter Variable', sans-serif" };
-    const series = [{}, { stroke: get("--c1") + "55", width: 1, points: { show: false } }, { stroke: get("--c1"), width: 2.2, points: { show: false } }];
-    if (column === "loss") series.push({ stroke: get("--c2"), width: 2, spanGaps: true, points: { show: true, size: 6 } });
-    plot = new window.uPlot({
-      width: area.clientWidth, height: HEIGHT, legend: { show: false },
-      cursor: { drag: { x: true, y: false }, points: { size: 7 } },
-      scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
-      axes: [{ ...axis, size: 32 }, { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : column === "memory_bytes" ? format.bytes(tick) : column === "learning_rate" ? format.rate(tick) : format.number(tick, 4))) }],
-      series, hooks: { setCursor: [(u) => say(u.cursor.idx)], setScale: [(u, key) => { if (key === "x" && u.data[0].length) { const x = u.scales.x; reset.hidden = !(x.min > u.data[0][0] || x.max < u.data[0][u.data[0].length - 1]); } }] },
-    }, data(), area);
-    say(null);
+  const worth = (run, metric, step) => valuesAt(run, metric, step, smoothed);
+  const lastStep = (run) => run.points.step[run.points.step.length - 1] ?? 0;
+  const named = (part) => (part.column.includes("loss") && part.column !== "loss" ? `${t("chart.eval")} ` : ["learned", "leaked", "retained"].includes(part.column) ? `${t("chart.exam." + part.column)} ` : "");
+  const told = (run, metric, step) => worth(run, metric, step).map((part) => [`${named(part)}${METRICS[metric].show(part.value)}`, view.weight && part.smooth !== null ? t("chart.smoothed", { value: METRICS[metric].show(part.smooth) }) : null].filter(Boolean).join(" · ")).join("   ");
+  // Under the pointer, or the newest values while there is none.
+  const values = () => {
+    if (!view.runs.length) return;
+    const step = point === null ? null : Math.max(0, Math.round(point));
+    const [first] = view.runs;
+    const index = step === null ? first.points.step.length - 1 : worth(first, "loss", step)[0]?.index ?? -1;
+    const when = first.points.t?.[index]; const epoch = first.points.epoch?.[index];
+    render(readout, h("p.readout-head", {}, h("span", {}, step === null ? t("chart.hint") : [t("chart.step", { step: format.number(first.points.step[index] ?? step, 0) }), when ? new Date(when * 1000).toLocaleTimeString() : null, epoch !== null && epoch !== undefined ? t("chart.epoch", { n: format.number(epoch, 2) }) : null].filter(Boolean).join(" · ")),
+      h("span.spring"), first.saved.step.length > 0 && h("span.key.saved", {}, t("chart.saved")), first.asked.step.length > 0 && h("span.key.asked", {}, t("chart.asked"))),
+    h("ul.readout-runs", {}, view.runs.map((run) => {
+      const swatch = h("i.swatch", { "aria-hidden": "true" });
+      swatch.style.background = `var(--c${(view.colourOf(run.id) % 8) + 1})`;
+      return h("li", {}, swatch, h("span.readout-name", { dir: "auto", title: run.id }, run.status?.name || run.id), h("span.readout-value", {}, all ? "" : told(run, name, step ?? lastStep(run)) || "–"),
+        run !== first && h("button.btn.link", { type: "button", id: `off-${run.id}`, "aria-label": t("chart.without", { name: run.status?.name || run.id }), onclick: () => dispatchEvent(new CustomEvent("studio:overlay", { detail: feed.overlay.filter((id) => id !== run.id) })) }, "✕"));
+    })));
+    if (all) for (const panel of panels) render(panel.caption, view.runs.slice(0, 4).map((run) => { const [part] = worth(run, panel.name, step ?? lastStep(run)); const text = h("span", {}, part ? METRICS[panel.name].show(part.value) : "–"); text.style.color = colour(view.colourOf(run.id)); return text; }));
   };
-  // A zoomed view stays where it is when new points come; "show all" follows again.
-  const fill = (keepZoom = false) => { if (!plot) make(); else plot.setData(data(), !keepZoom); };
+  // A run keeps its colour for as long as it is shown.
+  const paint = () => {
+    for (const id of [...colours.keys()]) if (!view.runs.some((run) => run.id === id)) colours.delete(id);
+    for (const run of view.runs) if (!colours.has(run.id)) { let free = 0; while ([...colours.values()].includes(free)) free += 1; colours.set(run.id, free); }
+  };
   const draw = (state) => {
-    host.hidden = !state || !state.id || state.missing || (state.status && state.status.kind === "merge");
-    const any = state && state.points.step.length > 0;
-    waiting.hidden = Boolean(any); area.hidden = readout.hidden = !any;
-    if (host.hidden || !any) { if (plot) { plot.destroy(); plot = null; } version = -1; shownId = state && state.id; return; }
-    if (state.id !== shownId) { shownId = state.id; make(); version = state.version; return; }
-    if (!plot) { make(); version = state.version; return; }
-    if (plot.data[0].length !== state.points.step.length || version < 0) fill(!reset.hidden);
-    version = state.version;
+    host.hidden = !state || !state.id || state.missing || Boolean(state.status && state.status.kind === "merge");
+    if (host.hidden) return;
+    const before = view.runs[0];
+    view.runs = feed.shown.filter((run) => run.status && run.status.kind !== "merge");
+    paint();
+    if (before !== view.runs[0]) { view.range = null; view.notes = []; reset.classList.add("unseen"); asked = 0; notes.show(state, []); }
+    const any = view.runs.some((run) => run.points.step.length);
+    waiting.textContent = t(state.status && !state.status.live && state.status.state !== "queued" ? "chart.none" : "chart.wait");
+    waiting.hidden = any; area.hidden = !any; readout.classList.toggle("unseen", !any);
+    const key = view.runs.map((run) => [run.id, run.points.step.length, run.rewinds, run.evals.step.length, run.exams.step.length, run.saved.step.length, run.asked.step.length].join()).join("|");
+    if (key === drawn) return;
+    drawn = key;
+    arrange();
   };
-  new ResizeObserver(() => { if (plot && area.clientWidth) plot.setSize({ width: area.clientWidth, height: HEIGHT }); else make(); }).observe(area);
-  addEventListener("studio:theme", make);
-  script("/studio-assets/vendor/uPlot.iife.min.js").then(() => feed.listen(element, draw));
+
+  // ---- the coach --------------------------------------------------------------------------------------------------
+  let asked = 0; let askedOffset = -1;
+  const listen = async () => {
+    const { state } = feed;
+    if (host.hidden || !state?.status || Date.now() - asked < NOTES_EVERY_MS) return;
+    const mark = `${state.id}|${state.offset}|${state.status.state}`;
+    if (mark === askedOffset) return;
+    asked = Date.now();
+    const found = await api(`/api/notes?run=${encodeURIComponent(state.id)}`);
+    if (state !== feed.state) return;
+    askedOffset = mark;
+    if (JSON.stringify(found.notes) !== JSON.stringify(view.notes)) { view.notes = found.notes; redraw(); }
+    notes.show(state, view.notes);
+  };
+
+  new ResizeObserver(() => { if (panels.some((panel) => !panel.plot)) redraw(); }).observe(area);
+  addEventListener("studio:theme", redraw);
+  script("/studio-assets/vendor/uPlot.iife.min.js").then(() => { feed.listen(element, draw); poll(element, listen, 1000); });
 }

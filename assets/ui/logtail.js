@@ -1,32 +1,90 @@
-// The end of the engine's log in a box of fixed height; follows while the reader is at the bottom.
-const { h, t, api, poll, feed } = window.Studio;
-const KEPT = 200000;
-// Colour codes are of no use here, and a carriage return means that the line is written again.
-export const clean = (text) => text.replace(/\u001b\[[0-9;?]*[A-Za-z]/g, "").split("\n").map((line) => line.slice(line.lastIndexOf("\r", line.length - 2) + 1)).join("\n");
+// The engine's log in a box of fixed height: follows while the reader is at the end, searches, shows one level only.
+import { LogLines } from "./loglines.js";
+const { h, t, api, poll, feed, root, store } = window.Studio;
+const SHOWN = 1500;
+const LEVELS = ["all", "warning", "error"];
 
 export function mount({ element }) {
   const host = element.querySelector(".mount");
-  const box = h("pre.log", { tabindex: "0", role: "log", "aria-live": "off", "aria-label": t("log.title") });
-  const path = h("span.quiet", {});
-  host.append(h("section.card.log-card", {}, h("div.grid-bar", {}, h("h3", {}, t("log.title")), path), box));
-  let id = null; let offset = 0; let text = "";
-  const show = () => {
-    const bottom = box.scrollHeight - box.scrollTop - box.clientHeight < 24;
-    box.textContent = text ? clean(text) : t("log.empty");
-    if (bottom) box.scrollTop = box.scrollHeight;
+  const lines = new LogLines();
+  let id = null; let offset = 0; let first = 0; let shown = SHOWN; let following = true; let query = "";
+  let level = LEVELS.includes(store.get("log.level")) ? store.get("log.level") : "all";
+
+  // ---- the card ---------------------------------------------------------------------------------------------------
+  const body = h("div.log-lines");
+  const earlier = h("button.btn.small.log-earlier", { type: "button", hidden: true, onclick: () => before() }, t("log.earlier"));
+  const box = h("div.log", { tabindex: "0", role: "log", "aria-live": "off", "aria-label": t("log.title") }, earlier, body);
+  const down = h("button.btn.small.log-follow.unseen", { type: "button", onclick: () => { following = true; bottom(); } }, t("log.follow"));
+  const count = h("span.quiet.num.log-count", { role: "status" });
+  const search = h("input.log-search", { type: "search", id: "log-search", placeholder: t("log.search"), "aria-label": t("log.search"), oninput: (event) => { query = event.target.value.trim().toLowerCase(); all(); } });
+  const choice = h("div.segments", { role: "group", "aria-label": t("log.levels") }, LEVELS.map((name) => h("button", { type: "button", id: `log-${name}`, "aria-pressed": String(name === level), onclick: () => { level = name; store.set("log.level", name); for (const button of choice.children) button.setAttribute("aria-pressed", String(button.id === `log-${name}`)); all(); } }, t(`log.level.${name}`))));
+  const link = h("a.btn.small", { id: "log-download", download: "" }, t("log.download"));
+  host.append(h("section.card.log-card", { "aria-label": t("log.title") }, h("div.grid-bar", {}, h("h3", {}, t("log.title")), count, h("span.spring"), search, choice, link), h("div.log-box", {}, box, down)));
+
+  // ---- drawing ----------------------------------------------------------------------------------------------------
+  const bottom = () => { box.scrollTop = box.scrollHeight; down.classList.add("unseen"); };
+  box.addEventListener("scroll", () => { following = box.scrollHeight - box.scrollTop - box.clientHeight < 24; down.classList.toggle("unseen", following); }, { passive: true });
+  const wanted = (line) => (level === "all" || line.level === "error" || (level === "warning" && line.level === "warning")) && (!query || line.text.toLowerCase().includes(query));
+  const marked = (text) => {
+    if (!query) return text;
+    const parts = []; const lower = text.toLowerCase(); let from = 0;
+    for (let at = lower.indexOf(query); at >= 0; at = lower.indexOf(query, from)) { parts.push(text.slice(from, at), h("mark", {}, text.slice(at, at + query.length))); from = at + query.length; }
+    return [...parts, text.slice(from)];
   };
+  const node = (line) => h(`div.line${line.level ? "." + line.level : ""}`, {}, marked(line.text || " "));
+  const say = () => {
+    const hits = query || level !== "all" ? lines.list.filter(wanted).length : null;
+    count.textContent = hits === null ? "" : t("log.count", { n: hits, all: lines.list.length });
+    earlier.hidden = first <= 0;
+  };
+  const all = () => {
+    const hits = lines.list.filter(wanted).slice(-shown);
+    body.replaceChildren(...(hits.length ? hits.map(node) : [h("div.line.quiet", {}, t(lines.list.length ? "log.nothing" : "log.empty"))]));
+    lines.drawn();
+    say();
+    if (following) bottom();
+  };
+  // Adds what is new; the line that was not complete yet is written again.
+  const more = () => {
+    if (lines.redo || !body.querySelector(".line:not(.quiet)")) { all(); return; }
+    if (lines.again && body.lastChild && wanted(lines.again)) body.lastChild.remove();
+    body.append(...lines.fresh().filter(wanted).map(node));
+    while (body.childElementCount > shown) body.firstChild.remove();
+    lines.drawn();
+    say();
+    if (following) bottom();
+  };
+
+  // ---- reading ----------------------------------------------------------------------------------------------------
   const tick = async () => {
-    const state = feed.state;
+    const { state } = feed;
     host.hidden = !state || !state.id || state.missing;
     if (host.hidden) return;
-    if (state.id !== id) { id = state.id; offset = 0; text = ""; path.textContent = `${id}/engine.log`; show(); }
+    if (state.id !== id) {
+      id = state.id; offset = 0; first = 0; shown = SHOWN; following = true;
+      lines.clear();
+      link.href = `${root()}/api/log/file?run=${encodeURIComponent(id)}`;
+      all();
+    }
+    if (state.status && state.logSize === offset) return;
     const part = await api(`/api/log?run=${encodeURIComponent(id)}&after=${offset}`);
     if (feed.state.id !== id) return;
-    if (part.restart) text = "";
+    if (part.restart || part.skipped) { lines.clear(); first = part.first; }
     offset = part.offset;
-    if (!part.text) return;
-    text = ((part.skipped ? "" : text) + part.text).slice(-KEPT);
-    show();
+    if (!part.text && !lines.redo) return;
+    lines.add(part.text);
+    more();
+  };
+  const before = async () => {
+    const mine = id;
+    const part = await api(`/api/log?run=${encodeURIComponent(id)}&before=${first}`);
+    if (mine !== id) return;
+    first = part.first;
+    shown += lines.addBefore(part.text);
+    const height = box.scrollHeight - box.scrollTop;
+    following = false;
+    all();
+    box.scrollTop = box.scrollHeight - height;
   };
   poll(element, tick, 1000);
   addEventListener("studio:run", () => { tick().catch(() => {}); });

@@ -4,22 +4,55 @@ const TRAIN = ["load", "tokenise", "train", "save", "verdict"];
 const MERGE = ["load", "merge", "proof"];
 const AFTER = ["finished", "stopped", "failed", "lost"];
 
+// Seconds each phase of the latest attempt took; the one at work is counted on.
+const durations = (state) => {
+  const { phases, status } = state;
+  const begin = phases.map((phase) => phase.name).lastIndexOf("load");
+  const mine = phases.slice(Math.max(0, begin));
+  const now = status.live ? status.now + (Date.now() - state.received) / 1000 : status.updated_at;
+  const took = new Map();
+  mine.forEach((phase, index) => took.set(phase.name, (took.get(phase.name) || 0) + Math.max(0, (mine[index + 1]?.t ?? now) - phase.t)));
+  return took;
+};
+
 const strip = (state) => {
-  const { status, phases, progress } = state;
+  const { status, phases } = state;
   const order = status.kind === "merge" ? MERGE : TRAIN;
   const phase = status.phase || (status.live ? "load" : phases.length ? phases[phases.length - 1].name : null);
   const at = order.indexOf(phase);
   const over = status.state === "finished";
+  const took = durations(state);
   return h("ol.phases", { "aria-label": t("phases") }, order.map((name, index) => {
     const mark = over || index < at ? "done" : index === at ? (status.live ? "now" : AFTER.includes(status.state) ? "end" : "now") : "todo";
+    const progress = progressOf(state);
     const part = mark === "now" && name === "train" && status.max_steps ? `${Math.round((100 * status.step) / status.max_steps)}%`
-      : mark === "now" && progress && progress.total && name !== "train" ? `${Math.round((100 * progress.done) / progress.total)}%` : "";
-    return h(`li.phase.${mark}`, { "aria-current": mark === "now" ? "step" : null }, h("span", {}, t("phase." + name)), part && h("span.num.part", {}, part));
+      : mark === "now" && progress ? `${Math.round((100 * progress.done) / progress.total)}%`
+        : mark !== "todo" && took.has(name) ? format.seconds(took.get(name)) : "";
+    return h(`li.phase.${mark}`, { "aria-current": mark === "now" ? "step" : null }, h("span", {}, t("phase." + name)), h("span.num.part", {}, part));
   }));
+};
+// How far the phase at work is; a count of an earlier phase says nothing about this one.
+const progressOf = (state) => {
+  const { progress, phases, status } = state;
+  const since = phases.length ? phases[phases.length - 1].t : 0;
+  return progress && progress.total && status.live && status.phase !== "train" && progress.t >= since ? progress : null;
+};
+
+// One sentence of what is going on, always there, so that nothing below moves.
+const nowLine = (state) => {
+  const { status, eta } = state;
+  const left = eta === null || eta === undefined ? null : Math.max(0, eta - (Date.now() - state.received) / 1000);
+  const progress = progressOf(state);
+  const detail = state.phases.length ? state.phases[state.phases.length - 1].detail : "";
+  const parts = status.state === "running" && status.phase === "train" && status.max_steps ? [t("now.step", { step: status.step, total: status.max_steps }), left !== null && t("now.left", { left: format.seconds(left), at: new Date(Date.now() + left * 1000).toLocaleTimeString(lang(), { ...(left > 64800 ? { weekday: "short" } : {}), hour: "2-digit", minute: "2-digit" }) })]
+    : status.state === "running" && status.phase ? [t("phase." + status.phase), detail, progress && t("now.part", { done: format.number(progress.done), total: format.number(progress.total) })]
+      : status.live || status.state === "queued" ? [t("now." + status.state)]
+        : [t("now.ended", { ago: format.ago(status.updated_at) }), status.max_steps > 0 && t("now.step", { step: status.step, total: status.max_steps })];
+  return h("p.now-line.num", {}, parts.filter(Boolean).flatMap((part, index) => [index ? h("span.arrow", { "aria-hidden": "true" }, "·") : null, h("span", { dir: "auto" }, part)]));
 };
 
 const countsLine = (counts) => {
-  if (!counts) return null;
+  if (!counts) return h("p.count-line.num", {}, "\u00a0");
   const n = (value) => format.number(value);
   const parts = [t("counts.rows", { n: n(counts.rows_read) }), counts.rows_skipped ? t("counts.skipped", { n: n(counts.rows_skipped) }) : null,
     t("counts.conversations", { n: n(counts.conversations) }), t("counts.tokens", { n: n(counts.tokens), trained: n(counts.trained_tokens) }),
@@ -46,6 +79,7 @@ export function mount({ element }) {
   const host = element.querySelector(".mount");
   let drawn = "";
   const draw = (state) => {
+    document.body.toggleAttribute("data-live", feed.live());
     if (!state || !state.id) { render(host); return; }
     if (state.missing) { render(host, h("div.empty", {}, h("h3", {}, t("monitor.gone")))); return; }
     const status = state.status;
@@ -57,8 +91,8 @@ export function mount({ element }) {
     render(host, h("section.card.run-head", {},
       h("div.run-top", {}, h("h3.run-title", { dir: "auto" }, status.name), h(`span.chip.${status.state}`, { role: "status" }, t("state." + status.state)), h("span.spring"), actions(status)),
       h("p.run-what", {}, what.map((word) => h("span", { dir: "auto" }, word)), h("span.num", {}, t("elapsed", { time: format.seconds(elapsed(state)) }))),
-      strip(state), errorCard(status), countsLine(state.counts),
-      state.warnings.slice(-3).map((warning) => h("p.warned", { dir: "auto" }, warning.message))));
+      strip(state), nowLine(state), errorCard(status), status.kind !== "merge" && countsLine(state.counts),
+      status.kind === "merge" && state.warnings.slice(-3).map((warning) => h("p.warned", { dir: "auto" }, warning.said || warning.message))));
   };
   feed.listen(element, draw);
   poll(element, async () => { if (feed.live()) draw(feed.state); }, 1000);

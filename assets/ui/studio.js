@@ -96,76 +96,109 @@
   };
   const remembered = () => store.get("run") || "";
 
-  // ---- one feed of the selected run, shared by every widget ---------------------------------------------------
+  // ---- what happens in runs: one reading of each, shared by every widget ---------------------------------------
   const feed = (() => {
+    const KEPT = 10; // runs whose points are remembered, so that going back and forth fetches nothing twice
+    const TABLES = ["points", "evals", "exams", "asked", "saved"];
     const listeners = new Set();
+    const known = new Map();
     let state = null;
-    let busy = false;
-    let again = false;
+    let overlay = [];
     const fresh = (id) => ({
-      id, offset: 0, points: { step: [] }, status: null, counts: null, phases: [], warnings: [], progress: null,
-      evals: { step: [], eval_loss: [] }, missing: false, version: 0, received: 0,
+      id, offset: 0, status: null, counts: null, progress: null, phases: [], warnings: [], eta: null, missing: false,
+      version: 0, rewinds: 0, received: 0, logSize: 0, samplesEnd: 0, ...Object.fromEntries(TABLES.map((name) => [name, { step: [] }])),
     });
-    const merge = (part) => {
-      if (part.offset < state.offset) Object.assign(state, fresh(state.id), { version: state.version });
-      if (part.rewind !== null) {
-        const keep = state.points.step.findIndex((step) => step > part.rewind);
-        if (keep >= 0) for (const column of Object.values(state.points)) column.length = keep;
+    const stateOf = (id) => {
+      const found = known.get(id) || Object.assign(fresh(id), { busy: false, again: false });
+      known.delete(id);
+      known.set(id, found);
+      for (const old of known.keys()) if (known.size > KEPT && old !== id && old !== state?.id && !overlay.includes(old)) known.delete(old);
+      return found;
+    };
+    // A table grows at its end; what a resume repeats replaces what came after `rewind`.
+    const grow = (mine, table, columns, rewind) => {
+      const steps = table.step;
+      if (rewind !== null && steps.length && steps[steps.length - 1] > rewind) {
+        let low = 0; let high = steps.length;
+        while (low < high) { const middle = (low + high) >> 1; if (steps[middle] <= rewind) low = middle + 1; else high = middle; }
+        for (const column of Object.values(table)) column.length = low;
+        mine.rewinds += 1;
       }
-      const had = state.points.step.length;
-      for (const [name, values] of Object.entries(part.points)) {
-        const column = (state.points[name] ||= new Array(had).fill(null));
+      const had = table.step.length;
+      for (const [name, values] of Object.entries(columns)) {
+        const column = (table[name] ||= new Array(had).fill(null));
         for (const value of values) column.push(value);
       }
-      for (const name of ["step", "eval_loss"]) for (const value of part.evals[name]) state.evals[name].push(value);
-      state.phases.push(...part.phases);
-      state.warnings.push(...part.warnings);
-      state.counts = part.counts || state.counts;
-      state.progress = part.progress || state.progress;
-      if (part.status.eta_seconds !== null) state.eta = part.status.eta_seconds;
-      state.status = part.status;
-      state.offset = part.offset;
-      state.received = Date.now();
-      state.version += 1;
     };
-    const tell = () => { for (const item of listeners) if (item.node.isConnected) item.tell(state); else listeners.delete(item); };
-    const tick = async () => {
-      if (!state || !state.id) return;
-      if (busy) { again = true; return; }
-      busy = true;
+    const merge = (mine, part) => {
+      if (part.offset < mine.offset) Object.assign(mine, fresh(mine.id), { version: mine.version, rewinds: mine.rewinds + 1 });
+      for (const name of TABLES) grow(mine, mine[name], part[name], part.rewind[name]);
+      mine.phases.push(...part.phases);
+      mine.warnings.push(...part.warnings);
+      mine.counts = part.counts || mine.counts;
+      mine.progress = part.progress || mine.progress;
+      if (part.status.eta_seconds !== null) mine.eta = part.status.eta_seconds;
+      mine.status = part.status;
+      mine.offset = part.offset;
+      mine.logSize = part.log_size;
+      mine.samplesEnd = part.samples_end;
+      mine.received = Date.now();
+      mine.missing = false;
+      mine.version += 1;
+    };
+    // What lies on a tab that is not open is told when the tab is opened.
+    const onStage = (node) => !document.hidden && node.closest("[role=tabpanel]")?.offsetParent !== null;
+    const tell = (late = false) => {
+      for (const item of listeners) {
+        if (!item.node.isConnected) listeners.delete(item);
+        else if (!onStage(item.node)) item.late = true;
+        else if (!late || item.late) { item.late = false; item.tell(state); }
+      }
+    };
+    const wanted = (mine) => mine === state || overlay.includes(mine.id);
+    const tick = async (mine = state) => {
+      if (!mine || !mine.id) return;
+      if (mine.busy) { mine.again = true; return; }
+      mine.busy = true;
       try {
         let more = true;
-        while (more) {
-          const mine = state;
+        while (more && wanted(mine)) {
           const part = await api(`/api/metrics?run=${encodeURIComponent(mine.id)}&after=${mine.offset}`);
-          if (mine !== state) break;
-          merge(part);
+          merge(mine, part);
           more = part.more;
+          if (wanted(mine)) tell();
         }
-        tell();
       } catch (error) {
-        if (error.status === 404) { state.missing = true; tell(); } else report(error);
+        if (error.status === 404) { mine.missing = true; if (wanted(mine)) tell(); } else report(error);
       } finally {
-        busy = false;
-        if (again) { again = false; tick(); }
+        mine.busy = false;
+        if (mine.again) { mine.again = false; tick(mine); }
       }
     };
-    const live = () => state && state.status && ["queued", "starting", "running", "stopping"].includes(state.status.state);
-    (async () => {
-      let beat = 0;
-      for (;;) {
-        await sleep(1000);
-        beat += 1;
-        const wanted = [...listeners].some((item) => seen(item.node));
-        if (wanted && (live() || beat % 3 === 0)) await tick();
-      }
-    })();
+    const going = (mine) => Boolean(mine && mine.status && ["queued", "starting", "running", "stopping"].includes(mine.status.state));
+    const beat = async (count) => {
+      if (![...listeners].some((item) => seen(item.node))) return;
+      const due = [state, ...overlay.map(stateOf)].filter((mine, index, all) => mine && all.indexOf(mine) === index && (going(mine) || count % 3 === 0));
+      await Promise.all(due.map((mine) => tick(mine)));
+    };
+    (async () => { for (let count = 1; ; count += 1) { await sleep(1000); if (state) tell(true); await beat(count); } })();
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) { if (state) tell(true); beat(0); } });
+    addEventListener("click", (event) => { if (event.target.closest?.("[role=tab]")) setTimeout(() => { if (state) tell(true); beat(0); }, 60); });
+    // Runs drawn beside the selected one; the list of runs says which.
+    addEventListener("studio:overlay", (event) => {
+      overlay = [...new Set(event.detail || [])];
+      for (const id of overlay) if (!known.get(id)?.status) tick(stateOf(id));
+      if (state) tell();
+    });
     return {
-      listen: (node, callback) => { listeners.add({ node, tell: callback }); if (state) callback(state); },
-      reset: (id) => { state = fresh(id); document.body.toggleAttribute("data-run", Boolean(id)); tell(); tick(); },
-      kick: tick,
-      live,
+      listen: (node, callback) => { listeners.add({ node, tell: callback, late: false }); if (state) callback(state); },
+      reset: (id) => { state = id ? stateOf(id) : fresh(""); document.body.toggleAttribute("data-run", Boolean(id)); tell(); tick(); },
+      kick: () => tick(),
+      live: () => going(state),
       get state() { return state; },
+      // The selected run first, then the others of the overlay that exist.
+      get shown() { return state && state.id ? [state, ...overlay.filter((id) => id !== state.id).map(stateOf).filter((mine) => !mine.missing)] : []; },
+      get overlay() { return overlay; },
     };
   })();
 
@@ -240,7 +273,7 @@
     let id = null; let offset = 0; let list = [];
     return async (state) => {
       if (state.id !== id) { id = state.id; offset = 0; list = []; }
-      if (!id || state.offset === offset) return list;
+      if (!id || (state.samplesEnd <= offset && state.offset >= offset)) return list;
       let more = true;
       while (more && id === state.id) {
         const part = await api(`/api/samples?run=${encodeURIComponent(id)}&after=${offset}`);
