@@ -32,9 +32,18 @@ def holding_runs(workspace: Workspace) -> list[RunDir]:
     return [run for run in _candidates(workspace) if run.state().live or _just_ended(run)]
 
 
+def wait_for_ending(workspace: Workspace, seconds: float) -> None:
+    """Let engines that are just going go, at most so long."""
+    deadline = time.monotonic() + seconds
+    while any(_just_ended(run) for run in _candidates(workspace)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
 def _just_ended(run: RunDir) -> bool:
     status = run.read_status()
-    return status is not None and 0 <= time.time() - status.updated_at < ENDING_S and run.alive()
+    if status is None or run.state().live:
+        return False
+    return 0 <= time.time() - status.updated_at < ENDING_S and run.alive()
 
 
 def _candidates(workspace: Workspace) -> list[RunDir]:

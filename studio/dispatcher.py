@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from studio import run_queue, runner
+from studio import dispatching, run_queue, runner
 from studio.events import ExitCode
 from studio.workspace import Workspace, WorkspaceError
 
@@ -26,9 +26,11 @@ def main(argv: Sequence[str]) -> int:
     path = Path(argv[0])
     if argv[1:]:
         runner.ENGINE = tuple(argv[1:])
+    if not (path / "runs").is_dir():  # moved or deleted meanwhile: nothing is made anew in its place
+        return ExitCode.FINISHED
     try:
         workspace = Workspace(path)
-        lock = runner.dispatcher_lock(workspace)
+        lock = dispatching.lock(workspace)
         lock.acquire()
     except Timeout:
         return ExitCode.FINISHED  # another one is at it
@@ -49,8 +51,9 @@ def _turn(workspace: Workspace, lock: FileLock) -> bool:
             runner.start_waiting(workspace)
             if run_queue.has_work(workspace):
                 return True
-            # Still inside the workspace's lock: whoever queues next sees either this process's look at the queue
-            # or that no dispatcher is left.
+            # Still inside the workspace's lock: what is queued next is seen by this process, or by whoever queues
+            # it no dispatcher is seen.
+            dispatching.forget(workspace)
             lock.release(force=True)
             return False
     except (run_queue.StartRefused, OSError):  # a full disk, a busy lock: it may be better at the next turn

@@ -19,11 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from studio import hardware, processes, resources, run_queue, turns
+from studio import dispatching, hardware, processes, resources, run_queue, turns
 from studio.at_work import live_run as live_run
 from studio.at_work import live_runs as live_runs
+from studio.at_work import wait_for_ending
 from studio.checkpoints import last_checkpoint, step_of
 from studio.config import AnyConfig, RunConfig
 from studio.events import Launch, RunState
@@ -41,6 +40,7 @@ ENGINE: tuple[str, ...] = (sys.executable, "-m", "studio.engine")
 # waited for, since killing it would lose what the stop was to save.
 STOP_GRACE_S = 60.0
 TERM_GRACE_S = 600.0
+ENDING_WAIT_S = 3.0
 
 
 def engine_environment() -> dict[str, str]:
@@ -184,6 +184,8 @@ def start_waiting(workspace: Workspace, mine: RunDir | None = None) -> list[RunD
     if run_queue.settings(workspace).paused:
         return []
     waiting = run_queue.entries(workspace)
+    if mine:  # whoever starts again right after a stop finds the room empty
+        wait_for_ending(workspace, ENDING_WAIT_S)
     by_id = {run.id: (run, entry) for run, entry in waiting}
     started = []
     for decision in turns.decisions_for(workspace, waiting):
@@ -208,40 +210,7 @@ def look_after(workspace: Workspace) -> bool:
     if run_queue.started(workspace):
         with run_queue.locked(workspace):
             run_queue.forget_started(workspace)
-    if not run_queue.has_work(workspace) or dispatcher_at_work(workspace):
-        return False
-    argv = [sys.executable, "-m", "studio.dispatcher", str(workspace.path), *ENGINE]
-    try:
-        with (workspace.path / "dispatcher.log").open("ab") as log:
-            child = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=engine_environment(),
-                cwd=workspace.path,
-            )
-    except OSError:  # the next look tries again
-        return False
-    _reap(child)
-    return True
-
-
-def dispatcher_lock(workspace: Workspace) -> FileLock:
-    """The lock a dispatcher holds for as long as it works."""
-    return FileLock(workspace.path / "dispatcher.lock", timeout=2)
-
-
-def dispatcher_at_work(workspace: Workspace) -> bool:
-    """True while some process starts the runs of this queue."""
-    try:
-        with dispatcher_lock(workspace).acquire(timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:
-        return False
+    return run_queue.has_work(workspace) and dispatching.start(workspace, ENGINE, engine_environment())
 
 
 def _begin(run: RunDir, entry: run_queue.Entry, decision: resources.Decision) -> None:
