@@ -146,16 +146,23 @@ _USUAL_HINT = (
 
 
 def _told(details: dict[str, Any]) -> RunError:
-    field, what = _WHAT.get(str(details["activity"]), (_BATCH, "the training"))
+    sized = "length" in details
+    activity = str(details["activity"])
+    field, what = _WHAT.get(activity, (_BATCH, "the training"))
+    if activity == "step" and not sized:
+        what = "the training"  # between two batches, or before the first
     what = what.format(step=details["step"], next=details["step"] + 1)
     memory = "GPU memory" if details["device"] == "cuda" else "memory"
-    size = f" ({details['rows']} rows of {details['length']} tokens)" if "length" in details else ""
+    if sized:
+        rows = details["rows"]
+        what += f" ({rows} {'row' if rows == 1 else 'rows'} of {details['length']} tokens)"
     asked, free, limit = details["requested_bytes"], details["available_bytes"], details["limit_bytes"]
     wanted = f"{_size(asked)} more were asked for, and " if asked else ""
     left = f"{wanted}{_size(free)} of {_size(limit)} were left"
-    message = f"{field}: {what}{size} needs more {memory} than there is: {left}."
-    hint = _HINTS.get(str(details["activity"]), _USUAL_HINT)
-    return RunError(kind="memory", message=message, hint=hint, field=field, details=details)
+    message = f"{field}: {what} needs more {memory} than there is: {left}."
+    return RunError(
+        kind="memory", message=message, hint=_HINTS.get(activity, _USUAL_HINT), field=field, details=details
+    )
 
 
 def _size(amount: int) -> str:

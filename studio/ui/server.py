@@ -20,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from studio.events import ExitCode
-from studio.ui import library_routes, queue_care, queue_routes, routes, theme
+from studio.ui import doctor_routes, library_routes, queue_care, queue_routes, routes, theme
 from studio.ui.app import ASSETS, build_ui
 from studio.ui.i18n import page_texts, translations
 from studio.ui.shell import Guard, Shell, is_loopback
@@ -71,6 +71,7 @@ def create_app(workspace: Workspace, token: str | None = None, cookie: str = "st
     app.include_router(routes.build(workspace))
     app.include_router(queue_routes.build(workspace))
     app.include_router(library_routes.build(workspace))
+    app.include_router(doctor_routes.build(workspace))
     app.include_router(data_routes.build(workspace))
     app.include_router(train_routes.build(workspace))
     app.mount("/studio-assets", Assets(directory=ASSETS))

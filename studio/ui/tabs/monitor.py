@@ -7,7 +7,7 @@ import gradio as gr
 from studio import runner
 from studio.rundir import RunDir
 from studio.ui.context import ACTION, READ, Context, refuse, safe
-from studio.ui.tabs import monitor_actions, monitor_library, starting
+from studio.ui.tabs import memory_card, monitor_actions, monitor_library, starting
 from studio.ui.widgets import scripted
 from studio.ui.widgets.confirm import hidden_button
 
@@ -23,7 +23,10 @@ def build(ctx: Context) -> None:
             scripted("runlist")
         with gr.Column(scale=4, min_width=320, elem_id="monitor-run"):
             scripted("compare")
-            for name in ("runhead", "queueplace", "verdict", "tiles", "chart", "samples", "logtail"):
+            for name in ("runhead", "queueplace"):
+                scripted(name)
+            memory_card.build(ctx)
+            for name in ("verdict", "tiles", "chart", "samples", "logtail"):
                 scripted(name)
     for elem_id, action in (("run-stop", stop), ("run-resume", resume)):
         button = hidden_button(elem_id)
