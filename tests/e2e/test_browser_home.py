@@ -16,11 +16,18 @@ expect.set_options(timeout=60_000)
 NAME = "诺娃 O'Neil <b>"
 
 
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    started = Studio(tmp_path, steps=30, pace=0.1, slow=0.1)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    started = Studio(tmp_path_factory.mktemp("home"), steps=30, pace=0.1, slow=0.1)
     yield started
     started.end()
+
+
+@pytest.fixture
+def studio(server: Studio) -> Iterator[Studio]:
+    """A studio whose workspace is empty at first."""
+    yield server
+    server.empty()
 
 
 @pytest.fixture

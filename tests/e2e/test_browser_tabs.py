@@ -10,7 +10,6 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from studio import runner
 from studio.config import RunConfig
 from studio.records import DatasetInfo, DatasetStore
 from studio.schema import build, dump_yaml
@@ -24,12 +23,25 @@ HOSTILE = "<img src=x onerror='window.pwned=1'> ${window.pwned=1}"
 ROW = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Nova."}], "origin": "upload"}
 
 
-@pytest.fixture
-def studio(tmp_path: Path) -> Iterator[Studio]:
-    started = Studio(tmp_path, steps=3000, pace=0.05)
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    started = Studio(tmp_path_factory.mktemp("tabs"), steps=3000, pace=0.05)
     yield started
-    for run in Workspace(tmp_path).list_runs():
-        runner.stop(run, stop_grace=20)
+    started.end()
+
+
+@pytest.fixture
+def studio(server: Studio) -> Iterator[Studio]:
+    """A studio whose workspace is empty at first."""
+    yield server
+    server.empty()
+
+
+@pytest.fixture
+def talking(tmp_path: Path) -> Iterator[Studio]:
+    """A studio of its own, since chat servers stay with the studio that started them."""
+    started = Studio(tmp_path)
+    yield started
     started.end()
 
 
@@ -172,9 +184,9 @@ def test_two_pages_press_start_together(context: BrowserContext, page: Page, stu
     assert len(runs(studio)) == 1
 
 
-def test_chat_side_by_side(page: Page, studio: Studio) -> None:
-    add_finished_run(studio)
-    show(page, studio, "chat")
+def test_chat_side_by_side(page: Page, talking: Studio) -> None:
+    add_finished_run(talking)
+    show(page, talking, "chat")
     expect(page.locator("#chat-status .chip.finished")).to_be_visible()
     page.locator(".chip-ask").first.click()
     expect(page.locator("#chat-tuned .bot").last).to_have_text(re.compile("tuned turn 1 heard Who are you"))
@@ -194,10 +206,10 @@ def slow_talk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_stop_ends_both_answers_and_a_killed_server_is_started_again(
-    slow_talk: None, page: Page, studio: Studio
+    slow_talk: None, page: Page, talking: Studio
 ) -> None:
-    add_finished_run(studio)
-    show(page, studio, "chat")
+    add_finished_run(talking)
+    show(page, talking, "chat")
     expect(page.locator("#chat-status .chip.finished")).to_be_visible()
     box(page, "chat-box").fill("one two three four five six seven eight nine ten")
     page.locator("#chat-send").click()
@@ -208,7 +220,7 @@ def test_stop_ends_both_answers_and_a_killed_server_is_started_again(
     page.wait_for_timeout(1500)
     assert [page.locator(f"#chat-{side} .bot").last.inner_text() for side in ("base", "tuned")] == left
     assert all("ten" not in text for text in left)
-    (server,) = [child for child in psutil.Process(studio.process.pid).children() if "serve" in child.cmdline()]
+    (server,) = [child for child in psutil.Process(talking.process.pid).children() if "serve" in child.cmdline()]
     server.kill()
     box(page, "chat-box").fill("hello?")
     page.locator("#chat-send").click()
@@ -219,8 +231,8 @@ def test_stop_ends_both_answers_and_a_killed_server_is_started_again(
     expect(page.locator("#chat-base .bot").last).to_contain_text("heard Who are you?")
 
 
-def test_chat_without_a_run_shows_the_way(page: Page, studio: Studio) -> None:
-    show(page, studio, "chat")
+def test_chat_without_a_run_shows_the_way(page: Page, talking: Studio) -> None:
+    show(page, talking, "chat")
     page.locator("#chat-nothing .btn", has_text="Go to Train").click()
     expect(page.locator("#nav [role=tab][data-tab-id=train]")).to_have_attribute("aria-selected", "true")
 
