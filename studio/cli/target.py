@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from studio.best_step import best_weights
 from studio.checkpoints import complete_checkpoints
 from studio.cli.merge import find_run
 from studio.config import MergeConfig, RunConfig
@@ -65,7 +66,7 @@ def _of_run(run: RunDir) -> Target:
     if isinstance(config, MergeConfig):
         return Target(config.out, {})
     if config.method == "full":
-        return Target(str(run.model), {}, config.data.system)
+        return Target(str(best_weights(run, whole=True)), {}, config.data.system)
     adapter = latest_adapter(run)
     if adapter is None:
         sentence = f"run {run.id} has no adapter yet (it is {run.state()}); wait for its first checkpoint"
@@ -78,9 +79,10 @@ def _system(config: RunConfig) -> str | None:
 
 
 def latest_adapter(run: RunDir) -> Path | None:
-    """The adapter of a run: the finished one, else that of the latest complete checkpoint, else None."""
-    if (run.adapter / "adapter_config.json").is_file():
-        return run.adapter
+    """The adapter of a run: that of its best step, else the finished one, else the latest checkpoint's, else None."""
+    best = best_weights(run, whole=False)
+    if (best / "adapter_config.json").is_file():
+        return best
     kept = complete_checkpoints(run.checkpoints)
     return next((folder for folder in kept if (folder / "adapter_config.json").is_file()), None)
 

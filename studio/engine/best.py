@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -20,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from studio.best_step import Best
 from studio.checkpoints import complete_checkpoints, step_of
 from studio.config import RunConfig
 from studio.diagnosis import best_of
@@ -125,14 +125,6 @@ def ending(trainer: Trainer) -> Ending:
         return Ending(state.global_step, state.max_steps, early, by=by)
     loss = None if checked else state.best_metric
     return Ending(state.global_step, state.max_steps, early, state.best_global_step, loss, by)
-
-
-class Best(BaseModel):
-    """best.json: the step to choose by default, where its weights lie in the run's directory, and why."""
-
-    step: int
-    path: str
-    why: str
 
 
 def name_best(run: RunDir, ending: Ending, exam: Exam, losses: Mapping[int, float], *, whole: bool) -> Best:

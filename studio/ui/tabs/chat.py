@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio.best_step import read_best
 from studio.chat_client import ChatError, astream_chat
 from studio.prompts import texts
 from studio.rundir import RunDir
@@ -38,7 +39,7 @@ class Handlers:
         runs = finished_runs(self.ctx.workspace)
         ids = [run.id for run in runs]
         chosen = next((run_id for run_id in (selected, current, *ids) if run_id in ids), None)
-        choices = [(f"{display_name(run)} · {run.id[:15]}", run.id) for run in runs]
+        choices = [(f"{display_name(run)} · {run.id[:15]}{best_mark(run)}", run.id) for run in runs]
         return gr.update(choices=choices, value=chosen), gr.update(visible=bool(runs)), {"empty": not runs}
 
     def chosen(self, run_id: str | None) -> tuple[Any, ...]:
@@ -136,6 +137,12 @@ class Handlers:
             if state != "loading":
                 raise refuse("chat.error.gone" if state == "dead" else "chat.error.not_loaded")
             await asyncio.sleep(POLL_S)
+
+
+def best_mark(run: RunDir) -> str:
+    """What the list says of a run whose best step is a checkpoint, not its last step."""
+    best = read_best(run)
+    return f" · {tr('chat.best', step=best.step)}" if best and best.checkpoint else ""
 
 
 def sampling(temperature: float, max_tokens: float, seed: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass, field
 
 from studio import chat_server
+from studio.best_step import best_weights
 from studio.config import RunConfig
 from studio.rundir import RunDir
 from studio.schema import ConfigError
@@ -84,10 +85,10 @@ class Servers:
     def _start(self, run: RunDir, config: RunConfig) -> dict[str, Side]:
         base = config.model.model_name_or_path
         if config.method != "full":
-            both = chat_server.start_chat_server(self.workspace, base, {TUNED: str(run.adapter)})
+            both = chat_server.start_chat_server(self.workspace, base, {TUNED: str(best_weights(run, whole=False))})
             return {BASE: Side(both, BASE), TUNED: Side(both, TUNED)}
         before = chat_server.start_chat_server(self.workspace, base, {})
-        after = chat_server.start_chat_server(self.workspace, str(run.model), {})
+        after = chat_server.start_chat_server(self.workspace, str(best_weights(run, whole=True)), {})
         return {BASE: Side(before, BASE), TUNED: Side(after, BASE)}
 
     def _stop(self) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import gradio as gr
 
+from studio.best_step import read_best
 from studio.checkpoints import complete_checkpoints
 from studio.config import MergeConfig, RunConfig
 from studio.rundir import RunDir
@@ -27,6 +28,20 @@ def sources(run: RunDir) -> list[str]:
     final = [ADAPTER] if (run.adapter / "adapter_config.json").is_file() else []
     kept = complete_checkpoints(run.checkpoints)
     return final + [path.name for path in kept if (path / "adapter_config.json").is_file()]
+
+
+def best_source(run: RunDir, found: list[str]) -> str | None:
+    """The one of `found` to choose by default: the best step's, else the first."""
+    best = read_best(run)
+    wanted = (best.checkpoint or best.path) if best else ""
+    return wanted if wanted in found else next(iter(found), None)
+
+
+def source_name(run: RunDir, source: str) -> str:
+    """What the list calls a source, with a word beside the best one where that is not the final adapter."""
+    name = tr("export.final") if source == ADAPTER else source
+    best = read_best(run)
+    return f"{name} · {tr('export.best')}" if best and best.checkpoint == source else name
 
 
 def mergeable(workspace: Workspace) -> list[tuple[str, str]]:
@@ -87,8 +102,8 @@ class Handlers:
             return gr.update(choices=[], value=None), gr.skip()
         run = self.ctx.run(run_id)
         found = sources(run)
-        labels = [(tr("export.final") if name == ADAPTER else name, name) for name in found]
-        return gr.update(choices=labels, value=found[0] if found else None), self._free_name(run)
+        labels = [(source_name(run, name), name) for name in found]
+        return gr.update(choices=labels, value=best_source(run, found)), self._free_name(run)
 
     def _free_name(self, run: RunDir) -> str:
         base = slug(display_name(run)) + "-merged"
