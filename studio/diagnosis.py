@@ -87,16 +87,15 @@ def enough(checks: Sequence[Check]) -> bool:
     return sum(check.step > best.step for check in trained) >= PATIENCE
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a finished run. `verdict` is report.json's; losses are means over a few points of the curve.
+class Evidence(BaseModel):
+    """What a diagnosis goes by beside the verdict; report.json keeps it. Losses are means over a few points.
 
-    `distinct`: different rows trained on; `general`: rows among them that are general conversations; `own_template`:
-    False when the configuration names another chat template than the model's.
+    `updates`: those of the saved weights; `distinct`: different rows trained on, `general`: those of them that are
+    general conversations; `own_template`: False when the configuration names another chat template than the model's.
     """
 
-    config: RunConfig
-    verdict: Mapping[str, Any] | None
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
     updates: int
     distinct: int
     general: int = 0
@@ -104,15 +103,7 @@ class Facts:
     lowest_loss: float | None = None
     last_loss: float | None = None
     own_template: bool = True
-    checks: Sequence[Check] = ()
-
-    def part(self, name: str) -> Mapping[str, Any]:
-        """One part of the verdict; empty when it was not checked."""
-        return (self.verdict or {}).get(name) or {}
-
-    def failed(self, name: str) -> bool:
-        """Whether that part was checked and is below its threshold."""
-        return self.part(name).get("ok") is False
+    checks: tuple[Check, ...] = ()
 
     @property
     def pressed(self) -> float:
@@ -136,24 +127,44 @@ class Facts:
         )
 
 
-def diagnose(facts: Facts) -> Diagnosis:
-    """The first rule that fits. Never raises for any report that an engine wrote."""
+@dataclass(frozen=True)
+class _Facts:
+    """All that the rules look at. `verdict` is report.json's; empty without one."""
+
+    config: RunConfig
+    verdict: Mapping[str, Any]
+    seen: Evidence
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        """One part of the verdict; empty when it was not checked."""
+        found: Mapping[str, Any] = self.verdict.get(name) or {}
+        return found
+
+    def failed(self, *names: str) -> bool:
+        """Whether one of these parts was checked and is below its threshold."""
+        return any(self.part(name).get("ok") is False for name in names)
+
+
+def diagnose(config: RunConfig, verdict: Mapping[str, Any] | None, evidence: Evidence) -> Diagnosis:
+    """The first rule that fits a finished run; `verdict` as report.json holds it."""
+    facts = _Facts(config, verdict or {}, evidence)
     return next(found for rule in _RULES if (found := rule(facts)) is not None)
 
 
-def _unchecked(facts: Facts) -> Diagnosis | None:
-    if facts.verdict and facts.verdict.get("passed") is not None:
+def _unchecked(facts: _Facts) -> Diagnosis | None:
+    apart = facts.config.data.validation_dataset
+    if facts.verdict.get("passed") is False or facts.part("learned") or facts.part("perplexity"):
         return None
     return Diagnosis(
         kind="unchecked",
-        message="Nothing could be checked, so whether it learned is not known.",
+        message="There was nothing to check what it learned by, so whether it learned is not known.",
         hint="Write probes in verdict.probes, or keep some rows apart with data.validation_share.",
-        changes={} if facts.config.data.validation_dataset else {"data.validation_share": 0.1},
+        changes={"data.validation_share": 0.1} if facts.config.data.validation_share < 0.1 and not apart else {},
     )
 
 
-def _good(facts: Facts) -> Diagnosis | None:
-    if not (facts.verdict or {}).get("passed"):
+def _good(facts: _Facts) -> Diagnosis | None:
+    if not facts.verdict.get("passed"):
         return None
     if facts.part("learned"):
         message = "It learned what it was taught, and nothing else was damaged."
@@ -162,10 +173,10 @@ def _good(facts: Facts) -> Diagnosis | None:
     return Diagnosis(kind="good", message=message, hint="Try it in Chat, then export it.")
 
 
-def _template(facts: Facts) -> Diagnosis | None:
+def _template(facts: _Facts) -> Diagnosis | None:
     """Another template than the model's own: it then neither knows what it knew nor where an answer ends."""
     asked, known = facts.part("forgot").get("asked", 0), facts.part("forgot").get("total", 0)
-    if facts.own_template or (asked and known > asked / 4 and not facts.failed("learned")):
+    if facts.seen.own_template or (asked and known > asked / 4 and not facts.failed("learned")):
         return None
     return Diagnosis(
         kind="template_mismatch",
@@ -175,9 +186,9 @@ def _template(facts: Facts) -> Diagnosis | None:
     )
 
 
-def _too_high(facts: Facts) -> Diagnosis | None:
-    broken = facts.failed("learned") and facts.failed("forgot") and facts.updates >= UPDATES_FROM
-    if not facts.rose and not (broken and facts.fell is False):
+def _too_high(facts: _Facts) -> Diagnosis | None:
+    broken = facts.failed("learned") and facts.failed("forgot") and facts.seen.updates >= UPDATES_FROM
+    if not facts.seen.rose and not (broken and facts.seen.fell is False):
         return None
     rate = facts.config.train.learning_rate
     return Diagnosis(
@@ -188,11 +199,12 @@ def _too_high(facts: Facts) -> Diagnosis | None:
     )
 
 
-def _parrot(facts: Facts) -> Diagnosis | None:
-    if not (facts.failed("leaked") or facts.failed("forgot")) or facts.pressed < PRESSED_FROM:
+def _parrot(facts: _Facts) -> Diagnosis | None:
+    if not (facts.failed("leaked", "forgot")) or facts.seen.pressed < PRESSED_FROM:
         return None
-    rows = "one row" if facts.distinct == 1 else f"{facts.distinct} different rows"
-    message = f"It has become a parrot: {facts.updates} updates on {rows} made it forget or repeat itself elsewhere."
+    rows = "one row" if facts.seen.distinct == 1 else f"{facts.seen.distinct} different rows"
+    updates = facts.seen.updates
+    message = f"It has become a parrot: {updates} updates on {rows} made it forget or repeat itself elsewhere."
     sane = _sane_step(facts)
     if sane:
         hint = f"At step {sane} it had learned and was still sane: stop there. Better still, use more different rows."
@@ -205,15 +217,15 @@ def _parrot(facts: Facts) -> Diagnosis | None:
     )
 
 
-def _forgetting(facts: Facts) -> Diagnosis | None:
-    if not (facts.failed("leaked") or facts.failed("forgot")):
+def _forgetting(facts: _Facts) -> Diagnosis | None:
+    if not (facts.failed("leaked", "forgot")):
         return None
-    if facts.general < facts.distinct / 4 and not facts.config.data.self_replay:
+    if facts.seen.general < facts.seen.distinct / 4 and not facts.config.data.self_replay:
         return Diagnosis(
             kind="forgetting",
             message="It learned at the cost of what it knew: nearly all rows are of one kind.",
             hint="Mix in general rows: with self-replay the base model writes them itself.",
-            changes={"data.self_replay": max(50, min(facts.distinct, MOST_REPLAY))},
+            changes={"data.self_replay": max(50, min(facts.seen.distinct, MOST_REPLAY))},
         )
     rate = facts.config.train.learning_rate
     return Diagnosis(
@@ -224,52 +236,52 @@ def _forgetting(facts: Facts) -> Diagnosis | None:
     )
 
 
-def _too_few(facts: Facts) -> Diagnosis | None:
-    if facts.updates >= UPDATES_FROM and not (facts.fell is False and facts.pressed < 1):
+def _too_few(facts: _Facts) -> Diagnosis | None:
+    updates = facts.seen.updates
+    if updates >= UPDATES_FROM and not _rising(facts.seen.checks):
         return None
-    factor = max(2, math.ceil(UPDATES_FROM / max(facts.updates, 1)))
+    factor = max(2, math.ceil(UPDATES_FROM / max(updates, 1)))
     changes = more_updates(facts.config, factor)
-    return Diagnosis(
-        kind="too_few_updates",
-        message=f"It was updated only {facts.updates} times, too few to learn this.",
-        hint=f"Give it about {facts.updates * factor} updates: {_told(changes)}.",
-        changes=changes,
-    )
+    said = f"It was updated only {updates} times, too few to learn this."
+    if updates >= UPDATES_FROM:
+        said = f"It was still getting better when it ended, after {updates} updates."
+    hint = f"Give it about {updates * factor} updates: {_told(changes)}."
+    return Diagnosis(kind="too_few_updates", message=said, hint=hint, changes=changes)
 
 
-def _too_low(facts: Facts) -> Diagnosis | None:
-    if facts.fell is not False:
+def _too_low(facts: _Facts) -> Diagnosis | None:
+    if facts.seen.fell is not False:
         return None
-    rate = facts.config.train.learning_rate
+    rate, updates = facts.config.train.learning_rate, facts.seen.updates
     return Diagnosis(
         kind="learning_rate_low",
-        message=f"The training loss hardly fell in {facts.updates} updates: the learning rate {rate:g} is too low.",
+        message=f"The training loss hardly fell in {updates} updates: the learning rate {rate:g} is too low.",
         hint=f"Try {_round(min(rate * 5, 0.5)):g}.",
         changes={"train.learning_rate": _round(min(rate * 5, 0.5))},
     )
 
 
-def _overfit(facts: Facts) -> Diagnosis | None:
+def _overfit(facts: _Facts) -> Diagnosis | None:
     if not facts.failed("perplexity"):
         return None
     return Diagnosis(
         kind="overfit",
         message="It knows its rows by heart, but held-back rows are predicted worse than before.",
         hint="Keep the step with the lowest validation loss: train.load_best_model_at_end.",
-        changes={"train.load_best_model_at_end": True},
+        changes={"train.load_best_model_at_end": True, "verdict.stop_at_best": False},
     )
 
 
-def _too_little(facts: Facts) -> Diagnosis:
+def _too_little(facts: _Facts) -> Diagnosis:
     return Diagnosis(
         kind="not_enough_data",
         message=f"The training loss fell, but other phrasings are not answered as taught: "
-        f"{facts.distinct} different rows are too few.",
+        f"{facts.seen.distinct} different rows are too few.",
         hint="Add rows that ask the same in other words; the Data tab builds them for an identity.",
     )
 
 
-_RULES: tuple[Callable[[Facts], Diagnosis | None], ...] = (
+_RULES: tuple[Callable[[_Facts], Diagnosis | None], ...] = (
     _unchecked,
     _good,
     _template,
@@ -297,14 +309,20 @@ def _told(changes: Mapping[str, Any]) -> str:
     return ", ".join(f"{path} {value:g}" for path, value in changes.items())
 
 
-def _sane_step(facts: Facts) -> int | None:
+def _rising(checks: Sequence[Check]) -> bool:
+    """Whether the last check knew more than any before it."""
+    known = [check.learned or 0.0 for check in checks]
+    return len(known) > 1 and known[-1] > max(known[:-1])
+
+
+def _sane_step(facts: _Facts) -> int | None:
     """The last checked step that had learned most of it and damaged nothing yet."""
     sane = [
         check.step
-        for check in facts.checks
+        for check in facts.seen.checks
         if (check.learned or 0) >= 0.75 and not check.leaked and (1 if check.retained is None else check.retained) >= 1
     ]
-    return sane[-1] if sane and sane[-1] < facts.updates else None
+    return sane[-1] if sane and sane[-1] < facts.seen.updates else None
 
 
 def _round(rate: float) -> float:

@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from studio.diagnosis import Facts, diagnose
+from studio.diagnosis import Evidence
 from studio.engine.best import Ending
 from studio.engine.callbacks import Watch
+from studio.engine.data import chat_tokenizer
 from studio.engine.exam import Exam
 from studio.engine.inputs import Inputs
 from studio.engine.saving import continued_from, model_card, rewrite_card
 from studio.engine.trainer import Trainer
+from studio.records import DataError
+from studio.records.chat_tokenizer import ChatTokenizer
 from studio.records.counts import Counts
 from studio.rundir import RunDir, write_atomic
 
@@ -73,24 +76,28 @@ def _mean(values: Sequence[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def diagnosis(
-    inputs: Inputs, counts: Counts, ending: Ending, curve: Curve, exam: Exam, verdict: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """What the verdict means and what to change next, as report.json holds it."""
-    own_template = inputs.config.model.chat_template is None
-    facts = Facts(
-        config=inputs.config,
-        verdict=verdict,
+def evidence_of(inputs: Inputs, counts: Counts, ending: Ending, curve: Curve, exam: Exam) -> Evidence:
+    """What the diagnosis goes by beside the verdict."""
+    return Evidence(
         updates=ending.best_step or ending.steps,
         distinct=counts.distinct,
         general=counts.self_replay + _general_rows(inputs, counts),
         first_loss=curve.first,
         lowest_loss=curve.lowest,
         last_loss=curve.last,
-        own_template=own_template,
-        checks=exam.checks,
+        own_template=_own_template(inputs, exam.respondent.chat),
+        checks=tuple(exam.checks),
     )
-    return diagnose(facts).model_dump()
+
+
+def _own_template(inputs: Inputs, chat: ChatTokenizer) -> bool:
+    """Whether the run's chat template is the model's own, or it has none."""
+    if inputs.config.model.chat_template is None or not inputs.ref.local:
+        return inputs.config.model.chat_template is None
+    try:
+        return chat_tokenizer(inputs.ref, None, None).template.source == chat.template.source
+    except (DataError, ValueError):
+        return True
 
 
 def _general_rows(inputs: Inputs, counts: Counts) -> int:

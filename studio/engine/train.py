@@ -1,4 +1,4 @@
-"""One training run, from its directory to its verdict; read `_train` from top to bottom.
+"""One training run, from its directory to its verdict; read `train` from top to bottom.
 
 python -m studio.engine train RUN_DIR [--resume]
 
@@ -7,20 +7,22 @@ The run's directory shows a sign of life, and bad configurations, models and dat
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studio.checkpoints import last_checkpoint, remove_torn
+from studio.checkpoints import remove_torn
 from studio.config import RunConfig
+from studio.diagnosis import diagnose
 from studio.engine.data import chat_tokenizer, counts_event, highest_token, read_tables, sentences, with_replay
 from studio.engine.exam import Exam, exam_of
 from studio.engine.failure import EngineError, model_failure
 from studio.engine.inputs import Inputs, bytes_read, prepare_process, read_inputs
-from studio.engine.journal import Journal, supervise
+from studio.engine.journal import Journal
+from studio.engine.start import start
+from studio.engine.ticker import importing, loading
 from studio.estimate import self_replay_rows
-from studio.events import ExitCode, RunError, RunState
+from studio.events import RunError, RunState
 from studio.records.chat_tokenizer import ChatTokenizer
 from studio.records.counts import Counts, Prepared, counts_of, numbers_of, unpacked
 from studio.rundir import RunDir
@@ -36,26 +38,24 @@ if TYPE_CHECKING:
 
 def main(run_dir: str, resume: bool = False) -> int:
     """Train, and return the exit code (`studio.events.ExitCode`). `resume`: go on from the last whole checkpoint."""
-    run = RunDir(Path(run_dir).absolute())
-    if not resume and last_checkpoint(run.checkpoints):
-        print(f"{run.path} has checkpoints already; start it with --resume", file=sys.stderr)  # noqa: T201
-        return int(ExitCode.BAD_INPUT)
-    return supervise(run, lambda journal: _train(run, journal, resume))
+    return start(run_dir, lambda: train, resume=resume)
 
 
-def _train(run: RunDir, journal: Journal, resume: bool) -> RunState:
+def train(run: RunDir, journal: Journal, checkpoint: Path | None) -> RunState:
+    """One run, from the first check to the verdict; goes on from `checkpoint` if there is one. Returns how it ended."""
     began = time.monotonic()
-    inputs = read_inputs(run, journal, resume)
+    inputs = read_inputs(run, journal, checkpoint)
     config = inputs.config
 
-    prepare_process(config, inputs.ref)
-    from studio.engine import best, continuing, model, report, stopping  # torch and its family: seconds
+    with importing(journal):
+        prepare_process(config, inputs.ref)
+        from studio.engine import best, continuing, model, report, stopping  # torch and its family: seconds
 
     laps = report.Laps(began)
-
-    loaded = model.load(config, inputs.ref)
-    if inputs.adapter:
-        loaded = continuing.with_adapter(loaded, inputs.adapter, config.lora)
+    with loading(journal):
+        loaded = model.load(config, inputs.ref)
+        if inputs.adapter:
+            loaded = continuing.with_adapter(loaded, inputs.adapter, config.lora)
     laps.lap("load")
 
     journal.phase("tokenise")
@@ -95,7 +95,9 @@ def _train(run: RunDir, journal: Journal, resume: bool) -> RunState:
     laps.lap("verdict")
     curve = report.curve_of(trainer)
     best.name_best(run, ending, exam, curve.validation, whole=config.method == "full")
-    found["diagnosis"] = report.diagnosis(inputs, counts, ending, curve, exam, found["verdict"])
+    evidence = report.evidence_of(inputs, counts, ending, curve, exam)
+    diagnosis = diagnose(config, found["verdict"], evidence)
+    found |= {"diagnosis": diagnosis.model_dump(), "evidence": evidence.model_dump()}
     report.write_report(run, inputs, ending, found | report.figures(curve, watch, laps))
     return RunState.FINISHED
 
