@@ -59,8 +59,9 @@ _LAST_WORDS = re.compile(
 class Shortage(BaseModel):
     """`RunError.details` of a lack of memory. Bytes; `step`: optimizer updates done; rows and length of the batch.
 
-    `used_bytes` is what the run itself held, `noticed` that the engine ended before the system did it. `bound`: who set
-    the limit; of an address space far more is taken than is really used.
+    `used_bytes` is what the run itself held, `held_bytes` what it had held before the step (or whatever it was).
+    `noticed`: the engine ended before the system did it. `bound`: who set the limit; of an address space far more is
+    taken than is really used.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -74,6 +75,7 @@ class Shortage(BaseModel):
     available_bytes: int = 0
     limit_bytes: int = 0
     used_bytes: int = 0
+    held_bytes: int | None = None
     noticed: bool = False
     rows: int | None = None
     length: int | None = None
@@ -225,12 +227,14 @@ class _Doctor:
 
     def _that_fit(self, case: Case, allowed: Callable[[dict[str, Any]], bool]) -> list[Remedy]:
         """The mildest that fit. What the formula promises to fit must do so by what is known now, too."""
+        found: list[Remedy] = []
         for share in SHARES:
-            smaller = replace(case, device=replace(case.device, free_bytes=round(share * self.usable)))
-            found = [self._guessed(fix.overrides) for fix in fixes(smaller, allowed)]
-            if fitting := [remedy for remedy in found if remedy.verdict != "no"]:
-                return fitting
-        return []
+            free = self._held(self.config) + share * (self.usable - self._held_really())
+            smaller = replace(case, device=replace(case.device, free_bytes=max(1, round(free))))
+            found += [self._guessed(fix.overrides) for fix in fixes(smaller, allowed)]
+            if any(remedy.verdict == "fits" for remedy in found):
+                break
+        return [remedy for remedy in found if remedy.verdict != "no"]
 
     def _keeps(self, changes: dict[str, Any]) -> bool:
         return bool(changes) and (not self.step or continues(self.config, changes))
@@ -255,12 +259,10 @@ class _Doctor:
     def _guessed(self, changes: dict[str, Any]) -> Remedy:
         """A remedy, with its need: what is held all the time, and what comes and goes as far as that shrinks."""
         changed = with_overrides(self.config, changes)
-        share, wanted, used = self._share(changed), self._wanted(), self.shortage.used_bytes
-        predicted = self._held(self.config)
-        held = min(predicted, used) if used else predicted
-        moving = max(0, wanted - held)
+        share, wanted = self._share(changed), self._wanted()
+        held, predicted = self._held_really(), self._held(self.config)
         lighter = self._held(changed) / predicted if predicted else 1.0
-        needed = round(held * lighter + moving * share) if wanted else None
+        needed = round(held * lighter + max(0, wanted - held) * share) if wanted else None
         verdict: Verdict = "tight" if needed is None else self._verdict(needed)
         if not share:  # what failed is not done any more
             verdict = "fits"
@@ -271,7 +273,14 @@ class _Doctor:
         seen = self.shortage.needed_bytes
         if self.case is None or not seen or self.shortage.activity not in ("step", "save", None):
             return seen
-        return max(seen, self.case.bounds().expected)
+        return max(seen, self._held_really() + self._moving(self.config))
+
+    def _held_really(self) -> int:
+        """Bytes held all the time, as the run told; else by the formula, and no more than it held in the end."""
+        if self.shortage.held_bytes is not None:
+            return self.shortage.held_bytes
+        predicted = self._held(self.config)
+        return min(predicted, self.shortage.used_bytes) if self.shortage.used_bytes else predicted
 
     def _verdict(self, needed: int) -> Verdict:
         if needed <= SURE * self.usable:
@@ -279,7 +288,7 @@ class _Doctor:
         return "tight" if needed <= self.usable else "no"
 
     def _held(self, config: RunConfig) -> int:
-        """Bytes held all the time; of a run that was still loading, its weights."""
+        """Bytes held all the time, by the formula; of a run that was still loading, its weights."""
         if self.case is None:
             return 0
         found = replace(self.case, config=config).bounds().footprint

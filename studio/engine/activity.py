@@ -6,9 +6,12 @@ An error remembers the innermost activity it left. The engine is one process wit
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from studio.memory_room import resident
 
 Name = Literal["step", "samples", "evaluation", "verdict", "save"]
 _MARK = "studio_activity"
@@ -16,13 +19,27 @@ _MARK = "studio_activity"
 
 @dataclass
 class Activity:
-    """One of them; `shape` is the batch it computes: rows, length (tokens of a row)."""
+    """One of them; `shape` is the batch it computes: rows, length (tokens of a row).
+
+    `main_bytes`, `gpu_bytes`: memory the process held when it began.
+    """
 
     name: Name
     shape: dict[str, int] = field(default_factory=dict)
+    main_bytes: int = field(default_factory=resident)
+    gpu_bytes: int = field(default_factory=lambda: gpu_allocated())
 
 
 _stack: list[Activity] = []
+
+
+def gpu_allocated() -> int:
+    """Bytes this process holds on the GPU; 0 without one, or where it does not answer any more."""
+    torch: Any = sys.modules.get("torch")
+    try:
+        return int(torch.cuda.memory_allocated()) if torch.cuda.is_initialized() else 0
+    except Exception:  # a device after a fault answers anything with an error
+        return 0
 
 
 @contextlib.contextmanager

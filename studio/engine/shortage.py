@@ -12,11 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
-from studio.engine.activity import Activity, activity_of
+from studio.engine.activity import Activity, activity_of, gpu_allocated
 from studio.events import PhaseName, RunError
-from studio.memory_room import Room, tightest
+from studio.memory_room import Room, resident, tightest
 
 _TEXT = re.compile(
     r"out of memory|DefaultCPUAllocator|can't allocate memory|cannot allocate memory|unable to allocate|not enough "
@@ -79,7 +77,8 @@ def out_of_memory(chain: Iterable[BaseException], place: Place) -> RunError:
         "requested_bytes": _asked_for(texts),
         "available_bytes": room.free,
         "limit_bytes": room.limit,
-        "used_bytes": _held(gpu=gpu),
+        "used_bytes": gpu_allocated() if gpu else resident(),
+        "held_bytes": (activity.gpu_bytes if gpu else activity.main_bytes) if activity else None,
         "noticed": seen is not None,
         **(activity.shape if activity else {}),
     }
@@ -109,17 +108,6 @@ def _gpu_room() -> Room | None:
         return Room("gpu", int(total), int(free + idle))
     except Exception:  # a device after a fault answers anything with an error
         return None
-
-
-def _held(*, gpu: bool) -> int:
-    """Bytes this process holds: on the GPU, or in main memory."""
-    torch: Any = sys.modules.get("torch")
-    if gpu and torch is not None:
-        try:
-            return int(torch.cuda.memory_allocated())
-        except Exception:
-            return 0
-    return int(psutil.Process().memory_info().rss)
 
 
 _BATCH = "train.per_device_train_batch_size"
@@ -159,6 +147,8 @@ def _told(details: dict[str, Any]) -> RunError:
     asked, free, limit = details["requested_bytes"], details["available_bytes"], details["limit_bytes"]
     wanted = f"{_size(asked)} more were asked for, and " if asked else ""
     left = f"{wanted}{_size(free)} of {_size(limit)} were left"
+    if asked and free >= asked:  # by now; or not in one piece
+        left = f"{_size(asked)} more were not to be had of {_size(limit)}"
     message = f"{field}: {what} needs more {memory} than there is: {left}."
     return RunError(
         kind="memory", message=message, hint=_HINTS.get(activity, _USUAL_HINT), field=field, details=details
