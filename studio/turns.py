@@ -65,14 +65,19 @@ def make_room(workspace: Workspace, run: RunDir, cards: Sequence[int] | None = N
 
 
 def _device(workspace: Workspace, cards: Sequence[int] | None) -> devices.Device | None:
-    """Where a run would go: the fullest of its cards, the roomiest that is free, or main memory."""
+    """Where a run would go: the fullest of its cards, the roomiest that is free, or main memory.
+
+    None when it would have to wait: then the queue asks again when its turn comes.
+    """
     known = resources.cards()
-    if not known or cards == []:
-        return devices.main_memory()
-    if cards:
+    if cards is not None:
         mine = [card for card in known if card.index in cards]
-        return min(devices.from_gpus(mine), key=lambda device: device.free_bytes, default=None)
-    held = {card for run in holding_runs(workspace) if (launch := run.read_launch()) for card in launch.gpus}
+        return min(devices.from_gpus(mine), key=lambda device: device.free_bytes, default=devices.main_memory())
+    launches = [launch for run in holding_runs(workspace) if (launch := run.read_launch())]
+    if not known:
+        full = len(launches) >= run_queue.settings(workspace).max_running
+        return None if full else devices.main_memory()
+    held = {card for launch in launches for card in launch.gpus}
     free = [card for card in known if card.index not in held]
     return max(devices.from_gpus(free), key=lambda device: device.free_bytes, default=None)
 

@@ -87,12 +87,15 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _cards(text: str) -> list[int]:
-    return [int(card) for card in text.split(",")]
+    try:
+        return [int(card) for card in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of card numbers like 0,1") from None
 
 
 def _make_room(workspace: Workspace, config: RunConfig) -> None:
     """The memory a chat of this workspace holds, if the run needs it."""
-    if runner.live_run(workspace) is None and runner.needs_chat_memory(workspace, config):
+    if runner.needs_chat_memory(workspace, config):
         for record in chat_memory.release(workspace):
             print(f"the chat with {record.base} was ended: the run needs its memory", file=sys.stderr)
 

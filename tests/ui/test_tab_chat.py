@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from building import context
 
-from studio import runner
+from studio import chat_memory, runner
 from studio.config import RunConfig
 from studio.rundir import RunDir
 from studio.schema import build
@@ -232,3 +232,19 @@ def test_seed() -> None:
 
 def test_servers_know_nothing_of_a_run_that_was_never_loaded(workspace: Workspace) -> None:
     assert Servers(workspace).current("x") is None
+
+
+def test_a_chat_that_made_room_for_a_run_says_so_and_comes_back_only_when_asked(
+    handlers: Handlers, workspace: Workspace
+) -> None:
+    run = add_run(workspace)
+
+    def states(connecting: Callable[[str], Any]) -> list[str]:
+        return [status["state"] for status in asyncio.run(everything(connecting(run.id)))]
+
+    assert states(handlers.connect)[-1] == "ready"
+    assert len(chat_memory.release(workspace, "the-run")) == 1
+    assert states(handlers.connect) == ["released"], "opening the tab does not take the memory back"
+    with pytest.raises(Refused, match="a run needed their memory"):
+        asyncio.run(handlers._ready(run.id))
+    assert states(handlers.connect_again)[-1] == "ready"

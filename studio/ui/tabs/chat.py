@@ -60,7 +60,19 @@ class Handlers:
         return run
 
     async def connect(self, run_id: str | None) -> AsyncIterator[dict[str, Any]]:
-        """Start the run's chat server if need be; yields what the status line shows until it is ready or has failed."""
+        """Start the run's chat server if need be; yields what the status line shows until it is ready or has failed.
+
+        A server that made room for a run stays away until the visitor asks for it.
+        """
+        gone = await asyncio.to_thread(self.status, run_id)
+        if gone["state"] == "released":
+            yield gone
+            return
+        async for status in self.connect_again(run_id):
+            yield status
+
+    async def connect_again(self, run_id: str | None) -> AsyncIterator[dict[str, Any]]:
+        """The same when the visitor asks for it."""
         if not run_id:
             yield {"state": "none"}
             return
@@ -135,7 +147,8 @@ class Handlers:
             if loaded and state == "ready":
                 return loaded
             if state != "loading":
-                raise refuse("chat.error.gone" if state == "dead" else "chat.error.not_loaded")
+                known = {"dead": "chat.error.gone", "released": "chat.error.released"}
+                raise refuse(known.get(state, "chat.error.not_loaded"))
             await asyncio.sleep(POLL_S)
 
 
@@ -226,7 +239,7 @@ def build(ctx: Context) -> None:
         connect, run, status, **STREAM
     )
     run.change(safe(handlers.chosen), run, fresh, **READ).success(connect, run, status, **STREAM)
-    status.apply(connect, run, status, **STREAM)
+    status.apply(safe(handlers.connect_again), run, status, **STREAM)
     answers = _wire_messages(handlers, (box, send, chips), chats, (run, status), options)
     stop.click(None, None, None, cancels=answers, **PREVIEW)
     clear.click(lambda: ([], []), None, chats, cancels=answers, **PREVIEW)

@@ -33,9 +33,9 @@ class Loaded:
         return list({id(side.server): side.server for side in self.sides.values()}.values())
 
     def health(self) -> dict[str, object]:
-        """The worst of the servers' states: failed, dead, loading, ready."""
+        """The worst of the servers' states: failed, released, dead, loading, ready."""
         found = [server.health() for server in self.servers()]
-        order = ("failed", "dead", "loading", "ready")
+        order = ("failed", "released", "dead", "loading", "ready")
         known = [answer if answer.get("state") in order else answer | {"state": "loading"} for answer in found]
         return min(known, key=lambda answer: order.index(str(answer["state"])))
 
