@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from studio import chat_server, demo, run_queue, runner
+from studio import chat_server, demo, processes, run_queue, runner
 from studio.config import RunConfig
-from studio.events import RunState
+from studio.events import Launch, RunState, Status
 from studio.records import parse_spec
 from studio.rundir import RunDir
 from studio.schema import build
@@ -168,6 +168,89 @@ def test_a_child_that_ignores_everything_is_killed_and_only_it(ws, monkeypatch, 
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
+
+
+FORKING = """
+import os, signal, subprocess, sys, time, pathlib
+sys.path.insert(0, {root!r})
+from studio.events import Status, RunState
+from studio.rundir import RunDir
+run = RunDir(pathlib.Path(sys.argv[2]))
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", deaf])
+own_session = subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True)
+(run.path / "children").write_text(str(child.pid) + " " + str(own_session.pid))
+run.write_status(Status(state=RunState.RUNNING))
+while not run.stop_requested():
+    time.sleep(0.02)
+run.write_status(Status(state=RunState.STOPPED))
+"""
+
+
+def test_children_an_engine_leaves_behind_are_ended_and_nobody_else(ws, monkeypatch, tmp_path):
+    """Loaders of data outlive an engine that is gone, and hold its memory or its lock."""
+    script = tmp_path / "forking.py"
+    script.write_text(FORKING.format(root=str(runner.ROOT)))
+    monkeypatch.setattr(runner, "ENGINE", (sys.executable, str(script)))
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    run = runner.submit(ws, CONFIG)
+    wait_for(run, RunState.RUNNING)
+    children = [psutil.Process(int(pid)) for pid in (run.path / "children").read_text().split()]
+    assert runner.stop(run, stop_grace=30) is RunState.STOPPED
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert not left
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+
+
+def test_children_of_a_killed_engine_are_gone_before_it_is_resumed(ws, monkeypatch, tmp_path):
+    script = tmp_path / "forking.py"
+    script.write_text(FORKING.format(root=str(runner.ROOT)))
+    monkeypatch.setattr(runner, "ENGINE", (sys.executable, str(script)))
+    run = runner.submit(ws, CONFIG)
+    wait_for(run, RunState.RUNNING)
+    children = [psutil.Process(int(pid)) for pid in (run.path / "children").read_text().split()]
+    os.kill(run.read_launch().pid, signal.SIGKILL)
+    wait_for(run, RunState.LOST)
+    assert all(child.is_running() for child in children)
+    fake(monkeypatch)
+    monkeypatch.setattr(runner, "ENGINE", (sys.executable, str(FAKE)))
+    runner.resume(run)
+    assert not any(child.is_running() for child in children)
+    assert wait_for(run, RunState.FINISHED) is RunState.FINISHED
+
+
+def test_a_later_process_with_the_engines_number_is_never_signalled(ws, monkeypatch):
+    """The record of a run that was running when the machine went down names the pid of somebody else now."""
+    run = ws.create_run(CONFIG)
+    stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    fields = processes.record(stranger.pid) | {"start_ticks": 1, "create_time": 1.0}
+    run.write_launch(Launch(argv=[], **fields))
+    run.write_status(Status(state=RunState.RUNNING, step=3, attempt=1))
+    assert run.state() is RunState.LOST
+    runner._signal_group(run, signal.SIGKILL)
+    assert runner.stop(run, stop_grace=0.1, term_grace=0.1) is RunState.LOST
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_an_engine_in_a_foreign_process_group_takes_nobody_with_it(ws, monkeypatch):
+    """A run started by hand shares its group with the shell: then the process alone is signalled."""
+    run = ws.create_run(CONFIG)
+    group = subprocess.Popen(
+        [sys.executable, "-c", "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', "
+         "'import time; time.sleep(600)']); print(p.pid, flush=True); p.wait(); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    member = int(group.stdout.readline())
+    run.write_launch(Launch(argv=[], **processes.record(member)))
+    runner._signal_group(run, signal.SIGKILL)
+    while psutil.pid_exists(member):
+        time.sleep(0.02)
+    assert group.poll() is None
+    group.communicate("\n")
 
 
 def test_a_killed_engine_is_lost_and_can_be_resumed(ws, monkeypatch):
