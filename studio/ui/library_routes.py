@@ -89,7 +89,7 @@ def build(workspace: Workspace) -> APIRouter:
         kind: Format = "md" if request.query_params.get("format") == "md" else "html"
         return await run_in_threadpool(card, chosen(workspace, request), kind, language_of(request))
 
-    router.add_route("/library", library)
-    router.add_route("/compare", read_compare)
-    router.add_route("/card", read_card)
+    router.add_route("/api/library", library)
+    router.add_route("/api/compare", read_compare)
+    router.add_route("/api/card", read_card)
     return router
