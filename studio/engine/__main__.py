@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from studio.engine.start import Training
 from typing import IO
 
 USAGE = (
@@ -19,13 +23,13 @@ def main(argv: list[str]) -> int:
     """Run one verb and return its exit code (`studio.events.ExitCode`)."""
     match argv:
         case ["train", run_dir]:
-            from studio.engine import train
+            from studio.engine.start import start
 
-            return train.main(run_dir)
+            return start(run_dir, _training)
         case ["train", run_dir, "--resume"] | ["train", "--resume", run_dir]:
-            from studio.engine import train
+            from studio.engine.start import start
 
-            return train.main(run_dir, resume=True)
+            return start(run_dir, _training, resume=True)
         case ["merge", run_dir] | ["merge", run_dir, "--resume"]:
             from studio.engine import export
 
@@ -52,6 +56,12 @@ def _let_go(stream: IO[str]) -> None:
         stream.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _training() -> Training:
+    from studio.engine.train import train
+
+    return train
 
 
 if __name__ == "__main__":

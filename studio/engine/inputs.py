@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studio import hardware
-from studio.checkpoints import last_checkpoint, remove_torn, step_of
+from studio.checkpoints import remove_torn
 from studio.config import RunConfig
 from studio.engine import zero
 from studio.engine.adapter import AdapterFiles, adapter_to_continue
@@ -39,11 +39,8 @@ class Inputs:
     adapter: AdapterFiles | None
 
 
-def read_inputs(run: RunDir, journal: Journal, resume: bool) -> Inputs:
-    """Say hello, then read and check everything that needs no torch. Raises ConfigError, DataError or EngineError."""
-    checkpoint = last_checkpoint(run.checkpoints) if resume else None
-    journal.begin(resumed_from=step_of(checkpoint) if checkpoint else None)
-    journal.phase("load")
+def read_inputs(run: RunDir, journal: Journal, checkpoint: Path | None) -> Inputs:
+    """Read and check everything that needs no torch. Raises ConfigError, DataError or EngineError."""
     remove_torn(run.checkpoints)
     config = run.config()
     if not isinstance(config, RunConfig):
