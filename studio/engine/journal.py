@@ -20,7 +20,7 @@ from types import FrameType
 from filelock import Timeout
 
 from studio import processes
-from studio.engine.failure import explain
+from studio.engine.failure import EngineError, explain
 from studio.engine.memory_guard import MemoryGuard
 from studio.engine.shortage import Place
 from studio.events import (
@@ -50,6 +50,18 @@ class StopRequested(BaseException):  # noqa: N818 - like KeyboardInterrupt: no `
     """Somebody asked the run to stop while it was in a phase that can simply be left."""
 
 
+class RunMoved(EngineError):
+    """The run's directory is not where it was; to write on would found another one that nobody knows."""
+
+    def __init__(self) -> None:
+        message = "workspace: the run's directory was moved or deleted while the run was at work."
+        hint = "Resume the run where it is now."
+        super().__init__(RunError(kind="disk", message=message, hint=hint, field="workspace"), ExitCode.INTERNAL)
+
+
+_UNWRITABLE = (OSError, RunMoved)
+
+
 class Journal:
     """The only writer of a run's events and status; safe to use from the heartbeat thread."""
 
@@ -60,6 +72,7 @@ class Journal:
         self._requested = False
         self._lock = threading.RLock()
         self._written = 0.0
+        self._mark = run.config_file if run.config_file.exists() else run.path
         self._ended = threading.Event()
 
     @property
@@ -79,18 +92,25 @@ class Journal:
 
     def emit(self, event: Event) -> None:
         """Append an event, stamped with the current step."""
+        self._check_folder()
         event.step = self.status.step
         # The curve must not end before the checkpoint a run goes on from.
         self.run.append_event(event, durable=isinstance(event, SavedEvent | FinishedEvent))
 
     def update(self, *, force: bool = False, **changes: object) -> None:
         """Change fields of the status; written at most five times a second unless forced."""
+        self._check_folder()
         with self._lock:
             self.status = self.status.model_copy(update=changes)
             if force or time.monotonic() - self._written >= MIN_STATUS_S:
                 self._write()
 
+    def _check_folder(self) -> None:
+        if not self._mark.exists():
+            raise RunMoved
+
     def _write(self) -> None:
+        self._check_folder()
         self.status = self.status.model_copy(update={"updated_at": time.time()})
         self._written = time.monotonic()
         self.run.write_status(self.status)
@@ -128,10 +148,10 @@ class Journal:
             self.status = self.status.model_copy(update={"state": state, "exit_code": int(code), "error": error})
             try:
                 self._write()
-            except OSError:
+            except _UNWRITABLE:
                 with contextlib.suppress(OSError):
                     self.run.overwrite_status(self.status)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(*_UNWRITABLE):
             self.emit(FinishedEvent(state=state, exit_code=int(code)))
 
     @contextlib.contextmanager
@@ -160,7 +180,7 @@ class Journal:
             if self.interruptible and not self._requested and self.run.stop_requested():
                 _thread.interrupt_main(signal.SIGTERM)
             # A full disk shows itself where something is saved; a missed heartbeat must not end the run.
-            with contextlib.suppress(OSError), self._lock:
+            with contextlib.suppress(*_UNWRITABLE), self._lock:
                 if time.monotonic() - self._written >= HEARTBEAT_S:
                     self._write()
 
