@@ -99,8 +99,9 @@ export function mount({ element }) {
   };
   // A run keeps its colour for as long as it is shown.
   const paint = () => {
-    for (const id of [...colours.keys()]) if (!view.runs.some((run) => run.id === id)) colours.delete(id);
-    for (const run of view.runs) if (!colours.has(run.id)) { let free = 0; while ([...colours.values()].includes(free)) free += 1; colours.set(run.id, free); }
+    const shown = feed.shown; // in its order, also those whose points are still on their way
+    for (const id of [...colours.keys()]) if (!shown.some((run) => run.id === id)) colours.delete(id);
+    for (const run of shown) if (!colours.has(run.id)) { let free = 0; while ([...colours.values()].includes(free)) free += 1; colours.set(run.id, free); }
   };
   const draw = (state) => {
     host.hidden = !state || !state.id || state.missing || Boolean(state.status && state.status.kind === "merge");

@@ -30,18 +30,23 @@ const environmentName = (row) => (row.path.startsWith("data ") ? t("compare.env.
 const answers = (found) => found.prompts.map((row) => h("tr", {}, h("th", { scope: "row", dir: "auto" }, row.prompt, row.before && h("span.quiet", { dir: "auto" }, t("compare.before", { text: row.before }))),
   row.answers.map((entry) => h("td.said", { dir: "auto" }, entry ? [entry.answer, h("span.quiet.num", {}, t("compare.at", { n: entry.step }))] : h("span.quiet", {}, "–")))));
 
+// What needs room comes below the curves: its place is another piece of the page.
+let below = null;
+export const rest = (node) => { below = node; };
+
 export function mount({ element }) {
   const host = element.querySelector(".mount");
   let ids = []; let drawn = ""; let asked = 0;
   const address = () => { const url = new URL(location.href); if (ids.length) url.searchParams.set("compare", ids.join(",")); else url.searchParams.delete("compare"); history.replaceState(null, "", url); };
-  const end = () => { if (!ids.length) return; ids = []; drawn = ""; address(); document.body.removeAttribute("data-compare"); dispatchEvent(new CustomEvent("studio:overlay", { detail: [] })); render(host); };
+  const end = () => { if (!ids.length) return; ids = []; drawn = ""; address(); document.body.removeAttribute("data-compare"); dispatchEvent(new CustomEvent("studio:overlay", { detail: [] })); render(host); if (below) render(below); };
   const column = (line, index) => h("th", { scope: "col" }, h("button.run-open", { type: "button", id: `compare-${line.id}`, title: line.id, dir: "auto", onclick: () => { end(); select(line.id); } }, h(`span.dot.d${index + 1}`, { "aria-hidden": "true" }), line.name));
   const section = (title, lines, rows, empty) => [h("h4", {}, title), rows.length ? h("div.grid-scroll", {}, h("table.grid.side", {}, h("thead", {}, h("tr", {}, h("th", {}), lines.map(column))), h("tbody", {}, rows))) : h("p.quiet", {}, empty)];
   const draw = (found) => {
     const lines = found.runs;
     render(host, h("section.card.compare", { id: "compare", "aria-label": t("compare.title", { n: lines.length }) },
       h("div.grid-bar", {}, h("h3", {}, t("compare.title", { n: lines.length })), h("span.spring"), h("button.btn.small", { type: "button", id: "compare-end", onclick: end }, t("compare.end"))),
-      section(t("compare.results"), lines, results(found)),
+      section(t("compare.results"), lines, results(found))));
+    if (below) render(below, h("section.card.compare", { id: "compare-rest" },
       section(t("compare.fields"), lines, differing(found.fields, (row) => [h("span", {}, row.label), h("code", {}, row.path)]), t("compare.same")),
       found.environment.length > 0 && section(t("compare.environment"), lines, differing(found.environment, environmentName)),
       found.prompts.length > 0 && section(t("compare.samples"), lines, answers(found))));

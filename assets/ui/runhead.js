@@ -73,7 +73,8 @@ const errorCard = (status) => {
 const actions = (status) => h("div.run-actions", {},
   status.live && status.state !== "stopping" && h("button.btn.stop", { type: "button", id: "ask-stop", onclick: () => ask({ title: t("stop.title"), body: t("stop.body"), ok: t("stop.ok") }, "#run-stop") }, t("stop")),
   status.state === "stopping" && h("button.btn", { type: "button", disabled: true }, t("stop.waiting")),
-  status.resumable && status.kind === "train" && h("button.btn.go", { type: "button", id: "ask-resume", onclick: (event) => { event.target.disabled = true; document.querySelector("#run-resume")?.click(); } }, t("resume")));
+  status.resumable && status.kind === "train" && h("button.btn.go", { type: "button", id: "ask-resume", onclick: (event) => { event.target.disabled = true; document.querySelector("#run-resume")?.click(); } }, t("resume")),
+  h("button.btn.run-dots", { type: "button", id: "run-dots", "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": t("library.actions", { name: status.name }), title: t("library.actions", { name: status.name }), onclick: (event) => dispatchEvent(new CustomEvent("studio:run-menu", { detail: event.currentTarget })) }, "⋯"));
 
 export function mount({ element }) {
   const host = element.querySelector(".mount");

@@ -39,7 +39,7 @@ function panel(element) {
   const picks = h("div.run-picks", { role: "group", "aria-label": t("library.choose") });
   const rows = h("div.run-rows");
   const foot = h("div.run-foot");
-  const card = h("nav.card.runs", { "aria-label": t("runs.title") }, h("h3", {}, h("span", {}, t("runs.title"), " ", count), h("span.spring"), many, wide), h("div.run-find", {}, search, h("div.run-filters", {}, states, tagChoice, sorts)), picks, rows, foot);
+  const card = h("nav.card.runs", { "aria-label": t("runs.title") }, h("h3", {}, h("span", {}, t("runs.title"), " ", count), h("span.spring"), many, wide), h("div.run-find", {}, search, h("div.run-filters", {}, states, sorts, tagChoice)), picks, rows, foot);
 
   const sortBy = (name) => { view.sort = name; sorts.value = name; store.set("library.sort", name); draw(); };
   const choose = (on) => { choosing = on; if (!on) chosen.clear(); draw(); };
@@ -158,6 +158,7 @@ function panel(element) {
   // What is still empty is not shown, and what is not shown is not polled: the page around it is asked instead.
   poll(element.closest("#monitor-split") || element, async () => { const before = library.version; await read(); if (before === library.version) draw(); }, 1500);
   addEventListener("studio:run", draw);
+  addEventListener("studio:run-menu", (event) => { const line = library.runs.get(run()); if (line) menu(line, event.detail, compareWith); });
   addEventListener("studio:library-changed", () => read(String(Date.now())).catch(() => {}));
 }
 

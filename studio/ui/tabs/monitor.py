@@ -26,7 +26,7 @@ def build(ctx: Context) -> None:
             for name in ("runhead", "queueplace"):
                 scripted(name)
             memory_card.build(ctx)
-            for name in ("verdict", "tiles", "chart", "samples", "logtail"):
+            for name in ("verdict", "tiles", "chart", "comparerest", "samples", "logtail"):
                 scripted(name)
     for elem_id, action in (("run-stop", stop), ("run-resume", resume)):
         button = hidden_button(elem_id)
