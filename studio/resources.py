@@ -57,12 +57,12 @@ class Decision:
 class Room:
     """What there is: free cards best first is the order of `cards`; `max_running` runs share the main memory.
 
-    `fits` says whether a job fits into the memory that is left beside the runs at work ("" or what is missing).
+    `fits` says whether a job fits into the memory that is left beside those runs ("" or what is missing).
     """
 
     cards: tuple[int, ...]
     max_running: int
-    fits: Callable[[str], str]
+    fits: Callable[[str, Sequence[str]], str]
 
 
 def decide(jobs: Sequence[Job], busy: Sequence[Busy], room: Room) -> list[Decision]:
@@ -111,7 +111,7 @@ def _in_memory(job: Job, others: list[str], room: Room, lane_closed: str) -> Dec
         return Decision(job.run_id, False, reason=f"waits behind run {lane_closed}", blocking=lane_closed)
     if len(others) >= room.max_running:
         return Decision(job.run_id, False, reason=f"waits until run {others[0]} has ended", blocking=others[0])
-    missing = room.fits(job.run_id) if others else ""  # alone, a run is the person's own decision
+    missing = room.fits(job.run_id, others) if others else ""  # alone, a run is the person's own decision
     if missing:
         return Decision(job.run_id, False, reason=missing, blocking=others[0])
     return Decision(job.run_id, True)

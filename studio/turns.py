@@ -36,7 +36,7 @@ def decisions_for(workspace: Workspace, waiting: Sequence[tuple[RunDir, Entry]])
     room = Room(
         cards=tuple(card.index for card in cards),
         max_running=run_queue.settings(workspace).max_running,
-        fits=partial(_missing_memory, workspace, holding),
+        fits=partial(_missing_memory, workspace),
     )
     return resources.decide(jobs, busy, room)
 
@@ -82,10 +82,10 @@ def _device(workspace: Workspace, cards: Sequence[int] | None) -> devices.Device
     return max(devices.from_gpus(free), key=lambda device: device.free_bytes, default=None)
 
 
-def _missing_memory(workspace: Workspace, holding: Sequence[RunDir], run_id: str) -> str:
-    """What is missing for a run to go beside those at work; "" when it fits or its need is not known."""
+def _missing_memory(workspace: Workspace, run_id: str, others: Sequence[str]) -> str:
+    """What is missing for a run to go beside others; "" when it fits or its need is not known."""
     needed = _needed(workspace, RunDir(workspace.runs / run_id))
-    promised = sum(_still_to_come(workspace, run) for run in holding)
+    promised = sum(_still_to_come(workspace, RunDir(workspace.runs / other)) for other in others)
     free = max(0, devices.main_memory().free_bytes - promised)
     if needed is None or needed <= free:
         return ""
@@ -93,14 +93,13 @@ def _missing_memory(workspace: Workspace, holding: Sequence[RunDir], run_id: str
 
 
 def _still_to_come(workspace: Workspace, run: RunDir) -> int:
-    """Bytes a run at work will take beyond those it has taken already."""
-    launch, needed = run.read_launch(), _needed(workspace, run)
-    if launch is None or launch.gpus or needed is None:
-        return 0
+    """Bytes a run at work, or one that is about to be, will take beyond those it has taken already."""
+    launch, needed = run.read_launch(), _needed(workspace, run) or 0
     taken = 0
     with contextlib.suppress(psutil.Error):
-        engine = psutil.Process(launch.pid)
-        taken = sum(process.memory_info().rss for process in (engine, *engine.children(recursive=True)))
+        if launch and run.alive():
+            engine = psutil.Process(launch.pid)
+            taken = sum(process.memory_info().rss for process in (engine, *engine.children(recursive=True)))
     return max(0, needed - taken)
 
 

@@ -8,7 +8,7 @@ import time
 from rich.console import Console
 from rich.table import Table
 
-from studio import runner
+from studio import run_queue, runner
 from studio.cli import runs_library
 from studio.cli.follow import follow_or_leave, print_json
 from studio.cli.queued import place_of
@@ -159,6 +159,8 @@ def _follow(arguments: argparse.Namespace) -> int:
 
 def _stop(arguments: argparse.Namespace) -> int:
     run = open_workspace(arguments).run(arguments.run)
+    if run_queue.read(run):
+        raise run_queue.StartRefused(f"run {run.id} waits in the queue; take it out: queue remove {run.id}", run.id)
     before = run.state()
     state = runner.stop(run)
     if arguments.json:

@@ -180,12 +180,12 @@ def test_a_queued_run_has_its_place_before_it_can_be_seen(workspace, monkeypatch
 
 
 def started(jobs, busy, cards=(), max_running=1, missing=()):
-    room = Room(tuple(cards), max_running, lambda run_id: "waits for memory" if run_id in missing else "")
+    room = Room(tuple(cards), max_running, lambda run_id, _: "waits for memory" if run_id in missing else "")
     return {found.run_id: found.cards for found in decide(jobs, busy, room) if found.start}
 
 
 def reasons(jobs, busy, cards=(), max_running=1, missing=()):
-    room = Room(tuple(cards), max_running, lambda run_id: "waits for memory" if run_id in missing else "")
+    room = Room(tuple(cards), max_running, lambda run_id, _: "waits for memory" if run_id in missing else "")
     return {found.run_id: (found.reason, found.blocking) for found in decide(jobs, busy, room) if not found.start}
 
 
@@ -202,6 +202,12 @@ def test_more_go_at_once_if_they_may_and_their_memory_is_there():
     assert started(jobs, [Busy("x")], max_running=2) == {"a": ()}
     assert started(jobs, [Busy("x")], max_running=3, missing={"a"}) == {}, "nobody overtakes the one that waits"
     assert started(jobs, [], max_running=3, missing={"a", "b"}) == {"a": ()}, "alone it is the person's decision"
+
+
+def test_two_that_fit_one_at_a_time_do_not_start_together():
+    left = {"b": 5, "c": 5}
+    room = Room((), 3, lambda run_id, others: "" if left[run_id] >= 2 * len(others) + 2 else "waits for memory")
+    assert [found.start for found in decide([Job("a"), Job("b"), Job("c")], [], room)] == [True, True, False]
 
 
 def test_a_paused_run_holds_nobody_up():
