@@ -170,25 +170,29 @@ def diagnose(run: RunDir) -> Diagnosis | None:
         return None
     last = last_checkpoint(run.checkpoints)
     step = step_of(last) if last else 0
-    return Diagnosis(shortage, step, _Doctor(config, shortage, step, _plan(config, run)).remedies())
-
-
-def _plan(config: RunConfig, run: RunDir) -> Plan | None:
-    try:
-        return plan(config, Workspace(run.path.parent.parent))
-    except (DataError, ModelError, NotCounted, OSError):
-        return None
+    return Diagnosis(shortage, step, _Doctor(config, shortage, step, Workspace(run.path.parent.parent)).remedies())
 
 
 class _Doctor:
     """One case: the configuration, what went wrong, what is known of model and data."""
 
-    def __init__(self, config: RunConfig, shortage: Shortage, step: int, counted: Plan | None) -> None:
-        self.config, self.shortage, self.step, self.counted = config, shortage, step, counted
+    def __init__(self, config: RunConfig, shortage: Shortage, step: int, workspace: Workspace) -> None:
+        self.config, self.shortage, self.step, self.workspace = config, shortage, step, workspace
+        self.counted = self._plan(config)
         self.device = _device(shortage)
         self.usable = shortage.usable_bytes or self.device.free_bytes
-        shape = shape_of(config)
-        self.case = Case(config, shape, self.device, self._facts()) if shape else None
+        shape, facts = shape_of(config), self._facts()
+        limit = min(config.data.max_length, facts.longest or config.data.max_length)
+        # Rows are known by now: none is longer than the longest, whatever the configuration allows.
+        known = with_overrides(config, {"data.max_length": limit})
+        self.case = Case(known, shape, self.device, facts) if shape else None
+
+    def _plan(self, config: RunConfig) -> Plan | None:
+        """What a configuration trains on; None when it is not known."""
+        try:
+            return plan(config, self.workspace)
+        except (ModelError, NotCounted, OSError, DataError):
+            return None
 
     def _facts(self) -> Facts:
         known = facts_of(self.counted.prepared, self.counted.counts) if self.counted else UNKNOWN
@@ -211,10 +215,18 @@ class _Doctor:
                 found = []
             case _:
                 found = self._smaller_steps()
-        return tuple(sorted(_first_that_fit(found), key=self._rank)[:MOST_OFFERED])
+        useful = [remedy for remedy in _first_that_fit(found) if self._teaches(remedy)]
+        return tuple(sorted(useful, key=self._rank)[:MOST_OFFERED])
+
+    def _teaches(self, remedy: Remedy) -> bool:
+        """False for rows cut so short that no answer is left in them."""
+        if "data.max_length" not in remedy.changes or self.counted is None:
+            return True
+        return self._plan(with_overrides(self.config, remedy.changes)) is not None
 
     def _rank(self, remedy: Remedy) -> tuple[int, bool, float]:
-        return _ORDER.index(remedy.verdict), not remedy.continues, price_of(remedy.changes, remedy.slowdown)
+        price = price_of(remedy.changes, remedy.slowdown) * (1 + (remedy.cut or 0))
+        return _ORDER.index(remedy.verdict), not remedy.continues, price
 
     # ---- a training step ---------------------------------------------------------------------------------------------
 
@@ -315,7 +327,11 @@ class _Doctor:
 
     def _moving(self, config: RunConfig) -> int:
         """Bytes that come and go in a training step, by the formula."""
-        return replace(self.case, config=config).bounds().expected - self._held(config) if self.case else 0
+        if self.case is None:
+            return 0
+        limit = min(config.data.max_length, self.case.config.data.max_length)
+        changed = replace(self.case, config=with_overrides(config, {"data.max_length": limit}))
+        return changed.bounds().expected - self._held(config)
 
     def _slowdown(self, changes: dict[str, Any]) -> float:
         if self.case is None:
