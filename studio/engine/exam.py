@@ -107,6 +107,11 @@ class Exam:
         """Whether a check says how much was learned, without which no step is better than the first."""
         return bool(self._quick and self._quick.heldout)
 
+    @property
+    def quick_share(self) -> float:
+        """Of all questions, the share a check asks."""
+        return len(self._quick.questions) / len(self.probes.questions) if self._quick and self.probes else 0.0
+
     def check(self) -> Check | None:
         """Ask a few of the questions now; None when there are none, or at a step that was checked already."""
         if self._quick is None or not self._quick.questions or self.checks[-1].step == self.journal.step:

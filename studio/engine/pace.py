@@ -22,6 +22,8 @@ REMEMBERED_STEPS = 50
 REMEMBERED_PAUSES = 5
 WARM_UP_STEPS = 3
 """The first step is left out once there are more than so many: it prepares what the others find ready."""
+NOTHING_S = 0.001
+"""A shorter pause had nothing to do: its questions had been asked at that step."""
 FORWARD_SHARE = 0.4
 """Of a training step's time, what the same rows take without gradients."""
 
@@ -47,26 +49,27 @@ class Pace:
     plan: Plan = Plan(0)
     places: int = 0
     """Tokens of the batches of the current step, filler included; whoever computes a batch adds to it."""
+    ending: float = 0.0
+    """What comes after the training: the verdict."""
+    quick_share: float = 0.0
+    """Of the verdict's questions, the share a check during the training asks; 0 when there are no checks."""
     _steps: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=REMEMBERED_STEPS))
     _between: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED_STEPS))
     _pauses: dict[Kind, deque[float]] = field(default_factory=dict)
-    _expected: dict[Kind, float] = field(default_factory=dict)
     _window: tuple[int, float, int] = (0, 0.0, 0)
     _began: float = 0.0
     _ended: float | None = None
     _timed: float = 0.0
     _seen: int = 0
     _step: int = 0
-    ending: float = 0.0
-    """What comes after the last checkpoint: the verdict."""
 
     # ---- what happens --------------------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
         """An optimizer step begins; what lay before it is over."""
         now = self.clock()
-        if self._ended is not None:
-            self._pause(max(now - self._ended - self._timed, 0.0))
+        if self._ended is not None:  # what nobody timed: the next batch, the log
+            self._between.append(max(now - self._ended - self._timed, 0.0))
         self._began, self._timed, self.places = now, 0.0, 0
 
     def end_step(self, step: int) -> None:
@@ -98,24 +101,14 @@ class Pace:
         yield
         self.ending = self.clock() - began
 
-    def expect(self, kind: Kind, seconds: float) -> None:
-        """How long a pause of that kind will take, until one has been seen."""
-        self._expected[kind] = seconds
-
     def read(self) -> tuple[int, float, int]:
         """(steps, seconds inside them, their tokens with filler) since the last reading."""
         window, self._window = self._window, (0, 0.0, 0)
         return window
 
-    def _pause(self, seconds: float) -> None:
-        """What nobody timed: the next batch and the log, or the questions of the verdict where they are due."""
-        usual = _mean(self._between)
-        if _multiples(self._step - 1, self._step, self.plan.sample_every) and seconds > usual:
-            self._note("check", seconds - usual)
-        else:
-            self._between.append(seconds)
-
     def _note(self, kind: Kind, seconds: float) -> None:
+        if seconds < NOTHING_S:
+            return
         self._pauses.setdefault(kind, deque(maxlen=REMEMBERED_PAUSES)).append(seconds)
 
     # ---- what is left --------------------------------------------------------------------------------------------
@@ -126,28 +119,30 @@ class Pace:
             return None
         last = self.plan.max_steps
         seconds = max(last - step, 0) * (self._step_seconds() + _mean(self._between))
-        return seconds + sum(self._due(kind, step) * self._takes(kind) for kind in KINDS) + self.ending
+        return seconds + sum(self._due(kind, step) * self._takes(kind) for kind in KINDS) + self._verdict()
+
+    def _verdict(self) -> float:
+        """A resumed run asked the base model long ago; then a check tells how long its questions take, all of them."""
+        return max(self.ending, self._takes("check") / self.quick_share if self.quick_share else 0.0)
 
     def _due(self, kind: Kind, step: int) -> int:
-        """How many pauses of that kind are to come. Samples due at `step` have been asked already."""
+        """How many pauses of that kind are to come. Samples and checks due at `step` have been made already."""
         plan, last = self.plan, self.plan.max_steps
         if kind == "evaluate":
             at_the_end = bool(plan.evaluate_every) and last % plan.evaluate_every > 0
             return _multiples(step - 1, last, plan.evaluate_every) + at_the_end
         if kind == "save":
             return _multiples(step - 1, last - 1, plan.save_every) + 1
-        if kind == "check":
-            return _multiples(step, last - 1, plan.sample_every)
         every, saves = plan.sample_every, plan.save_every
         both = math.lcm(every, saves)
         asked = _multiples(step, last - 1, every) + _multiples(step, last - 1, saves) - _multiples(step, last - 1, both)
-        return asked + 1
+        return asked + (kind == "sample")  # the questions of the verdict are counted apart
 
     def _takes(self, kind: Kind) -> float:
         if kind in self._pauses:
             return _mean(self._pauses[kind])
-        if kind in self._expected:
-            return self._expected[kind]
+        if kind == "check":
+            return self.quick_share * self.ending
         if kind == "evaluate" and self.plan.places:
             return FORWARD_SHARE * self._step_seconds() * self.plan.validation_places / self.plan.places
         return 0.0

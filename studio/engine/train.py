@@ -185,6 +185,7 @@ def _checking(config: RunConfig, exam: Exam, watch: Watch, journal: Journal) -> 
             "There are no questions that tell what was learned, so no step is the best.", "verdict.stop_at_best"
         )
     every = config.samples.evaluation_freq if section.check_while_training else 0
+    watch.pace.quick_share = exam.quick_share if every else 0.0
     return CheckWhileTraining(exam, watch.pace, every, choose=section.stop_at_best)
 
 
