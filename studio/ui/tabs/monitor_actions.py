@@ -51,8 +51,9 @@ def change_queue(ctx: Context) -> Callable[[str, gr.EventData], Any]:
         else:
             _change_one(ctx, ctx.run(str(asked.get("run") or "")), do, asked)
         runner.look_after(ctx.workspace)
-        if do == "remove" and selected not in {run.id for run in ctx.workspace.list_runs()}:
-            return next((run.id for run in ctx.workspace.list_runs()), "")
+        left = ctx.workspace.list_runs()
+        if do == "remove" and selected not in {run.id for run in left}:
+            return next((run.id for run in left if run.state().live), left[0].id if left else "")
         return gr.skip()
 
     return change
