@@ -78,14 +78,9 @@ class Ending:
         return said
 
 
-def follow_best(arguments: TrainingArguments, config: RunConfig, *, validate: bool) -> None:
-    """Tell the trainer what is the best, and whether to return to it at the end."""
+def follow_best(arguments: TrainingArguments, config: RunConfig) -> None:
+    """Tell the trainer that the lowest validation loss is the best, and whether to return to it at the end."""
     section = config.early_stopping
-    if config.verdict.stop_at_best:  # `checking` says which step that is
-        arguments.load_best_model_at_end = True
-        return
-    if not validate:
-        return
     if config.train.load_best_model_at_end or section.early_stopping_patience is not None:
         arguments.metric_for_best_model, arguments.greater_is_better = "loss", False
         arguments.restore_callback_states_from_checkpoint = True

@@ -26,6 +26,11 @@ class CheckWhileTraining(TrainerCallback):
         self.ended = False
         self._pending: Check | None = None
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The trainer is to return to the best step; it would ask for a metric if it had been told before."""
+        if self.choose:
+            args.load_best_model_at_end = True
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """After the update. The last step is checked only to be chosen: the verdict follows it at once."""
         last = state.global_step >= state.max_steps

@@ -207,7 +207,8 @@ def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, valid
         report_to=[],
         disable_tqdm=True,
     )
-    follow_best(arguments, config, validate=validate)
+    if validate:
+        follow_best(arguments, config)
     return arguments
 
 
