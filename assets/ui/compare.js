@@ -1,6 +1,8 @@
 // Two or more runs side by side: results, the settings that differ, the last answers; the curves are drawn together below.
 const { h, t, render, api, run, select, format } = window.Studio;
 import { library } from "./library.js";
+import { promptNode } from "./samples.js";
+import { marked } from "./worddiff.js";
 
 const cell = (text, options = {}) => h("td", { dir: "auto", ...options }, text === null || text === undefined || text === "" ? h("span.quiet", {}, t("compare.unset")) : text);
 const percent = (light) => (light ? h(light.ok ? "span.yes" : "span.no", {}, format.percent(light.share)) : h("span.quiet", {}, "–"));
@@ -27,8 +29,8 @@ function results(found) {
 
 const differing = (rows, label) => rows.map((row) => h("tr", {}, h("th", { scope: "row" }, label(row)), row.values.map((value) => cell(value))));
 const environmentName = (row) => (row.path.startsWith("data ") ? t("compare.env.data", { name: row.path.slice(5) }) : ["commit", "gpus"].includes(row.path) ? t(`compare.env.${row.path}`) : row.path);
-const answers = (found) => found.prompts.map((row) => h("tr", {}, h("th", { scope: "row", dir: "auto" }, row.prompt, row.before && h("span.quiet", { dir: "auto" }, t("compare.before", { text: row.before }))),
-  row.answers.map((entry) => h("td.said", { dir: "auto" }, entry ? [entry.answer, h("span.quiet.num", {}, t("compare.at", { n: entry.step }))] : h("span.quiet", {}, "–")))));
+const answers = (found) => found.prompts.map((row) => h("tr", {}, h("th", { scope: "row" }, promptNode(row.prompt), row.before && h("span.quiet", { dir: "auto" }, t("compare.before", { text: row.before }))),
+  row.answers.map((entry, at) => h("td.said", { dir: "auto" }, entry ? [h("span", {}, marked(at ? row.answers[0]?.answer : null, entry.answer)), h("span.quiet.num", {}, t("compare.at", { n: entry.step }))] : h("span.quiet", {}, "–")))));
 
 // What needs room comes below the curves: its place is another piece of the page.
 let below = null;

@@ -11,10 +11,9 @@ const said = (content) => (typeof content === "string" ? content : (content || [
 export const promptNode = (prompt) => (typeof prompt === "string" ? h("span", { dir: "auto" }, prompt)
   : h("div.turns", {}, prompt.map((message) => h(`div.turn.${message.role === "assistant" ? "assistant" : message.role === "system" ? "system" : "user"}`, { dir: "auto" },
     h("span.sr-only", {}, t("role." + (["assistant", "system"].includes(message.role) ? message.role : "user")) + ": "), said(message.content)))));
-export const promptKey = (prompt) => (typeof prompt === "string" ? prompt : JSON.stringify(prompt));
 
 // [{step, index, prompt, answer, reason}] -> {prompts: Map index -> prompt, steps: [{step, reason, answers: Map}]}.
-export const collect = (samples) => {
+const collect = (samples) => {
   const prompts = new Map(); const steps = new Map();
   for (const sample of samples) {
     prompts.set(sample.index, sample.prompt);
@@ -26,7 +25,7 @@ export const collect = (samples) => {
 };
 
 // A long answer shows its first lines and a button for the rest; `open` remembers which are open.
-export const answerNode = (id, answer, before, open, redraw) => {
+const answerNode = (id, answer, before, open, redraw) => {
   if (answer === undefined || answer === null) return h("div.answer.quiet", {}, "–");
   if (!answer.trim()) return h("div.answer.quiet", {}, t("samples.nothing"));
   const long = answer.length > LONG || answer.split("\n").length > LINES;
@@ -34,23 +33,6 @@ export const answerNode = (id, answer, before, open, redraw) => {
   if (!long) return text;
   const toggle = () => { if (!open.delete(id)) open.add(id); redraw(); };
   return [text, h("button.btn.link.more", { type: "button", id: `more-${id}`, "aria-expanded": String(open.has(id)), onclick: toggle }, t(open.has(id) ? "samples.fold" : "samples.unfold"))];
-};
-
-// Several runs side by side: [{id, name, samples}] -> a table prompt × run of their latest answers, for the comparison
-// of runs. What differs from the first run is marked.
-export const sideBySide = (runs, open = new Set(), redraw = () => {}) => {
-  const found = runs.map((run) => ({ ...run, ...collect(run.samples) }));
-  const latest = (run, key) => {
-    const index = [...run.prompts].find(([, prompt]) => promptKey(prompt) === key)?.[0];
-    for (const at of [...run.steps].reverse()) if (at.answers.has(index)) return at.answers.get(index);
-    return undefined;
-  };
-  const prompts = new Map(found.flatMap((run) => [...run.prompts.values()].map((prompt) => [promptKey(prompt), prompt])));
-  if (!prompts.size) return null;
-  return h("div.grid-scroll", { tabindex: "0", role: "region", "aria-label": t("samples.title") }, h("table.grid.samples-runs", {},
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, t("samples.prompt")), found.map((run) => h("th", { scope: "col", dir: "auto" }, run.name, h("span.tag.num", {}, run.steps.length ? t("step", { n: run.steps[run.steps.length - 1].step }) : ""))))),
-    h("tbody", {}, [...prompts].map(([key, prompt], row) => h("tr", {}, h("th", { scope: "row" }, promptNode(prompt)),
-      found.map((run, at) => h("td", {}, answerNode(`${row}-${run.id}`, latest(run, key), at ? latest(found[0], key) : undefined, open, redraw))))))));
 };
 
 export function mount({ element }) {
@@ -115,10 +97,13 @@ export function mount({ element }) {
     if (state.id !== run) { run = state.id; chosen = null; all = false; open.clear(); list = []; host.hidden = true; drawn = ""; }
     const samples = await read(state);
     if (state !== feed.state) return;
-    const key = `${state.id}|${samples.length}|${feed.live()}`;
+    // A run that goes on from an earlier step answers again: what came after that step is void until then.
+    const valid = state.asked?.step.length ? new Set(state.asked.step) : null;
+    const kept = valid ? samples.filter((sample) => valid.has(sample.step)) : samples;
+    const key = `${state.id}|${samples.length}|${kept.length}|${feed.live()}`;
     if (key === drawn) return;
     drawn = key;
-    list = samples;
+    list = kept;
     show();
   };
   feed.listen(element, (state) => { draw(state).catch(() => { drawn = ""; }); });
