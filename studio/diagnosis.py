@@ -31,8 +31,11 @@ UPDATES_FROM = 60
 """Fewer optimizer updates are the first suspect when something was not learned."""
 PRESSED_FROM = 5.0
 """Optimizer updates per different row from which a run is called a parrot rather than forgetful."""
-FELL_TO, MEMORISED = 0.5, 0.1  # share of the first loss that is a clear fall; a loss at which rows are known by heart
+FELL_TO = 0.5  # share of the first loss that is a clear fall
 MOST_EPOCHS, MOST_REPLAY = 100.0, 400
+FEW_ROWS = 10  # different rows, with fewer of which more updates soon make a parrot
+MOST_OF = 0.75  # share of the highest "learned" among the checks
+MORE_ROWS = "Better still, use more different rows."
 PATIENCE = 3  # checks worse than the best after which a training ends
 RISEN_BY = 1.5  # times its lowest, from which a loss has clearly gone up again
 
@@ -207,7 +210,7 @@ def _parrot(facts: _Facts) -> Diagnosis | None:
     message = f"It has become a parrot: {updates} updates on {rows} made it forget or repeat itself elsewhere."
     sane = _sane_step(facts)
     if sane:
-        hint = f"At step {sane} it had learned and was still sane: stop there. Better still, use more different rows."
+        hint = f"At step {sane} it had learned it and damaged nothing yet: stop there. {MORE_ROWS}"
         return Diagnosis(kind="parrot", message=message, hint=hint, changes={"train.max_steps": sane})
     return Diagnosis(
         kind="parrot",
@@ -246,6 +249,8 @@ def _too_few(facts: _Facts) -> Diagnosis | None:
     if updates >= UPDATES_FROM:
         said = f"It was still getting better when it ended, after {updates} updates."
     hint = f"Give it about {updates * factor} updates: {_told(changes)}."
+    if facts.seen.distinct < FEW_ROWS:
+        hint = f"{hint} {MORE_ROWS}"
     return Diagnosis(kind="too_few_updates", message=said, hint=hint, changes=changes)
 
 
@@ -264,11 +269,14 @@ def _too_low(facts: _Facts) -> Diagnosis | None:
 def _overfit(facts: _Facts) -> Diagnosis | None:
     if not facts.failed("perplexity"):
         return None
+    changes: dict[str, Any] = {"train.load_best_model_at_end": True}
+    if facts.config.verdict.stop_at_best:  # only one of the two may choose the step
+        changes = {"train.num_train_epochs": max(round(facts.config.train.num_train_epochs / 2, 1), 0.1)}
     return Diagnosis(
         kind="overfit",
         message="It knows its rows by heart, but held-back rows are predicted worse than before.",
-        hint="Keep the step with the lowest validation loss: train.load_best_model_at_end.",
-        changes={"train.load_best_model_at_end": True, "verdict.stop_at_best": False},
+        hint="Keep the step with the lowest validation loss, or train for fewer epochs.",
+        changes=changes,
     )
 
 
@@ -316,11 +324,12 @@ def _rising(checks: Sequence[Check]) -> bool:
 
 
 def _sane_step(facts: _Facts) -> int | None:
-    """The last checked step that had learned most of it and damaged nothing yet."""
+    """The last checked step before the end that knew most of what was ever learned and had damaged nothing yet."""
+    most = max((check.learned or 0.0 for check in facts.seen.checks), default=0.0)
     sane = [
         check.step
         for check in facts.seen.checks
-        if (check.learned or 0) >= 0.75 and not check.leaked and (1 if check.retained is None else check.retained) >= 1
+        if check.learned and check.learned >= MOST_OF * most and not check.leaked and check.retained in (None, 1.0)
     ]
     return sane[-1] if sane and sane[-1] < facts.seen.updates else None
 
