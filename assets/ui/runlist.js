@@ -1,7 +1,7 @@
 // The library of runs: a list beside the run, or a table of all; search, filter, order, a choice of several.
 import { library, listen, read } from "./library.js";
 import { menu, remove, tags } from "./runmenu.js";
-const { h, t, render, poll, run, select, format, goTab, store } = window.Studio;
+const { h, t, render, poll, run, select, format, goTab, store, lang } = window.Studio;
 
 const SHOWN = 150; // rows drawn at first: more are there at a click
 const STATES = ["live", "queued", "finished", "stopped", "failed", "lost", "passed", "missed"];
@@ -17,6 +17,12 @@ const verdictOf = (line) => (line.verdict_passed === null ? null : h(line.verdic
 const tagsOf = (line) => line.tags.length > 0 && h("span.run-tags", {}, line.tags.slice(0, 4).map((tag) => h("span.run-tag", { dir: "auto" }, tag)), line.tags.length > 4 && h("span.run-tag", {}, `+${line.tags.length - 4}`));
 // A short time: 32 s, 5 min, 1 h 20 min.
 const brief = (seconds) => (seconds >= 600 && seconds < 3600 ? t("minutes", { n: Math.round(seconds / 60), s: "" }).replace(/\s*\S*\s*$/, "") : format.seconds(seconds));
+// When it began, as short as can be: 5 min ago, 3 h ago, Nov 21, Nov 21, 2025.
+const began = (unix) => {
+  if (Date.now() / 1000 - unix < 86400) return format.ago(unix);
+  const date = new Date(unix * 1000);
+  return date.toLocaleDateString(lang(), { month: "short", day: "numeric", ...(date.getFullYear() === new Date().getFullYear() ? {} : { year: "numeric" }) });
+};
 const stateIs = (line, wanted) => ({ "": true, live: line.live, passed: line.verdict_passed === true, missed: line.verdict_passed === false })[wanted] ?? line.state === wanted;
 
 function panel(element) {
@@ -59,7 +65,7 @@ function panel(element) {
   const kept = new Map();
   const box = (line) => choosing && h("input.run-pick", { type: "checkbox", id: `pick-${line.id}`, checked: chosen.has(line.id), "aria-label": t("library.choose.one", { name: line.name }), onchange: () => toggle(line.id) });
   const more = (line) => h("button.run-more", { type: "button", id: `more-${line.id}`, "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": t("library.actions", { name: line.name }), title: t("library.actions", { name: line.name }), onclick: (event) => menu(library.runs.get(line.id) || line, event.currentTarget, compareWith) }, "⋯");
-  const when = (line) => (line.live && line.max_steps ? `${line.step} / ${line.max_steps}` : format.ago(line.created_at));
+  const when = (line) => (line.live && line.max_steps ? `${line.step} / ${line.max_steps}` : began(line.created_at));
   const item = (line) => {
     const on = line.id === run();
     const meta = [line.kind === "merge" ? t("kind.merge") : line.method, line.loss !== null && !line.live ? t("library.loss", { value: format.loss(line.loss) }) : null, when(line)];

@@ -68,6 +68,15 @@ const keys = (event) => {
   if (event.key === "Escape" || event.key === "Tab") { event.preventDefault(); event.stopPropagation(); close(true); }
 };
 
+// Beneath its button, above it where there is no room; gone when the button has left the window.
+const place = () => {
+  const { menu: node, anchor } = open;
+  const box = anchor.getBoundingClientRect(); const { offsetWidth: wide, offsetHeight: high } = node;
+  if (!anchor.isConnected || box.bottom < 0 || box.top > innerHeight) { close(); return; }
+  node.style.left = `${Math.max(8, Math.min(box.left, innerWidth - wide - 8))}px`;
+  node.style.top = `${Math.max(8, box.bottom + high + 8 > innerHeight ? box.top - high - 4 : box.bottom + 4)}px`;
+};
+
 // `compare`: what "compare with…" does; the list of runs begins a choice then.
 export function menu(line, anchor, compare) {
   if (open && open.anchor === anchor) { close(true); return; }
@@ -80,13 +89,11 @@ export function menu(line, anchor, compare) {
     item("card-html", t("library.card.html"), () => card(line, "html")), item("card-md", t("library.card.md"), () => card(line, "md")), h("hr"),
     item("delete", t("library.delete.one"), () => remove([line.id]), { disabled: live(line), title: live(line) ? t("library.delete.no") : null }));
   (document.querySelector(".gradio-container") || document.body).append(node);
-  const box = anchor.getBoundingClientRect(); const { offsetWidth: wide, offsetHeight: high } = node;
-  node.style.left = `${Math.max(8, Math.min(box.left, innerWidth - wide - 8))}px`;
-  node.style.top = `${Math.max(8, box.bottom + high + 8 > innerHeight ? box.top - high - 4 : box.bottom + 4)}px`;
   anchor.setAttribute("aria-expanded", "true");
   open = { menu: node, anchor };
+  place();
   node.querySelector("[role=menuitem]").focus();
 }
 addEventListener("pointerdown", (event) => { if (open && !open.menu.contains(event.target) && !open.anchor.contains(event.target)) close(); }, true);
-addEventListener("scroll", (event) => { if (open && !open.menu.contains(event.target)) close(); }, true);
+addEventListener("scroll", (event) => { if (open && !open.menu.contains(event.target)) place(); }, true);
 addEventListener("resize", () => close());
