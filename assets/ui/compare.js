@@ -22,7 +22,7 @@ function results(found) {
     [t("compare.steps"), runs.map((line) => h("td.num", {}, line.max_steps ? `${line.step} / ${line.max_steps}` : "–"))],
     [t("compare.duration"), numbers(runs.map((line) => line.duration_seconds), format.seconds, null)],
     [t("compare.size"), numbers(runs.map((line) => line.size_bytes), format.bytes, null)],
-    verdicts.some((verdict) => verdict.diagnosis) && [t("compare.diagnosis"), verdicts.map((verdict) => h("td.said", { dir: "auto" }, verdict.diagnosis ? verdict.diagnosis.message : "–"))],
+    verdicts.some((verdict) => verdict.diagnosis) && [t("compare.diagnosis"), verdicts.map((verdict) => h("td.answered", { dir: "auto" }, verdict.diagnosis ? verdict.diagnosis.message : "–"))],
   ];
   return rows.filter(Boolean).map(([name, cells]) => h("tr", {}, h("th", { scope: "row" }, name), cells));
 }
@@ -30,7 +30,7 @@ function results(found) {
 const differing = (rows, label) => rows.map((row) => h("tr", {}, h("th", { scope: "row" }, label(row)), row.values.map((value) => cell(value))));
 const environmentName = (row) => (row.path.startsWith("data ") ? t("compare.env.data", { name: row.path.slice(5) }) : ["commit", "gpus"].includes(row.path) ? t(`compare.env.${row.path}`) : row.path);
 const answers = (found) => found.prompts.map((row) => h("tr", {}, h("th", { scope: "row" }, promptNode(row.prompt), row.before && h("span.quiet", { dir: "auto" }, t("compare.before", { text: row.before }))),
-  row.answers.map((entry, at) => h("td.said", { dir: "auto" }, entry ? [h("span", {}, marked(at ? row.answers[0]?.answer : null, entry.answer)), h("span.quiet.num", {}, t("compare.at", { n: entry.step }))] : h("span.quiet", {}, "–")))));
+  row.answers.map((entry, at) => h("td.answered", { dir: "auto" }, entry ? [h("span", {}, marked(at ? row.answers[0]?.answer : null, entry.answer)), h("span.quiet.num", {}, t("compare.at", { n: entry.step }))] : h("span.quiet", {}, "–")))));
 
 // What needs room comes below the curves: its place is another piece of the page.
 let below = null;

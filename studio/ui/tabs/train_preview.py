@@ -11,6 +11,7 @@ from typing import Any
 from studio import presets, runner
 from studio.config import RunConfig
 from studio.estimate import FEW_UPDATES, Advice, Plan, zone
+from studio.labels import read_labels
 from studio.preflight import preflight
 from studio.presets import ModelError
 from studio.records import DataError
@@ -213,6 +214,6 @@ def launch(workspace: Workspace, config: Any) -> RunDir:
 def display_name(run: RunDir) -> str:
     """The name of a run as the lists show it."""
     try:
-        return run.config().name or run.id
+        return read_labels(run).title or run.config().name or run.id
     except ConfigError:
         return run.id
