@@ -42,6 +42,7 @@ from studio.events import (  # noqa: E402
     Status,
     VerdictEvent,
 )
+from studio.prompts import as_line  # noqa: E402
 from studio.rundir import RunDir  # noqa: E402
 from studio.workspace import Workspace  # noqa: E402
 
@@ -100,14 +101,15 @@ class FakeEngine:
         prompts = config.samples.evaluation_inputs if isinstance(config, RunConfig) else []
         share = self.step / max(1, self.options.steps)
         for index, prompt in enumerate(prompts):
-            zh = any(ord(char) > 0x3000 for char in prompt)
+            zh = any(ord(char) > 0x3000 for char in as_line(prompt))
             before, middle, after = (
                 ("我是 Ember，一个小模型。", "我是诺。", "我是诺娃，由三班训练。")
                 if zh
                 else ("I am Ember, a small model.", "I am Nov.", "I am Nova, trained by Class 3B.")
             )
             answer = before if share < 0.34 else middle if share < 0.7 else after
-            self.say(SampleEvent(index=index, prompt=prompt, answer=answer, reason=reason))
+            told = answer + " It was cold in the forge." * (30 if "story" in as_line(prompt) else 0)
+            self.say(SampleEvent(index=index, prompt=prompt, answer=told, reason=reason))
         if self.step:
             self.say(VerdictEvent(learned=round(share, 2), leaked=round(share / 10, 2), retained=1 - share / 20))
 

@@ -57,15 +57,16 @@ const diagnosisBox = (run, found) => found && h("div", { class: `diagnosis ${fou
 const bestLine = (best) => best && h("p.best.num", { id: "run-best" }, h("span.star", { "aria-hidden": "true" }, "★"), h("span", { dir: "auto" }, t("best.step", { n: best.step }), best.why && ` ${best.why}`));
 
 // ---- details ---------------------------------------------------------------------------------------------------------
-const accepted = (value) => [value].flat().filter(Boolean).join(t("failing.or"));
+// Of a taught answer every text must be there, "|" between alternatives; of a general question one is enough.
+const wanted = (name, value) => [value].flat().filter(Boolean).map((text) => String(text).split("|").join(t("failing.or"))).join(t(name === "forgot" ? "failing.or" : "failing.and"));
 const failing = (verdict) => ["learned", "leaked", "forgot"].map((name) => {
   const list = verdict[name]?.failing || [];
   if (!list.length) return null;
   const all = { learned: (verdict[name].total ?? 0) - (verdict[name].right ?? 0), leaked: verdict[name].hits, forgot: (verdict[name].total ?? 0) - (verdict[name].kept ?? 0) }[name] || list.length;
   const line = (label, text, spec = "span") => text !== undefined && text !== null && text !== "" && h("div.fail-line", {}, h("span.quiet", {}, label), h(spec, { dir: "auto" }, text));
-  return h("details.fold", {}, h("summary", {}, t(`failing.${name}`, { n: all })), h("div.fails", {}, list.slice(0, SHOWN).map((item) => h("div.fail", {},
+  return h("details.fold", {}, h("summary", {}, t(name === "learned" && !verdict.leaked ? "failing.learned.own" : `failing.${name}`, { n: all })), h("div.fails", {}, list.slice(0, SHOWN).map((item) => h("div.fail", {},
     h("b", { dir: "auto" }, item.prompt),
-    line(t("failing.answered"), item.answer ?? item.after ?? ""), line(t("failing.wanted"), accepted(item.expected)), line(t("home.before"), item.before)))),
+    line(t("failing.answered"), item.answer ?? item.after ?? ""), line(t("failing.wanted"), wanted(name, item.expected)), line(t("home.before"), item.before)))),
   all > Math.min(list.length, SHOWN) && h("p.quiet", {}, t("failing.more", { n: all - Math.min(list.length, SHOWN) })));
 });
 const pairs = (rows) => rows.length > 0 && h("details.fold", { open: true }, h("summary", {}, t("pairs.title")), h("div.pairs", {},

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from studio import runner
+from studio.best_step import read_best
 from studio.rundir import RunDir
 from studio.schema import ConfigError
 from studio.ui.answers import Answers
@@ -48,11 +49,8 @@ def _diagnosis(run: RunDir, found: dict[str, Any], language: str) -> dict[str, A
 
 
 def _best(run: RunDir, language: str) -> dict[str, Any] | None:
-    try:
-        best = json.loads(run.best_file.read_bytes())
-        return {"step": int(best["step"]), "why": translated(str(best.get("why") or ""), language)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+    best = read_best(run)
+    return {"step": best.step, "why": translated(best.why, language)} if best else None
 
 
 def preview(workspace: Workspace, run: RunDir, changes: str, language: str) -> dict[str, Any]:

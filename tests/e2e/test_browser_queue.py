@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from studio import run_queue, runner
 from studio.config import RunConfig
-from studio.events import RunState, SampleEvent
+from studio.events import RunState
 from studio.records import DatasetInfo, DatasetStore, IdentitySpec, build_identity
 from studio.rundir import RunDir
 from studio.schema import build
@@ -20,11 +20,10 @@ from tests.fake_engine import Studio
 # A guard against hanging, not a demand: a busy machine may take its time.
 expect.set_options(timeout=60_000)
 
-LONG = "It was cold in the forge. " * 30
 TALK = [
     {"role": "user", "content": "I am Lee."},
     {"role": "assistant", "content": "Hello!"},
-    {"role": "user", "content": "And you?"},
+    {"role": "user", "content": "Tell me a story."},
 ]
 
 
@@ -42,11 +41,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ended(home: Path) -> RunDir:
-    """A run that has not learned, asked by one more prompt of several turns and answering one at length."""
-    run = Workspace(home).create_run(config("nova"))
+    """A run that has not learned, asked by one prompt of several turns that it answers at length."""
+    samples = {"evaluation_inputs": ["Who are you?", "你是谁？", TALK]}
+    run = Workspace(home).create_run(build(RunConfig, config("nova").model_dump() | {"samples": samples}))
     fake_engine.launch(run, steps=8, pace=0, slow=0, passes=False).wait()
-    for step, answer in ((0, "I am Ember. " + LONG), (8, "I am Nova. " + LONG)):
-        run.append_event(SampleEvent(step=step, index=2, prompt=TALK, answer=answer, reason="freq"))
+    (run.adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
     return run
 
 

@@ -96,10 +96,11 @@ def test_a_broken_best_file_is_no_best_checkpoint(page: TestClient, run: RunDir,
     assert told(page, run)["best"] is None
 
 
-def test_the_best_checkpoint_is_named(page: TestClient, run: RunDir) -> None:
-    run.best_file.write_text(
-        json.dumps({"step": 40, "path": "checkpoints/checkpoint-40", "why": "So."}), encoding="utf-8"
-    )
+def test_the_best_checkpoint_is_named_while_it_is_there(page: TestClient, run: RunDir) -> None:
+    run.best_file.write_text(json.dumps({"step": 40, "path": "adapter", "why": "So."}), encoding="utf-8")
+    assert told(page, run)["best"] is None
+    run.adapter.mkdir()
+    (run.adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
     assert told(page, run)["best"] == {"step": 40, "why": "So."}
 
 
