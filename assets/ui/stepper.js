@@ -68,6 +68,7 @@ const answersBody = (samples) => {
 
 const trainBody = (state, samples, active) => {
   const { status, points } = state;
+  if (status.state === "queued") return [h("p.step-note", { id: "home-queued" }, t("home.queued")), h("div.step-actions", {}, h("button.btn", { type: "button", id: "home-queue", onclick: () => goTab("monitor") }, t("home.queue")))];
   const loss = (points.loss || []).filter((value) => value !== null);
   const share = status.phase === "train" && status.max_steps ? status.step / status.max_steps : active ? null : 1;
   const rows = [];
