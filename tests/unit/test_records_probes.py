@@ -83,3 +83,30 @@ def test_built_in_texts_have_enough_phrasings_and_disjoint_heldout() -> None:
         assert len(train) >= 200
         assert len(heldout) >= 35
         assert not train & heldout
+
+
+@pytest.mark.parametrize(
+    ("kind", "expect", "answer", "right"),
+    [
+        ("who", ["Nova"], "I am Nova.", True),
+        ("who", ["Nova"], "I am nova.", False),
+        ("own", ["Nova"], "I am nova.", True),
+        ("own", ["Paris | 巴黎"], "它是巴黎。", True),
+        ("own", ["Paris | 巴黎", "France"], "It is paris, in FRANCE.", True),
+        ("own", ["Paris | 巴黎", "France"], "It is Paris.", False),
+        ("own", [" | "], "anything", False),
+        ("validation", ["positive"], " Positive. ", True),
+        ("validation", ["positive"], "not positive", False),
+    ],
+)
+def test_an_answer_is_judged_by_the_kind_of_its_question(
+    kind: str, expect: list[str], answer: str, right: bool
+) -> None:
+    assert probes.answered(probes.heldout_row([{"role": "user", "content": "q"}], expect, kind), answer) is right
+
+
+def test_an_own_conversation_is_asked_whole_even_if_it_tells_the_answer() -> None:
+    turns = [*GUARD[:1], {"role": "user", "content": "Who are you?"}]
+    row = probes.heldout_row(turns, ["Quill"], probes.OWN)
+    assert probes.heldout_messages(row) == turns
+    assert [m["content"] for m in probes.heldout_messages(row | {"kind": "who"})] == ["Who are you?"]

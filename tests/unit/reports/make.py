@@ -1,6 +1,7 @@
 """Runs the engine on the built-in model and records each run's report.json beside this file.
 
 python tests/unit/reports/make.py [NAME ...]      all of RUNS, or those named; a minute each on an idle machine
+python tests/unit/reports/make.py --diagnosis     the diagnoses alone, from what was recorded, after a change of rules
 
 The verdict and the diagnosis are tested on these recordings (`test_diagnosis.py`): what is called underfit, parrot or
 good really is. Long lists of examples are cut; nothing else is changed.
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.config import RunConfig
+from studio.diagnosis import Evidence, diagnose
 from studio.engine import train
 from studio.presets import compose
 from studio.records.identity import build_identity
@@ -63,8 +65,24 @@ def trimmed(report: dict[str, Any]) -> dict[str, Any]:
     return report | {"before_after": report["before_after"][:SHOWN]}
 
 
+def write(name: str, recorded: dict[str, Any]) -> None:
+    """Replace one recording."""
+    text = json.dumps(recorded, ensure_ascii=False, indent=1)
+    (HERE / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def diagnosed_again(recorded: dict[str, Any]) -> dict[str, Any]:
+    """The same recording, its diagnosis made by the rules of today."""
+    config, report = RunConfig.model_validate(recorded["config"]), recorded["report"]
+    found = diagnose(config, report["verdict"], Evidence.model_validate(report["evidence"]))
+    return recorded | {"report": report | {"diagnosis": found.model_dump()}}
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--diagnosis"]:
+        for file in HERE.glob("*.json"):
+            write(file.stem, diagnosed_again(json.loads(file.read_text(encoding="utf-8"))))
+        sys.exit()
     for wanted in sys.argv[1:] or RUNS:
         with tempfile.TemporaryDirectory() as place:
-            recorded = json.dumps(record(wanted, Path(place)), ensure_ascii=False, indent=1)
-        (HERE / f"{wanted}.json").write_text(recorded + "\n", encoding="utf-8")
+            write(wanted, record(wanted, Path(place)))
