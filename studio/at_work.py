@@ -28,8 +28,13 @@ def live_run(workspace: Workspace) -> RunDir | None:
 
 
 def holding_runs(workspace: Workspace) -> list[RunDir]:
-    """Runs that hold memory or cards: those at work, and those whose engine is just going."""
-    return [run for run in _candidates(workspace) if run.state().live or _just_ended(run)]
+    """Runs that hold memory or cards of this machine: those at work, and those whose engine is just going."""
+    return [run for run in _candidates(workspace) if _is_here(run) and (run.state().live or _just_ended(run))]
+
+
+def _is_here(run: RunDir) -> bool:
+    launch = run.read_launch()
+    return launch is not None and processes.visible(launch)
 
 
 def wait_for_ending(workspace: Workspace, seconds: float) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from studio.remote_code import allowed
 from studio.rundir import RunDir, write_atomic
 from studio.workspace import Workspace
 
@@ -38,7 +39,8 @@ class Entry(BaseModel):
 
     `resume`: it goes on from its last checkpoint. `gpus`: the cards it wants, None for any `gpu_count` of them.
     `queued_at` unix seconds. `attempt`: the attempt its start will be; once that was launched the entry is over.
-    `problem`: why its start was refused; it is paused then, so that the others go on.
+    `problem`: why its start was refused; it is paused then, so that the others go on. `trust_remote_code`: whether
+    whoever queued it trusts the code of models; whoever starts it has to do so as well.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -51,6 +53,7 @@ class Entry(BaseModel):
     queued_at: float = Field(default_factory=time.time)
     attempt: int = 1
     problem: str = ""
+    trust_remote_code: bool = False
 
 
 class Settings(BaseModel):
@@ -126,7 +129,8 @@ def next_entry(workspace: Workspace, run: RunDir | None = None) -> Entry:
     waiting = entries(workspace)
     launch = run.read_launch() if run else None
     position = waiting[-1][1].position + 1 if waiting else 1
-    return Entry(position=position, attempt=launch.attempt + 1 if launch else 1, resume=launch is not None)
+    attempt = launch.attempt + 1 if launch else 1
+    return Entry(position=position, attempt=attempt, resume=launch is not None, trust_remote_code=allowed())
 
 
 def enqueue(run: RunDir, *, gpus: list[int] | None = None, gpu_count: int = 1) -> Entry:

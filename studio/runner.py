@@ -19,7 +19,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from studio import dispatching, hardware, processes, resources, run_queue, turns
+import psutil
+
+from studio import dispatching, hardware, processes, remote_code, resources, run_queue, turns
 from studio.at_work import live_run as live_run
 from studio.at_work import live_runs as live_runs
 from studio.at_work import wait_for_ending
@@ -41,19 +43,31 @@ ENGINE: tuple[str, ...] = (sys.executable, "-m", "studio.engine")
 STOP_GRACE_S = 60.0
 TERM_GRACE_S = 600.0
 ENDING_WAIT_S = 3.0
+LOOK_AT_LOAD_S = 0.2
 
 
 def engine_environment() -> dict[str, str]:
     """The environment of an engine: offline libraries stay quiet, threads fit this machine, output is unbuffered."""
-    env = dict(os.environ)
-    threads = str(hardware.recommended_threads())
-    env |= {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "TOKENIZERS_PARALLELISM": "false"}
-    env.setdefault("OMP_NUM_THREADS", threads)
+    env = child_environment()
+    env.setdefault("OMP_NUM_THREADS", str(_idle_threads()))
     # Spinning OpenMP barriers slow a shared CPU down by an order of magnitude.
     env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     env.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    env |= {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}  # never import what lies in the working directory
-    return env
+    return env | {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def child_environment() -> dict[str, str]:
+    """What every Python child gets: it never imports what lies in its working directory."""
+    own = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+    return os.environ | own
+
+
+def _idle_threads() -> int:
+    """Threads for a run that starts now: of the last minute's load, what ended with the run before it is no load."""
+    load = hardware.system_load()
+    if load >= 1:
+        load = min(load, psutil.cpu_percent(LOOK_AT_LOAD_S) / 100 * (psutil.cpu_count() or 1))
+    return hardware.recommended_threads(load=load)
 
 
 def _versions() -> dict[str, str]:
@@ -210,11 +224,16 @@ def look_after(workspace: Workspace) -> bool:
     if run_queue.started(workspace):
         with run_queue.locked(workspace):
             run_queue.forget_started(workspace)
-    return run_queue.has_work(workspace) and dispatching.start(workspace, ENGINE, engine_environment())
+    return run_queue.has_work(workspace) and dispatching.start(workspace, ENGINE, child_environment())
 
 
 def _begin(run: RunDir, entry: run_queue.Entry, decision: resources.Decision) -> None:
-    """Start the engine on a waiting run and take it out of the queue."""
+    """Start the engine on a waiting run and take it out of the queue. Raises StartRefused or ConfigError."""
+    if entry.trust_remote_code and not remote_code.allowed():
+        raise StartRefused(
+            f"it was queued with {remote_code.OPTION}, and this queue's runs are started without; "
+            "let it go on from a studio that was started with it"
+        )
     _spawn(run, entry, list(decision.cards))
     run_queue.drop(run)
 
@@ -228,12 +247,14 @@ def _spawn(run: RunDir, entry: run_queue.Entry, gpus: list[int]) -> None:
     facts: dict[str, Any] = {"argv": argv, "attempt": attempt, "gpus": gpus, "gpu_count": entry.gpu_count}
     facts |= {"versions": _versions(), "git_commit": _git_commit()}
     environment = engine_environment() | processes.marks(run.path, attempt)
+    if not entry.trust_remote_code:  # whoever starts it may trust more than whoever queued it
+        environment.pop(remote_code.VARIABLE, None)
     if resources.cards():
         environment |= resources.card_environment(gpus)
     # Of a killed engine some child may be left, or an engine whose starter was killed before it could record it.
     processes.end_remains(run.path)
-    run.stop_file.unlink(missing_ok=True)
     try:
+        run.stop_file.unlink(missing_ok=True)
         with run.log_file.open("ab") as log:
             child = subprocess.Popen(
                 argv,

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from fastapi import FastAPI
 
 from studio import runner
+from studio.run_queue import StartRefused
 from studio.workspace import Workspace
 
 LOOK_S = 2.0
@@ -35,6 +36,6 @@ async def _look(workspace: Workspace) -> None:
     while True:
         try:
             await asyncio.to_thread(runner.look_after, workspace)
-        except Exception:  # a workspace that is being moved: the queue must be looked after again later
-            log.warning("the queue could not be looked at", exc_info=True)
+        except (OSError, StartRefused) as error:  # a full disk, a workspace that is being moved: later it may be well
+            log.info("the queue could not be looked at: %s", error)
         await asyncio.sleep(LOOK_S)

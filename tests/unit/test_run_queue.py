@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from studio import run_queue
+from studio import run_queue, turns
 from studio.config import RunConfig
 from studio.events import Launch, RunState, Status
 from studio.resources import Busy, Job, Room, card_environment, decide
@@ -248,3 +248,13 @@ def test_what_needs_no_card_goes_beside_those_that_have_one():
 def test_an_engine_sees_its_cards_only():
     assert card_environment([2, 0]) == {"CUDA_VISIBLE_DEVICES": "2,0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     assert card_environment([])["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_what_another_machine_computes_takes_no_room_here(workspace):
+    """A workspace on a shared disk: the other machine's run is live, and this one's memory and cards are free."""
+    far = workspace.create_run(CONFIG)
+    far.write_launch(Launch(argv=[], pid=1, create_time=1.0, host="elsewhere", gpus=[0]))
+    far.write_status(Status(state=RunState.RUNNING, attempt=1))
+    assert far.state() is RunState.RUNNING
+    queued(workspace, 1)
+    assert [decision.start for decision in turns.decisions(workspace)] == [True]

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from studio import chat_server, demo, processes, run_queue, runner
+from studio import chat_server, demo, hardware, processes, remote_code, run_queue, runner
 from studio.config import RunConfig
 from studio.events import Launch, RunState, Status
 from studio.records import parse_spec
@@ -144,6 +144,45 @@ def test_a_port_that_does_not_exist_is_refused(port):
 def test_a_host_that_is_not_this_machine_is_refused_at_once():
     with pytest.raises(runner.StartRefused, match="--host"):
         chat_server.free_port(8000, "203.0.113.7")
+
+
+def test_the_code_of_models_runs_only_if_both_who_queues_and_who_starts_trust_it(ws, monkeypatch):
+    fake(monkeypatch, hang_at=2)
+
+    def queued(*, trusted: bool) -> RunDir:
+        monkeypatch.setenv(remote_code.VARIABLE, "1" if trusted else "")
+        run = ws.create_run(CONFIG)
+        run_queue.enqueue(run)
+        return run
+
+    def started(run: RunDir, *, trusted: bool) -> str | None:
+        """What the engine was told; None when it was not started."""
+        monkeypatch.setenv(remote_code.VARIABLE, "1" if trusted else "")
+        with run_queue.locked(ws):
+            runner.start_waiting(ws)
+        launch = run.read_launch()
+        told = psutil.Process(launch.pid).environ().get(remote_code.VARIABLE, "") if launch else None
+        runner.stop(run)
+        return told
+
+    assert started(queued(trusted=True), trusted=True) == "1"
+    assert started(queued(trusted=False), trusted=True) == ""
+    run = queued(trusted=True)
+    assert started(run, trusted=False) is None
+    assert "--trust-remote-code" in run_queue.read(run).problem
+    run_queue.unpause(run)
+    assert started(run, trusted=True) == "1"
+
+
+def test_the_load_of_the_run_before_is_no_load(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(hardware, "cpu_cores", lambda: 8)
+    monkeypatch.setattr(runner.psutil, "cpu_count", lambda logical=True: 8)
+    monkeypatch.setattr(hardware, "system_load", lambda: 8.0)
+    for busy_percent, threads in ((0.0, "8"), (50.0, "4"), (100.0, "1")):
+        monkeypatch.setattr(runner.psutil, "cpu_percent", lambda interval, busy=busy_percent: busy)
+        assert runner.engine_environment()["OMP_NUM_THREADS"] == threads
+    assert "OMP_NUM_THREADS" not in runner.child_environment(), "a dispatcher must not hand it down"
 
 
 def test_stop_saves_and_stops(ws, monkeypatch):
