@@ -49,7 +49,7 @@ function panel(element) {
 
   const sortBy = (name) => { view.sort = name; sorts.value = name; store.set("library.sort", name); draw(); };
   const choose = (on) => { choosing = on; if (!on) chosen.clear(); draw(); };
-  const widen = (on) => { view.wide = on; document.body.toggleAttribute("data-library-table", on); kept.clear(); rows.replaceChildren(); draw(); };
+  const widen = (on) => { view.wide = on; view.limit = SHOWN; document.body.toggleAttribute("data-library-table", on); kept.clear(); rows.replaceChildren(); draw(); };
   const open = (line) => { if (choosing) { toggle(line.id); return; } if (view.wide) widen(false); select(line.id); };
   const toggle = (id) => { if (!chosen.delete(id)) chosen.add(id); draw(); };
   const compareWith = (line) => { choosing = true; chosen.clear(); chosen.add(line.id); draw(); };
@@ -128,7 +128,9 @@ function panel(element) {
       disk && h("details.fold.run-disk", { id: "runs-disk" }, h("summary.num", { title: t("library.disk.title") }, `${t("library.disk", { size: format.bytes(disk.runs) })} · ${t("library.disk.free", { size: format.bytes(disk.free) })}`),
         h("dl", {}, [...places, [t("library.disk.left"), disk.free]].map(([name, size]) => h("div", {}, h("dt", {}, name), h("dd.num", {}, format.bytes(size)))))));
   };
+  let drawnAt = 0; // "5 min ago" grows old without any news
   const draw = () => {
+    drawnAt = Date.now();
     const total = library.runs.size;
     document.body.toggleAttribute("data-no-runs", !total && library.complete);
     if (!total) {
@@ -162,7 +164,7 @@ function panel(element) {
   };
   listen(element, draw);
   // What is still empty is not shown, and what is not shown is not polled: the page around it is asked instead.
-  poll(element.closest("#monitor-split") || element, async () => { const before = library.version; await read(); if (before === library.version) draw(); }, 1500);
+  poll(element.closest("#monitor-split") || element, async () => { const before = library.version; await read(); if (before === library.version && Date.now() - drawnAt > 20000) draw(); }, 1500);
   addEventListener("studio:run", draw);
   addEventListener("studio:run-menu", (event) => { const line = library.runs.get(run()); if (line) menu(line, event.detail, compareWith); });
   addEventListener("studio:library-changed", () => read(String(Date.now())).catch(() => {}));
