@@ -257,3 +257,4 @@ class Launch(BaseModel):
     git_commit: str | None = None
     gpus: list[int] = []
     gpu_count: int = 1
+    machine: dict[str, Any] = {}

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from studio import dispatching, hardware, processes, remote_code, resources, run_queue, turns
+from studio import dispatching, hardware, processes, remote_code, resources, run_environment, run_queue, turns
 from studio.at_work import live_run as live_run
 from studio.at_work import live_runs as live_runs
 from studio.at_work import wait_for_ending
@@ -245,7 +245,7 @@ def _spawn(run: RunDir, entry: run_queue.Entry, gpus: list[int]) -> None:
     attempt = before.attempt + 1 if before else 1
     # Everything slow is found out first: between the child's birth and its record a killed studio would lose it.
     facts: dict[str, Any] = {"argv": argv, "attempt": attempt, "gpus": gpus, "gpu_count": entry.gpu_count}
-    facts |= {"versions": _versions(), "git_commit": _git_commit()}
+    facts |= {"versions": _versions(), "git_commit": _git_commit(), "machine": run_environment.machine()}
     environment = engine_environment() | processes.marks(run.path, attempt)
     if not entry.trust_remote_code:  # whoever starts it may trust more than whoever queued it
         environment.pop(remote_code.VARIABLE, None)
