@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from studio.activations import LOSS_TOKENS, LOSS_VOCABULARY
 from studio.bounds import FRAMEWORK_BYTES, UNKNOWN, Facts, Verdict
 from studio.changes import continues
 from studio.checkpoints import last_checkpoint, step_of
@@ -60,8 +61,8 @@ class Shortage(BaseModel):
     """`RunError.details` of a lack of memory. Bytes; `step`: optimizer updates done; rows and length of the batch.
 
     `used_bytes` is what the run itself held, `held_bytes` what it had held before the step (or whatever it was).
-    `noticed`: the engine ended before the system did it. `bound`: who set the limit; of an address space far more is
-    taken than is really used.
+    `noticed`: the engine ended before the system did it. `bound`: who set the limit. Of an address space, all sizes are
+    of what was mapped, which is far more than what is really used.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -82,7 +83,7 @@ class Shortage(BaseModel):
 
     @property
     def usable_bytes(self) -> int:
-        """What the run could have had, of the kind that `used_bytes` counts."""
+        """What the run could have had."""
         return self.available_bytes + self.used_bytes
 
     @property
@@ -93,7 +94,7 @@ class Shortage(BaseModel):
     @property
     def others_bytes(self) -> int:
         """What other programs hold of the same memory; 0 where the limit is the run's own."""
-        return 0 if self.bound == "address_space" else max(0, self.limit_bytes - self.usable_bytes)
+        return max(0, self.limit_bytes - self.usable_bytes)
 
 
 @dataclass(frozen=True)
@@ -283,7 +284,7 @@ class _Doctor:
     def _wanted(self) -> int:
         """Bytes the run wanted: what it asked for, or more, if the formula says that more was to come."""
         seen = self.shortage.needed_bytes
-        if self.case is None or not seen or self.shortage.activity not in ("step", "save", None):
+        if self.case is None or not seen or self.shortage.activity not in ("load", "step", "save", None):
             return seen
         return max(seen, self._held_really() + self._moving(self.config))
 
@@ -291,6 +292,8 @@ class _Doctor:
         """Bytes held all the time, as the run told; else by the formula, and no more than it held in the end."""
         if self.shortage.held_bytes is not None:
             return self.shortage.held_bytes
+        if self.shortage.bound == "address_space":  # the formula knows nothing of what is mapped and not used
+            return self.shortage.used_bytes
         predicted = self._held(self.config)
         return min(predicted, self.shortage.used_bytes) if self.shortage.used_bytes else predicted
 
@@ -300,12 +303,14 @@ class _Doctor:
         return "tight" if needed <= self.usable else "no"
 
     def _held(self, config: RunConfig) -> int:
-        """Bytes held all the time, by the formula; of a run that was still loading, its weights."""
+        """Bytes held all the time, by the formula; of a run that was still loading, all but its weights."""
         if self.case is None:
             return 0
+        framework = FRAMEWORK_BYTES[self.device.kind][1]
+        if self.shortage.activity == "load":
+            return framework
         found = replace(self.case, config=config).bounds().footprint
-        weights = FRAMEWORK_BYTES[self.device.kind][1] + found.weights
-        return weights if self.shortage.activity == "load" else weights + found.adapter + found.optimizer
+        return framework + found.weights + found.adapter + found.optimizer
 
     def _share(self, config: RunConfig) -> float:
         """How much of what came and went is left with another configuration."""
@@ -320,18 +325,23 @@ class _Doctor:
                 return now / rows * min(length, config.data.max_length) / length
             case "verdict":
                 return float(config.verdict.enabled)
-            case "load" | "tokenise":
-                return 1.0
         before = self._moving(self.config)
         return self._moving(config) / before if before else 0.5
 
     def _moving(self, config: RunConfig) -> int:
-        """Bytes that come and go in a training step, by the formula."""
+        """Bytes that come and go in a training step, by the formula; of a run that was still loading, its weights."""
         if self.case is None:
             return 0
+        if self.shortage.activity == "load":
+            return replace(self.case, config=config).bounds().footprint.weights
         limit = min(config.data.max_length, self.case.config.data.max_length)
         changed = replace(self.case, config=with_overrides(config, {"data.max_length": limit}))
-        return changed.bounds().expected - self._held(config)
+        moving = changed.bounds().expected - self._held(config)
+        if self.shortage.bound != "address_space" or self.case.facts.longest is None:
+            return moving
+        # Tiles of the loss are taken in whole; main memory only as far as they are written to.
+        tokens = min(LOSS_TOKENS, config.train.per_device_train_batch_size * min(self.case.facts.longest, limit))
+        return moving + 4 * tokens * max(0, LOSS_VOCABULARY - self.case.shape.vocab_size)
 
     def _slowdown(self, changes: dict[str, Any]) -> float:
         if self.case is None:

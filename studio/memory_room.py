@@ -121,8 +121,13 @@ def _address_space() -> Room | None:
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     if limit == resource.RLIM_INFINITY or limit >= NO_LIMIT:
         return None
-    used = _statm(0)
-    return None if used is None else Room("address_space", limit, max(0, limit - used))
+    return Room("address_space", limit, max(0, limit - mapped()))
+
+
+def mapped() -> int:
+    """Bytes of address space this process has taken."""
+    found = _statm(0)
+    return int(psutil.Process().memory_info().vms) if found is None else found
 
 
 def resident() -> int:

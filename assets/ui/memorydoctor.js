@@ -11,8 +11,7 @@ const where = (found) => {
 
 // One bar: what others and the run held, what was left, and what was asked for beyond it.
 const bar = (found) => {
-  const held = found.bound === "address_space" ? found.limit_bytes - found.available_bytes : found.used_bytes;
-  const parts = [["others", found.others], ["held", held], ["left", found.available_bytes], ["over", Math.max(0, (found.requested_bytes || 0) - found.available_bytes)]].filter(([, bytes]) => bytes > 0);
+  const parts = [["others", found.others], ["held", found.used_bytes], ["left", found.available_bytes], ["over", Math.max(0, (found.requested_bytes || 0) - found.available_bytes)]].filter(([, bytes]) => bytes > 0);
   const end = parts.reduce((sum, [, bytes]) => sum + bytes, 0);
   if (!end || !found.limit_bytes) return null;
   return h("div.need", {}, h("div.need-bar", { "aria-hidden": "true" }, parts.map(([name, bytes]) => h("i.need-" + name, { style: `width:${(100 * bytes) / end}%` }))),

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from studio.memory_room import resident
+from studio.memory_room import mapped, resident
 
-Name = Literal["step", "samples", "evaluation", "verdict", "save"]
+Name = Literal["load", "step", "samples", "evaluation", "verdict", "save"]
 _MARK = "studio_activity"
 
 
@@ -21,12 +21,14 @@ _MARK = "studio_activity"
 class Activity:
     """One of them; `shape` is the batch it computes: rows, length (tokens of a row).
 
-    `main_bytes`, `gpu_bytes`: memory the process held when it began.
+    `resident_bytes` (in main memory), `mapped_bytes` (of address space), `gpu_bytes`: what the process held when it
+    began.
     """
 
     name: Name
     shape: dict[str, int] = field(default_factory=dict)
-    main_bytes: int = field(default_factory=resident)
+    resident_bytes: int = field(default_factory=resident)
+    mapped_bytes: int = field(default_factory=mapped)
     gpu_bytes: int = field(default_factory=lambda: gpu_allocated())
 
 

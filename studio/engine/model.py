@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from studio.config import CHANGES_BASE, LoraSection, QuantizationSection, RunConfig
+from studio.engine.activity import during
 from studio.engine.failure import EngineError, explain, model_failure
 from studio.events import ExitCode, RunError
 from studio.presets import ModelRef
@@ -83,7 +84,8 @@ def load(config: RunConfig, ref: ModelRef) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(
             ref.path_or_id, local_files_only=ref.local, trust_remote_code=allowed()
         )
-        model = _load_weights(config, ref, precision)
+        with during("load"):
+            model = _load_weights(config, ref, precision)
     keep_weights_unpacked(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

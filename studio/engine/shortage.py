@@ -8,13 +8,13 @@ from __future__ import annotations
 import errno
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from studio.engine.activity import Activity, activity_of, gpu_allocated
 from studio.events import PhaseName, RunError
-from studio.memory_room import Room, resident, tightest
+from studio.memory_room import Bound, Room, mapped, resident, tightest
 
 _TEXT = re.compile(
     r"out of memory|DefaultCPUAllocator|can't allocate memory|cannot allocate memory|unable to allocate|not enough "
@@ -24,6 +24,7 @@ _TEXT = re.compile(
 )
 _ASKED = (
     re.compile(r"tried to allocate (?P<n>[\d.]+) ?(?P<unit>bytes|[KMGT]i?B)", re.IGNORECASE),
+    re.compile(r"unable to mmap (?P<n>\d+) (?P<unit>bytes)"),
     re.compile(r"unable to allocate (?P<n>[\d.]+) ?(?P<unit>bytes|[KMGT]i?B)", re.IGNORECASE),
 )
 _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -68,17 +69,18 @@ def out_of_memory(chain: Iterable[BaseException], place: Place) -> RunError:
     gpu = "CUDA" in texts or "CUBLAS" in texts or "CUDNN" in texts
     seen = next((error.room for error in errors if isinstance(error, MemoryShort)), None)
     room = (_gpu_room() if gpu else None) or seen or tightest()
+    bound: Bound = "gpu" if gpu else room.bound
     details: dict[str, Any] = {
         "phase": place.phase,
         "activity": activity.name if activity else _usual_activity(place.phase),
         "step": place.step,
         "device": "cuda" if gpu else "cpu",
-        "bound": "gpu" if gpu else room.bound,
+        "bound": bound,
         "requested_bytes": _asked_for(texts),
         "available_bytes": room.free,
         "limit_bytes": room.limit,
-        "used_bytes": gpu_allocated() if gpu else resident(),
-        "held_bytes": (activity.gpu_bytes if gpu else activity.main_bytes) if activity else None,
+        "used_bytes": _USED[bound](),
+        "held_bytes": getattr(activity, _HELD[bound]) if activity else None,
         "noticed": seen is not None,
         **(activity.shape if activity else {}),
     }
@@ -110,6 +112,18 @@ def _gpu_room() -> Room | None:
         return None
 
 
+_USED: dict[Bound, Callable[[], int]] = {
+    "gpu": gpu_allocated,
+    "address_space": mapped,
+    "control_group": resident,
+    "machine": resident,
+}
+_HELD: dict[Bound, str] = {
+    "gpu": "gpu_bytes",
+    "address_space": "mapped_bytes",
+    "control_group": "resident_bytes",
+    "machine": "resident_bytes",
+}
 _BATCH = "train.per_device_train_batch_size"
 _WHAT = {
     "load": ("model.model_name_or_path", "loading the model"),

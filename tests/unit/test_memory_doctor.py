@@ -82,8 +82,6 @@ def fields(remedy: Remedy) -> set[str]:
 def test_the_shortage_counts_what_was_there() -> None:
     found = Shortage.model_validate(details())
     assert (found.usable_bytes, found.needed_bytes, found.others_bytes) == (12 * GB, 17 * GB, 4 * GB)
-    own = Shortage.model_validate(details(bound="address_space"))
-    assert own.others_bytes == 0
     # Nothing says how much was asked for: more than there was.
     assert Shortage.model_validate(details(requested_bytes=None)).needed_bytes == 12 * GB
 
@@ -158,7 +156,7 @@ def test_a_verdict_can_be_left_out(fail: Any) -> None:
     assert (only.changes, only.continues, only.verdict) == ({"verdict.enabled": False}, True, "fits")
 
 
-@pytest.mark.parametrize(("method", "offered"), [("lora", ["qlora"]), ("full", ["lora"]), ("qlora", [])])
+@pytest.mark.parametrize(("method", "offered"), [("lora", ["qlora"]), ("full", ["qlora"]), ("qlora", [])])
 def test_a_model_that_cannot_be_loaded_is_loaded_in_fewer_bits(fail: Any, method: str, offered: list[str]) -> None:
     sizes = {"requested_bytes": GB, "available_bytes": GB // 2, "used_bytes": 2 * GB, "limit_bytes": 3 * GB}
     run = fail(details(phase="load", activity="load", rows=None, length=None, **sizes), method=method)
