@@ -1,87 +1,124 @@
-"""The engine under a real limit on its memory: a program that the tests of a lack of memory start.
+"""The engine under a real limit on its memory, in a process of its own; `Limited` starts it and waits.
 
-limited.py RUN_DIR MOMENT MEGABYTES [--resume] [--group FOLDER]
-
-At MOMENT (load | train | the number of a step) what the process may take from then on is limited to MEGABYTES more than
-it has: of address space (RLIMIT_AS), or of a control group the process was put into (memory, version 1 or 2).
+The process is forked from one that has the heavy libraries already, so that a test takes a second and not ten.
 """
 
 from __future__ import annotations
 
-import argparse
+import multiprocessing
+import os
 import resource
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studio.engine import train
-from studio.engine.journal import Journal
-from studio.memory_room import Room, rooms
+from studio.memory_room import CGROUPS, rooms
+from studio.rundir import RunDir
+
+PRELOADED = ["studio.engine.train", "studio.engine.trainer", "studio.engine.model", "studio.engine.continuing"]
+PRELOADED += ["bitsandbytes", "trl", "peft", "transformers.models.llama.modeling_llama"]
 
 
-def limit_addresses(megabytes: int) -> None:
-    """No more than so much address space from now on."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    most = pages * resource.getpagesize() + (megabytes << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+@dataclass(frozen=True)
+class Limited:
+    """A limit: at `moment` (load | train | the number of a step) the process may take `megabytes` more than it has.
+
+    Of address space (what `ulimit -v` sets), or, with `group`, of the memory of that control group.
+    """
+
+    moment: str
+    megabytes: int
+    group: Path | None = None
+
+    def train(self, run: RunDir, *, resume: bool = False) -> int:
+        """Train under the limit; the exit code (negative: a signal)."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        child = context.Process(target=_work, args=(self, str(run.path), str(run.log_file), resume))
+        child.start()
+        child.join()
+        assert child.exitcode is not None
+        return child.exitcode
 
 
-def limit_group(folder: Path, megabytes: int) -> None:
-    """No more memory for the group from now on than what cannot be given back, and so much."""
-    name = "memory.max" if (folder / "memory.max").exists() else "memory.limit_in_bytes"
-    (folder / name).write_text(str(1 << 40), encoding="ascii")
-    room: Room = next(one for one in rooms() if one.bound == "control_group" and one.limit == 1 << 40)
-    (folder / name).write_text(str(room.used + (megabytes << 20)), encoding="ascii")
+def _work(limit: Limited, run: str, log: str, resume: bool) -> None:
+    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    from studio.engine import train
+
+    if limit.group:
+        (limit.group / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+    _at(limit.moment, limit)
+    code = train.main(run, resume=resume)
+    sys.stdout.flush()
+    os._exit(code)
 
 
-def at(moment: str, act: Any) -> None:
-    """Do `act` once at that moment."""
-    todo = [act]
+def _impose(limit: Limited) -> None:
+    more = limit.megabytes << 20
+    if limit.group is None:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * resource.getpagesize() + more
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        return
+    file = _limit_file(limit.group)
+    file.write_text(str(1 << 40), encoding="ascii")
+    room = next(one for one in rooms() if one.limit == 1 << 40)
+    file.write_text(str(room.used + more), encoding="ascii")
 
-    def now() -> None:
+
+def _at(moment: str, limit: Limited) -> None:
+    """Have the limit imposed once, at that moment."""
+    from studio.engine import model
+    from studio.engine.journal import Journal
+
+    todo = [limit]
+
+    def impose() -> None:
         while todo:
-            todo.pop()()
+            _impose(todo.pop())
 
-    phase, update = Journal.phase, Journal.update
-
-    def watched_phase(self: Journal, name: Any, detail: str = "") -> None:
-        phase(self, name, detail)
+    def phase(self: Journal, name: Any, detail: str = "") -> None:
+        plain_phase(self, name, detail)
         if name == moment == "train":
-            now()
+            impose()
 
-    def watched_update(self: Journal, **changes: Any) -> None:
-        update(self, **changes)
-        if moment.isdigit() and changes.get("step") == int(moment) and changes.get("max_steps"):
-            now()
+    def update(self: Journal, **changes: Any) -> None:
+        plain_update(self, **changes)
+        if changes.get("step") == (int(moment) if moment.isdigit() else None) and changes.get("max_steps"):
+            impose()
 
-    Journal.phase, Journal.update = watched_phase, watched_update  # type: ignore[method-assign]
-    if moment == "load":
-        from studio.engine import model
+    def load(*args: Any) -> Any:
+        if moment == "load":
+            impose()
+        return plain_load(*args)
 
-        load = model.load
-
-        def watched_load(*args: Any) -> Any:
-            now()
-            return load(*args)
-
-        model.load = watched_load
+    plain_phase, plain_update, plain_load = Journal.phase, Journal.update, model.load
+    patched: list[tuple[Any, str, Callable[..., Any]]] = [(Journal, "phase", phase), (Journal, "update", update)]
+    for owner, name, replacement in [*patched, (model, "load", load)]:
+        setattr(owner, name, replacement)
 
 
-def main() -> int:
-    """Train under the limit."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("run")
-    parser.add_argument("moment")
-    parser.add_argument("megabytes", type=int)
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--group", type=Path)
-    given = parser.parse_args()
-    if given.group:
-        at(given.moment, lambda: limit_group(given.group, given.megabytes))
-    else:
-        at(given.moment, lambda: limit_addresses(given.megabytes))
-    return train.main(given.run, resume=given.resume)
+def _limit_file(group: Path) -> Path:
+    second = group / "memory.max"
+    return second if second.exists() else group / "memory.limit_in_bytes"
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@contextmanager
+def control_group() -> Iterator[Path | None]:
+    """A control group for memory, removed afterwards; None where this machine allows none to be made."""
+    parent = CGROUPS / "memory" if (CGROUPS / "memory").is_dir() else CGROUPS
+    group = parent / f"crucible-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        yield None
+        return
+    try:
+        yield group if _limit_file(group).exists() else None
+    finally:
+        group.rmdir()
