@@ -40,34 +40,49 @@ export const nearest = (steps, values, step, reach = 400) => {
   return null;
 };
 
-// What a line of so many pixels can show of steps `from`…`to`: lowest and highest value of blocks. Blocks have the size
-// of a power of two and begin at its multiples, so that they stay the same while a curve grows.
-export const thinned = (steps, values, from, to, pixels) => {
-  const first = Math.max(0, place(steps, from) - 1); const last = Math.min(steps.length, place(steps, to) + 2);
-  const xs = []; const ys = [];
-  if (!values) return [xs, ys];
-  const count = last - first;
-  if (count <= 2 * pixels) {
-    for (let index = first; index < last; index += 1) { xs.push(steps[index]); ys.push(values[index] ?? null); }
-    return [xs, ys];
-  }
-  const size = 2 ** Math.ceil(Math.log2(count / pixels));
-  for (let block = Math.floor(first / size) * size; block < last; block += size) {
-    const end = Math.min(block + size, last);
-    let low = -1; let high = -1;
-    for (let index = Math.max(block, first); index < end; index += 1) {
-      const value = values[index];
-      if (value === null || value === undefined) continue;
-      if (low < 0 || value < values[low]) low = index;
-      if (high < 0 || value > values[high]) high = index;
+// What lines of so many pixels can show: lowest and highest value of blocks. A block has the size of a power of two and
+// begins at a multiple of it, so that it stays the same while a curve grows and is worked out once. Its two values stand
+// at its first and its middle step, which is less than a pixel away: so curves with the same steps share their places.
+export class Thinned {
+  #rewinds = null; #column = null; #sizes = new Map();
+  // [steps, values, values of the smoothed column at the same places] from `from` to `to`; `smoothed` may be null.
+  of(steps, values, smoothed, { from, to, pixels, rewinds }) {
+    const first = Math.max(0, place(steps, from) - 1); const last = Math.min(steps.length, place(steps, to) + 2);
+    if (!values) return [[], [], []];
+    if (last - first <= 2 * pixels) return [steps.slice(first, last), values.slice(first, last), smoothed ? smoothed.slice(first, last) : []];
+    if (rewinds !== this.#rewinds || values !== this.#column) { this.#sizes.clear(); this.#rewinds = rewinds; this.#column = values; }
+    const size = 2 ** Math.ceil(Math.log2((last - first) / pixels));
+    const whole = Math.floor(steps.length / size);
+    if (!this.#sizes.has(size)) this.#sizes.set(size, { low: [], high: [] });
+    const known = this.#sizes.get(size);
+    for (let block = known.low.length; block < whole; block += 1) {
+      const [low, high] = ends(values, block * size, (block + 1) * size);
+      known.low.push(low); known.high.push(high);
     }
-    if (low < 0) continue;
-    for (const index of low === high ? [low] : low < high ? [low, high] : [high, low]) { xs.push(steps[index]); ys.push(values[index]); }
+    const xs = []; const ys = []; const smooths = [];
+    for (let block = Math.floor(first / size); block * size < last; block += 1) {
+      const begin = block * size; const end = Math.min(begin + size, steps.length);
+      const [low, high] = block < whole ? [known.low[block], known.high[block]] : ends(values, begin, end);
+      if (low < 0) continue;
+      const middle = begin + (size >> 1);
+      const put = (at, index) => { xs.push(steps[at]); ys.push(values[index]); if (smoothed) smooths.push(smoothed[at]); };
+      put(begin, Math.min(low, high));
+      if (low !== high && middle < end) put(middle, Math.max(low, high));
+    }
+    return [xs, ys, smooths];
   }
-  return [xs, ys];
+}
+const ends = (values, begin, end) => {
+  let low = -1; let high = -1;
+  for (let index = begin; index < end; index += 1) {
+    const value = values[index];
+    if (value === null || value === undefined) continue;
+    if (low < 0 || value < values[low]) low = index;
+    if (high < 0 || value > values[high]) high = index;
+  }
+  return [low, high];
 };
 
-export const anything = (values) => Boolean(values) && values.some((value) => value !== null);
 
 // Everything that is known of some runs as one table: [{id, points, evals, exams}] -> text.
 export const csv = (runs) => {

@@ -1,5 +1,5 @@
 // One picture of one metric for any number of runs: uPlot with zoom by dragging, marks and the coach's notes.
-import { anything, nearest, thinned } from "./chartdata.js";
+import { Thinned, nearest } from "./chartdata.js";
 const { h, t, format } = window.Studio;
 
 const share = (value) => format.percent(value);
@@ -21,13 +21,13 @@ export const METRICS = {
   exam: { lines: [["exams", "learned", false], ["exams", "leaked", false, [2, 4]], ["exams", "retained", false, [8, 4]]], show: share },
   perplexity: { lines: [["exams", "perplexity", false]], show: format.loss },
 };
-// A metric's button and panel appear with its first value; looked up in the whole column only until it is found.
-export const hasMetric = (run, name) => (METRICS[name].lines.some(([table, column]) => {
+// A metric's button and panel appear with its first value; of a column without any only what is new is looked at.
+export const hasMetric = (run, name) => METRICS[name].lines.some(([table, column]) => {
   const values = run[table][column];
-  if (!values) return false;
-  const found = (run.found ||= {});
-  return (found[column] ||= anything(values));
-}));
+  const looked = (run.looked ||= {});
+  for (let index = Math.max(0, (looked[column] ?? 0) - 1); values && looked[column] !== Infinity && index < values.length; index += 1) looked[column] = values[index] === null ? index + 1 : Infinity;
+  return looked[column] === Infinity;
+});
 // Values at a step: one per line that exists, the smoothed one in its place where there is one.
 export const valuesAt = (run, name, step, smoothed) => METRICS[name].lines.map(([table, column, smooth]) => {
   const steps = run[table].step; const values = run[table][column];
@@ -44,7 +44,7 @@ export const colour = (index) => css(`--c${(index % 8) + 1}`);
 export class Panel {
   // `view` is shared by all panels of a card: {runs, smoothed, weight, log, range, notes, colourOf, onZoom, onPoint}.
   constructor(name, view, height) {
-    Object.assign(this, { name, view, height, plot: null, shape: "", flags: [] });
+    Object.assign(this, { name, view, height, plot: null, shape: "", flags: [], thin: new WeakMap() });
     this.node = h("div.plot", { "data-metric": name });
     this.size = new ResizeObserver(() => { if (this.plot && this.node.clientWidth) { this.plot.setSize({ width: this.node.clientWidth, height }); this.draw(); } });
     this.size.observe(this.node);
@@ -52,19 +52,20 @@ export class Panel {
 
   destroy() { this.size.disconnect(); this.plot?.destroy(); this.plot = null; this.node.remove(); }
 
-  // The tables of all lines, thinned to what the picture can show.
+  // One table per line with its smoothed values, thinned to what the picture can show.
   data() {
     const { runs, weight, log, smoothed, range } = this.view;
     const pixels = Math.max(100, this.node.clientWidth - 70);
     const [from, to] = range || this.view.span;
-    const positive = ([xs, ys]) => [xs, log ? ys.map((value) => (value > 0 ? value : null)) : ys];
+    const shown = (ys) => (log ? ys.map((value) => (value > 0 ? value : null)) : ys);
     const tables = [];
     for (const run of [...runs].reverse()) {
-      for (const [table, column, smooth] of METRICS[this.name].lines) {
-        const { step } = run[table]; const values = run[table][column];
-        tables.push(positive(thinned(step, values, from, to, pixels)));
-        if (smooth) tables.push(weight ? positive(thinned(step, values && smoothed(run, column), from, to, pixels)) : [[], []]);
-      }
+      if (!this.thin.has(run)) this.thin.set(run, METRICS[this.name].lines.map(() => new Thinned()));
+      METRICS[this.name].lines.forEach(([table, column, smooth], line) => {
+        const values = run[table][column];
+        const [xs, ys, smooths] = this.thin.get(run)[line].of(run[table].step, values, smooth && weight && values ? smoothed(run, column) : null, { from, to, pixels, rewinds: run.rewinds });
+        tables.push(smooth ? [xs, shown(ys), smooths.length ? shown(smooths) : xs.map(() => null)] : [xs, shown(ys)]);
+      });
     }
     return window.uPlot.join(tables);
   }

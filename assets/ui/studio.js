@@ -146,15 +146,23 @@
       mine.missing = false;
       mine.version += 1;
     };
-    // What lies on a tab that is not open is told when the tab is opened.
-    const onStage = (node) => !document.hidden && node.closest("[role=tabpanel]")?.offsetParent !== null;
+    // What lies on a tab that is not open is told when the tab is opened. Looked up before anything is drawn: a look
+    // in between would make the browser lay out the page again.
     const tell = (late = false) => {
+      const open = new Map();
+      const told = [];
       for (const item of listeners) {
-        if (!item.node.isConnected) listeners.delete(item);
-        else if (!onStage(item.node)) item.late = true;
-        else if (!late || item.late) { item.late = false; item.tell(state); }
+        if (!item.node.isConnected) { listeners.delete(item); continue; }
+        const panel = item.node.closest("[role=tabpanel]");
+        if (!open.has(panel)) open.set(panel, !document.hidden && panel?.offsetParent !== null);
+        if (!open.get(panel)) item.late = true;
+        else if (!late || item.late) told.push(item);
       }
+      for (const item of told) { item.late = false; item.tell(state); }
     };
+    // Several runs are read side by side: what they bring is drawn once.
+    let soon = 0;
+    const tellSoon = () => { soon ||= setTimeout(() => { soon = 0; tell(); }, 40); };
     const wanted = (mine) => mine === state || overlay.includes(mine.id);
     const tick = async (mine = state) => {
       if (!mine || !mine.id) return;
@@ -166,10 +174,10 @@
           const part = await api(`/api/metrics?run=${encodeURIComponent(mine.id)}&after=${mine.offset}`);
           merge(mine, part);
           more = part.more;
-          if (wanted(mine)) tell();
+          if (wanted(mine)) tellSoon();
         }
       } catch (error) {
-        if (error.status === 404) { mine.missing = true; if (wanted(mine)) tell(); } else report(error);
+        if (error.status === 404) { mine.missing = true; if (wanted(mine)) tellSoon(); } else report(error);
       } finally {
         mine.busy = false;
         if (mine.again) { mine.again = false; tick(mine); }
@@ -226,7 +234,9 @@
   new MutationObserver(applyTheme).observe(document.body, { attributes: true, attributeFilter: ["class"] });
 
   // ---- numbers ------------------------------------------------------------------------------------------------------
-  const number = (value, digits = 3) => (value === null || value === undefined ? "–" : Number(value).toLocaleString("en-US", { maximumFractionDigits: digits }));
+  const formats = new Map();
+  const formatOf = (digits) => { if (!formats.has(digits)) formats.set(digits, new Intl.NumberFormat("en-US", { maximumFractionDigits: digits })); return formats.get(digits); };
+  const number = (value, digits = 3) => (value === null || value === undefined ? "–" : formatOf(digits).format(value));
   const format = {
     number,
     loss: (value) => (value === null || value === undefined ? "–" : Number(value).toPrecision(3)),
