@@ -7,6 +7,7 @@ workspace. Both are changed under the workspace's lock only. Who starts the next
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -100,8 +101,9 @@ def entries(workspace: Workspace) -> list[tuple[RunDir, Entry]]:
 
 
 def _with_file(workspace: Workspace) -> list[RunDir]:
-    # The directory alone is asked: a studio looks every few seconds, whatever number of runs there is.
-    return [RunDir(path) for path in workspace.runs.iterdir() if (path / "queue.json").exists()]
+    # Asked twice a second, whatever number of runs there is: no Path for each, and nothing is read of the others.
+    with os.scandir(workspace.runs) as listed:
+        return [RunDir(Path(item.path)) for item in listed if os.path.exists(f"{item.path}/queue.json")]  # noqa: PTH110
 
 
 def settings(workspace: Workspace) -> Settings:
