@@ -230,10 +230,11 @@ def _forgetting(facts: _Facts) -> Diagnosis | None:
             hint="Mix in general rows: with self-replay the base model writes them itself.",
             changes={"data.self_replay": max(50, min(facts.seen.distinct, MOST_REPLAY))},
         )
-    rate = facts.config.train.learning_rate
+    rate, learned = facts.config.train.learning_rate, not facts.failed("learned")
+    message = "It learned at the cost of what it knew, although general rows are mixed in."
     return Diagnosis(
-        kind="forgetting",
-        message="It learned at the cost of what it knew, although general rows are mixed in.",
+        kind="forgetting" if learned else "learning_rate_high",
+        message=message if learned else "It was damaged and did not learn.",
         hint=f"Halve the learning rate to {_round(rate / 2):g}.",
         changes={"train.learning_rate": _round(rate / 2)},
     )

@@ -109,3 +109,28 @@ def test_random_numbers_drawn_while_asking_are_given_back(tiny_llama: Path) -> N
         drawn = (torch.rand(1).item(), random.random(), np.random.rand())
         expected = expected or drawn
         assert drawn == expected
+
+
+def test_a_conversation_is_asked_whole_and_told_as_messages(
+    make_run: MakeRun, engine: Engine, tiny_llama: Path
+) -> None:
+    turns = [
+        {"role": "system", "content": "You are Mira."},
+        {"role": "user", "content": "Hi!"},
+        {"role": "assistant", "content": "Hello!"},
+        {"role": "user", "content": "Who are you?"},
+    ]
+    run = make_run(**{"samples.evaluation_inputs": ["Who are you?", turns], "samples.evaluation_freq": 50})
+    assert engine(run) == 0
+    asked = events_of(run, "sample")
+    assert [(event.step, event.index, event.prompt) for event in asked] == [
+        (0, 0, "Who are you?"),
+        (0, 1, turns),
+        (6, 0, "Who are you?"),
+        (6, 1, turns),
+    ]
+    base = respondent(tiny_llama)
+    rendered = base.tokenizer.apply_chat_template(turns, add_generation_prompt=True)
+    assert base._encode(turns) == list(rendered["input_ids"])
+    assert base.answer([turns], 8) == [asked[1].answer]
+    assert respondent(tiny_llama, system="Be brief.")._encode(turns) == base._encode(turns)  # its own system prompt

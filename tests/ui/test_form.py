@@ -14,7 +14,7 @@ from studio.schema import ConfigError, Section, Ui, build, dump_yaml, load_yaml,
 from studio.ui.fieldtexts import CHINESE, field_texts
 from studio.ui.i18n import COOKIE, table
 from studio.ui.widgets import form as form_module
-from studio.ui.widgets.form import FIXED, Form, error_text
+from studio.ui.widgets.form import FIXED, Form, error_text, from_control, to_control
 
 GOOD = {"model.model_name_or_path": "crucible/ember", "data.dataset": "nova"}
 
@@ -259,6 +259,18 @@ def test_validator_answers_per_control(form: Form, values: Values) -> None:
 def test_loading_an_unknown_field_says_the_nearest(form: Form) -> None:
     with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
         form.show({"learning_rat": 1})
+
+
+def test_a_conversation_among_the_evaluation_inputs_is_one_line_of_the_form() -> None:
+    spec = next(one for one in walk(RunConfig) if one.path == "samples.evaluation_inputs")
+    said = (("user", "a\nb"), ("assistant", "c"), ("user", "d"))
+    turns = [{"role": role, "content": content} for role, content in said]
+    for prompts in (["Who?", turns], [turns], [turns, turns]):
+        shown = to_control(spec, prompts)
+        assert len(shown.splitlines()) == len(prompts)
+        given = {"model": {"model_name_or_path": "m"}, "data": {"dataset": "d"}}
+        config = build(RunConfig, given | {"samples": {"evaluation_inputs": from_control(spec, shown)}})
+        assert config.samples.evaluation_inputs == prompts
 
 
 def test_chinese_is_complete() -> None:

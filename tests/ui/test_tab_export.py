@@ -111,3 +111,14 @@ def test_suggested_name_is_free(handlers: Handlers, workspace: Workspace) -> Non
     run = add_run(workspace, "r", RunState.FINISHED, "adapter")
     (workspace.exports / "r-merged").mkdir()
     assert handlers.choose(run.id)[1] == "r-merged-2"
+
+
+def test_the_best_step_is_chosen_by_default_and_marked(handlers: Handlers, workspace: Workspace) -> None:
+    run = add_run(workspace, "r", RunState.FINISHED, "checkpoints/checkpoint-9", "checkpoints/checkpoint-10", "adapter")
+    assert handlers.choose(run.id)[0]["value"] == "adapter"
+    for path, chosen in (("checkpoints/checkpoint-9", "checkpoint-9"), ("adapter", "adapter"), ("model", "adapter")):
+        run.best_file.write_text(json.dumps({"step": 9, "path": path, "why": ""}), encoding="utf-8")
+        shown = handlers.choose(run.id)[0]
+        assert shown["value"] == chosen
+        marked = [name for label, name in shown["choices"] if "best step" in label]
+        assert marked == (["checkpoint-9"] if chosen == "checkpoint-9" else [])
