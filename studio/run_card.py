@@ -322,7 +322,7 @@ def _environment_rows(run: RunDir, line: Line, words: Words) -> list[tuple[str, 
     launch = run.read_launch()
     if launch is None:
         return []
-    machine: dict[str, Any] = getattr(launch, "machine", {})
+    machine = launch.machine
     gpus = [f"{gpu.get('name')} {size(_number(gpu.get('memory_bytes')))}" for gpu in machine.get("gpus", [])]
     rows = [
         ("studio", __version__),
