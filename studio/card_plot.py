@@ -145,7 +145,8 @@ def thinned(points: Sequence[Point]) -> list[Point]:
 
 def smoothed(points: Sequence[Point], weight: float) -> list[Point]:
     """Exponential moving average with the start corrected; gaps stay gaps. `weight` from 0 (none) to below 1."""
-    mean, seen, found = 0.0, 0, []
+    mean, seen = 0.0, 0
+    found: list[Point] = []
     for x, y in points:
         if y is None:
             found.append((x, None))
