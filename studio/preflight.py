@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from studio import hardware
+from studio import hardware, trackers
 from studio.availability import ATTENTION, COMPUTE, DTYPE, Machine, installed, options, usable
 from studio.chains import adapter_settings, other_base
 from studio.config import RunConfig
@@ -45,6 +45,7 @@ def preflight(config: RunConfig, workspace: Workspace, machine: Hardware | None 
     frozen = workspace.freeze(config)
     model, found = _about_model(frozen)
     found += _about_adapter(config, frozen) + _about_choices(frozen, usable(machine))
+    found += [Advice("error", trackers.FIELD, it.message, it.hint) for it in trackers.lacking(config.train.report_to)]
     counted = None
     if model is not None:
         found += _about_memory(frozen, model, machine)

@@ -27,6 +27,7 @@ ADAPTER_METHODS = ("qlora", "lora")
 _LORA = ("method", ADAPTER_METHODS)
 _QLORA = ("method", ("qlora",))
 
+TrackerName = Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"]
 Init = Literal["default", "gaussian", "pissa", "pissa_niter_16", "olora"]
 CHANGES_BASE: tuple[Init, ...] = ("pissa", "pissa_niter_16", "olora")
 """Ways to begin an adapter that move a part of the base weights into it."""
@@ -254,6 +255,20 @@ class TrainSection(Section):
     """Adds noise to the embeddings in training; 5 to 15 helps on small chat sets, more blurs. Empty: off."""
     dataloader_num_workers: Annotated[int, Field(ge=0, le=64), Ui(label="Data workers", advanced=True)] = 0
     """Processes that prepare batches; 0 is right for text."""
+
+    report_to: Annotated[list[TrackerName], Ui(label="Also report to", advanced=True)] = []
+    """Services that follow the training besides this page: tensorboard, wandb, swanlab, mlflow, trackio. Each needs its
+    package, and those on the web their key in the environment (WANDB_API_KEY, SWANLAB_API_KEY); what tensorboard and
+    mlflow write lies in the folder trackers of the run. Empty: none."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def check_none_is_none(cls, value: Any) -> Any:
+        """`none`, as in TrainingArguments, is an empty list, and a bare name a list of one; no name counts twice."""
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            return [] if names is None else names
+        return list(dict.fromkeys(name for name in names if name != "none"))
 
     @field_validator("save_total_limit")
     @classmethod

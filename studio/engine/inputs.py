@@ -17,11 +17,14 @@ from studio.engine import zero
 from studio.engine.adapter import AdapterFiles, adapter_to_continue
 from studio.engine.converted import ready
 from studio.engine.data import Source, changed_since_start, chat_tokenizer, find_source, read_tables
+from studio.engine.failure import EngineError
 from studio.engine.journal import Journal
+from studio.events import RunError
 from studio.presets import ModelRef, resolve_model
 from studio.records.chat_tokenizer import ChatTokenizer
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError
+from studio.trackers import FIELD, lacking
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,9 @@ def read_inputs(run: RunDir, journal: Journal, checkpoint: Path | None) -> Input
     config = run.config()
     if not isinstance(config, RunConfig):
         raise ConfigError([FieldError("kind", "this run is a merge, not a training")])
+    for problem in lacking(config.train.report_to):
+        message, hint = f"{FIELD}: {problem.message}.", f"{problem.hint[:1].upper()}{problem.hint[1:]}."
+        raise EngineError(RunError(kind="config", message=message, hint=hint, field=FIELD))
     workspace = run.path.parent.parent
     ref = ready(
         resolve_model(config.model.model_name_or_path),

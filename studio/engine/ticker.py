@@ -10,7 +10,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 from studio.engine.journal import Journal
@@ -74,7 +74,7 @@ class _Bar:
 
     def over(self, things: Iterable[Any] = (), *_: Any, total: int | None = None, **__: Any) -> _Pass:
         """A new bar."""
-        length = len(things) if hasattr(things, "__len__") else 0
+        length = len(things) if isinstance(things, Sized) else 0
         self.done, self.total = 0, total or length
         return _Pass(self, things)
 

@@ -162,6 +162,7 @@ def _set_up(inputs: Inputs, loaded: Loaded, examples: Prepared, exam: Exam) -> t
     from studio.engine.best import watchers
     from studio.engine.callbacks import Sampler, SampleWhileTraining, Watch
     from studio.engine.pace import Pace
+    from studio.engine.trackers import trackers
     from studio.engine.trainer import build_trainer, plan_of, training_arguments, training_data
 
     config, run, journal, respondent = inputs.config, exam.run, exam.journal, exam.respondent
@@ -172,7 +173,9 @@ def _set_up(inputs: Inputs, loaded: Loaded, examples: Prepared, exam: Exam) -> t
     guard = soundness.Guard(journal, soundness.batches_of(config, data.train))
     validate = bool(len(data.validation))
     arguments = training_arguments(config, run.checkpoints, loaded, validate=validate)
-    callbacks = [*watchers(config, validate=validate), watch, SampleWhileTraining(sampler)]
+    callbacks = [
+        *watchers(config, validate=validate), watch, SampleWhileTraining(sampler), *trackers(config, journal)
+    ]  # fmt: skip
     return build_trainer(arguments, loaded, data, callbacks, pace, guard), watch
 
 

@@ -185,7 +185,7 @@ def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, valid
     section = config.train.model_dump()
     section["eval_steps"] = config.train.eval_steps or config.samples.evaluation_freq
     section["lr_scheduler_kwargs"] = read_settings(config.train.lr_scheduler_kwargs or "")
-    del section["load_best_model_at_end"]
+    del section["load_best_model_at_end"], section["report_to"]
     arguments = SFTConfig(
         **section,
         output_dir=str(output),
@@ -204,7 +204,8 @@ def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, valid
         remove_unused_columns=False,  # rows are made by a transform: their columns are not the dataset's
         max_length=None,
         deepspeed=zero.settings(config),
-        report_to=[],
+        report_to=[],  # `trackers` hands them on, so that one that fails does not end the run
+        run_name=output.parent.name,
         disable_tqdm=True,
     )
     if validate:

@@ -79,7 +79,6 @@ _QUIET: dict[str, tuple[Any, ...] | None] = {
     "preprocessing_num_workers": None,
     "preprocessing_batch_size": None,
     "plot_loss": None,
-    "report_to": ("none", None),
     "ddp_timeout": None,
     "trust_remote_code": None,
     "cache_dir": None,

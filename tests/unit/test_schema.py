@@ -1,6 +1,7 @@
 """The generic configuration tools, and the promises every RunConfig field makes."""
 
 import re
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -163,6 +164,9 @@ def some_value(spec):
     if spec.item:
         return [{inner.path: some_value(inner) for inner in walk(spec.item)}]
     plain = {"bool": not spec.default, "int": 7 if spec.path != "data.max_length" else 99, "float": 0.25}
+    names = [name for item in get_args(spec.annotation) if get_origin(item) is Literal for name in get_args(item)]
+    if names:  # a list of some of them
+        return names[-2:]
     return plain.get(spec.kind, ["a: b", "ü"] if spec.kind == "list" else "a: b # ü")
 
 
