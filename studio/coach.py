@@ -27,6 +27,8 @@ WINDOW = 15
 SPIKE_SIGMAS, SPIKE_SHARE = 8.0, 0.3
 """A spike lies so many times the usual noise, and that share of the loss, above what was to be expected."""
 SHOWN_SPIKES = 3
+SLOW_POINTS = 3
+"""Points after a spike that still lie half as high: then the model itself was thrown off."""
 RISEN = 0.2
 """A diverging loss has climbed back by that share of its lowest value, and of all it had fallen by."""
 FLAT_POINTS, FLAT_SHARE, FLAT_FALL = 30, 0.4, 0.02
@@ -203,39 +205,29 @@ def _warmup(curve: Curve) -> list[Note]:
 
 
 def _spikes(curve: Curve) -> list[Note]:
-    """Single points far above those before them; the curve returns to where it was."""
+    """Points far above those before them; the curve returns to where it was."""
     usual = _expected(curve.loss, WINDOW)
     above = curve.loss - usual
     limit = np.maximum(SPIKE_SIGMAS * max(curve.noise, 1e-3), SPIKE_SHARE * np.abs(usual))
     places = [int(place) for place in np.flatnonzero(above > limit)]
     tops = [place for place in places if above[place] == above[max(place - WINDOW, 0) : place + WINDOW + 1].max()]
-    if not tops:
-        return []
-    several = len(tops) > SHOWN_SPIKES
-    change = _at_peak(curve, 0.5) if several else {}
-    hint = (
-        f"{len(tops)} of them are too many: halve the learning rate{_said(change)}."
-        if several
-        else "One odd batch does no harm. Look at its rows if it comes back in every epoch."
-    )
-    level: NoteLevel = "warning" if several else "info"
     shown = sorted(sorted(tops, key=lambda place: -float(above[place]))[:SHOWN_SPIKES])
-    return [
-        Note(
-            kind="spike",
-            level=level,
-            step=int(curve.step[place]),
-            message=_spike(curve, place, usual),
-            hint=hint,
-            changes=change,
-        )
-        for place in shown
-    ]
+    return [_spike(curve, place, float(usual[place])) for place in shown]
 
 
-def _spike(curve: Curve, place: int, usual: Numbers) -> str:
+def _spike(curve: Curve, place: int, usual: float) -> Note:
+    """A batch of odd rows shows in one point alone; a model that was thrown off takes its time to come back."""
     step, loss = int(curve.step[place]), float(curve.loss[place])
-    return f"The loss jumped to {loss:.3g} at step {step}, from about {float(usual[place]):.3g}."
+    after = curve.loss[place + 1 : place + 1 + WINDOW]
+    slow = int((after > (usual + loss) / 2).sum()) >= SLOW_POINTS
+    message = f"The loss jumped to {loss:.3g} at step {step}, from about {usual:.3g}"
+    if not slow:
+        hint = "One batch of odd rows does no harm. If it comes back in every epoch, look at those rows."
+        return Note(kind="spike", level="info", step=step, message=f"{message}, for a moment.", hint=hint)
+    change = _at_peak(curve, 0.5)
+    hint = f"That was a step too large: halve the learning rate{_said(change)}, or lower the gradient clipping."
+    message = f"{message}, and came back only slowly."
+    return Note(kind="spike", level="warning", step=step, message=message, hint=hint, changes=change)
 
 
 def _eval_rising(curve: Curve, measured: dict[int, float]) -> list[Note]:
