@@ -24,8 +24,6 @@ WARM_UP_STEPS = 3
 """The first step is left out once there are more than so many: it prepares what the others find ready."""
 NOTHING_S = 0.001
 """A shorter pause had nothing to do: its questions had been asked at that step."""
-FORWARD_SHARE = 0.4
-"""Of a training step's time, what the same rows take without gradients."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class Plan:
     evaluate_every: int = 0
     sample_every: int = 0
     save_every: int = 0
+    forward_share: float = 0.5
+    """Of a training step's time, what the same rows take without gradients: half when few weights are trained."""
 
 
 @dataclass
@@ -123,10 +123,12 @@ class Pace:
 
     def _verdict(self) -> float:
         """A resumed run asked the base model long ago; then a check tells how long its questions take, all of them."""
-        return max(self.ending, self._takes("check") / self.quick_share if self.quick_share else 0.0)
+        check = self._takes("check")
+        return self.ending if self.ending >= check or not self.quick_share else check / self.quick_share
 
     def _due(self, kind: Kind, step: int) -> int:
-        """How many pauses of that kind are to come. Samples and checks due at `step` have been made already."""
+        """How many pauses of that kind are to come. Samples and checks due at `step` have been made already, those that
+        come with its checkpoint have not."""
         plan, last = self.plan, self.plan.max_steps
         if kind == "evaluate":
             at_the_end = bool(plan.evaluate_every) and last % plan.evaluate_every > 0
@@ -134,8 +136,8 @@ class Pace:
         if kind == "save":
             return _multiples(step - 1, last - 1, plan.save_every) + 1
         every, saves = plan.sample_every, plan.save_every
-        both = math.lcm(every, saves)
-        asked = _multiples(step, last - 1, every) + _multiples(step, last - 1, saves) - _multiples(step, last - 1, both)
+        asked = _multiples(step, last - 1, every) + _multiples(step - 1, last - 1, saves)
+        asked -= _multiples(step - 1, last - 1, math.lcm(every, saves))
         return asked + (kind == "sample")  # the questions of the verdict are counted apart
 
     def _takes(self, kind: Kind) -> float:
@@ -144,7 +146,7 @@ class Pace:
         if kind == "check":
             return self.quick_share * self.ending
         if kind == "evaluate" and self.plan.places:
-            return FORWARD_SHARE * self._step_seconds() * self.plan.validation_places / self.plan.places
+            return self.plan.forward_share * self._step_seconds() * self.plan.validation_places / self.plan.places
         return 0.0
 
     def _step_seconds(self) -> float:

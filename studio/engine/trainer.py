@@ -176,6 +176,7 @@ def plan_of(config: RunConfig, data: TrainingData) -> Plan:
         evaluate_every=every if len(validation) else 0,
         sample_every=config.samples.evaluation_freq,
         save_every=train.save_steps,
+        forward_share=1 / 3 if config.method == "full" else 1 / 2,
     )
 
 
