@@ -50,7 +50,7 @@ export function mount({ element }) {
   const label = h("output.num", { for: "samples-step", id: "samples-at" });
   const scrub = h("div.scrub", {}, h("label", { for: "samples-step" }, t("samples.slider")), range, label);
   const body = h("div.samples-body");
-  const card = h("section.card.samples", { "aria-label": t("samples.title") },
+  const card = h("section.card.samples", {},
     h("div.grid-bar", {}, h("h3", {}, t("samples.title")), h("span.spring"), h("span.quiet.small", { id: "samples-marks" }, t("samples.marks")),
       choice("against", t("samples.marks"), ["base", "previous"], () => against, (value) => { against = value; }),
       choice("view", t("samples.view"), ["step", "grid"], () => view, (value) => { view = value; })),

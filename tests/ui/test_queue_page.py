@@ -280,3 +280,22 @@ def test_a_removed_resume_keeps_its_run(ctx: Context, waiting: list[RunDir]) -> 
     press(ctx, do="remove", run=done.id)
     assert done.state().resumable
     assert done.id in {run.id for run in ctx.workspace.list_runs()}
+
+
+def test_a_start_can_name_its_card(
+    workspace: Workspace, at_work: RunDir, holder: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starting, "cards", lambda: CARDS)
+    monkeypatch.setattr(resources, "cards", lambda: CARDS)
+    assert [value for _, value in starting.card_choices()] == ["any", "0", "1"]
+    assert starting.wanted_cards("any") is None
+    assert starting.wanted_cards("1") == [1]
+    for wrong in ("2", "-1", "0,1", ["0"], "x"):
+        with pytest.raises(Refused, match="cards"):
+            starting.wanted_cards(wrong)
+    run_queue.pause_all(workspace)
+    made = starting.start_or_ask(workspace, config("picky"), release=True, gpus=[1])
+    assert isinstance(made, RunDir)
+    entry = run_queue.read(made)
+    assert entry is not None
+    assert entry.gpus == [1]

@@ -8,17 +8,38 @@ import gradio as gr
 
 from studio import chat_memory, runner
 from studio.config import RunConfig
+from studio.resources import cards
 from studio.rundir import RunDir
-from studio.ui.i18n import current_request, language_of, tr
+from studio.ui.context import refuse
+from studio.ui.i18n import T, current_request, language_of, tr
 from studio.ui.queue_view import name_of, place_and_reason
 from studio.ui.tabs import train_preview
 from studio.workspace import Workspace
 
+ANY_CARD = "any"
 
-def start_or_ask(workspace: Workspace, config: RunConfig, *, release: bool = False) -> RunDir | dict[str, Any]:
+
+def card_choices() -> list[tuple[str, str]]:
+    """What can be chosen as the card of a run: any one, or one of this machine's."""
+    return [(T("train.cards.any"), ANY_CARD), *((f"{gpu.index} · {gpu.name}", str(gpu.index)) for gpu in cards())]
+
+
+def wanted_cards(choice: Any) -> list[int] | None:
+    """The cards a choice stands for; None for any one. Raises Refused for a card that is not there."""
+    if choice in (None, "", ANY_CARD):
+        return None
+    if str(choice) not in {str(gpu.index) for gpu in cards()}:
+        raise refuse("queue.error.cards")
+    return [int(choice)]
+
+
+def start_or_ask(
+    workspace: Workspace, config: RunConfig, *, release: bool = False, gpus: list[int] | None = None
+) -> RunDir | dict[str, Any]:
     """The run, at work or queued (the page says so); or, before anything is done, the question to be asked.
 
-    `release`: the answer was yes, the chat's model may be given up. Raises Refused.
+    `release`: the answer was yes, the chat's model may be given up. `gpus`: the cards it shall have, None for any one.
+    Raises Refused.
     """
     train_preview.check(config, workspace)
     holder = runner.needs_chat_memory(workspace, config)
@@ -27,7 +48,7 @@ def start_or_ask(workspace: Workspace, config: RunConfig, *, release: bool = Fal
         return {"model": PurePath(holder.base).name, "held": holder.memory_bytes, "now": time.time()}
     if holder:
         chat_memory.release(workspace)
-    run = train_preview.launch(workspace, config)
+    run = train_preview.launch(workspace, config, gpus)
     say_if_queued(workspace, run)
     return run
 

@@ -18,9 +18,9 @@ from studio.ui.i18n import T
 from studio.ui.machine import machine_defaults, marked, unavailable
 from studio.ui.tabs import train_changes, train_model
 from studio.ui.tabs import train_preview as tp
-from studio.ui.tabs.starting import start_or_ask
+from studio.ui.tabs.starting import ANY_CARD, card_choices, start_or_ask, wanted_cards
 from studio.ui.widgets.bubbles import event_data, panel
-from studio.ui.widgets.form import Form
+from studio.ui.widgets.form import Form, judged
 
 FIRST = (tp.MODEL, tp.DATASET, tp.METHOD, tp.NAME)
 
@@ -135,7 +135,10 @@ class Handlers:
         train_model.stop(self.ctx.workspace, str(event_data(event).get("id") or ""))
 
     def start(self, *values: Any) -> tuple[Any, Any, Any]:
-        """Start or queue the run and show it in the Monitor tab; or ask for the memory that the chat holds."""
+        """Start or queue the run and show it in the Monitor tab; or ask for the memory that the chat holds.
+
+        After the fields may come the choice of a card.
+        """
         return self._start(values, release=False)
 
     def start_released(self, *values: Any) -> tuple[Any, Any, Any]:
@@ -143,11 +146,17 @@ class Handlers:
         return self._start(values, release=True)
 
     def _start(self, values: Sequence[Any], *, release: bool) -> tuple[Any, Any, Any]:
-        config = build_config(RunConfig, self.form.mapping(values))
-        made = start_or_ask(self.ctx.workspace, config, release=release)
+        count = len(self.form.specs)
+        config = build_config(RunConfig, self.form.mapping(values[:count]))
+        gpus = wanted_cards(*values[count:]) if values[count:] else None
+        made = start_or_ask(self.ctx.workspace, config, release=release, gpus=gpus)
         if isinstance(made, RunDir):
             return gr.Tabs(selected="monitor"), made.id, None
         return gr.skip(), gr.skip(), made
+
+    def judge(self, *values: Any) -> list[dict[str, Any]]:
+        """The validator of Start: the error of each field; the card is looked at when the run starts."""
+        return [*self.form.validator(*values[:-1]), judged("")]
 
 
 @dataclass(frozen=True)
@@ -163,6 +172,7 @@ class Parts:
     card: gr.HTML
     bar: gr.HTML
     start: gr.Button
+    cards: gr.Dropdown
     question: gr.HTML
 
 
@@ -229,11 +239,23 @@ def build(ctx: Context) -> None:
             card = panel("card", "train-card", "train", value="", visible="hidden")
     with gr.Row(elem_id="train-bar", elem_classes=["action-bar"]):
         bar = panel("bar", "train-summary", "train", scale=1)
+        offered = card_choices()
+        cards = gr.Dropdown(
+            offered,
+            value=ANY_CARD,
+            label=T("train.cards"),
+            show_label=False,
+            container=False,
+            visible=len(offered) > 2,
+            elem_id="train-cards",
+            scale=0,
+            min_width=190,
+        )
         start = gr.Button(
             T("train.start"), variant="primary", elem_id="train-start", elem_classes=["primary-action"], scale=0
         )
         question = panel("start", "train-question", "startask", visible="hidden")
-    _wire(ctx, form, Parts(preset, recall, search, upload, loaded, review, card, bar, start, question))
+    _wire(ctx, form, Parts(preset, recall, search, upload, loaded, review, card, bar, start, cards, question))
 
 
 def _wire(ctx: Context, form: Form, parts: Parts) -> None:
@@ -260,5 +282,5 @@ def _wire(ctx: Context, form: Form, parts: Parts) -> None:
     gr.on(triggers, safe(handlers.review), [preset, parts.card, *fields], [review, parts.bar], **PREVIEW)
     parts.search.change(None, parts.search, None, js="(text) => Studio.filterFields(text)", **PREVIEW)
     started = [ctx.tabs, ctx.selected_run, parts.question]
-    parts.start.click(safe(handlers.start), fields, started, validator=form.validator, **ACTION)
-    parts.question.apply(safe(handlers.start_released), fields, started, **ACTION)
+    parts.start.click(safe(handlers.start), [*fields, parts.cards], started, validator=handlers.judge, **ACTION)
+    parts.question.apply(safe(handlers.start_released), [*fields, parts.cards], started, **ACTION)

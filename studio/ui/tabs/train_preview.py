@@ -206,9 +206,9 @@ def check(config: RunConfig, workspace: Workspace) -> None:
         raise refuse("train.error.preflight", label=label(first.field), message=first_up(first.message, first.field))
 
 
-def launch(workspace: Workspace, config: Any) -> RunDir:
+def launch(workspace: Workspace, config: Any, gpus: list[int] | None = None) -> RunDir:
     """A run of any kind, at work or, while there is no room for it, in the queue. Raises StartRefused."""
-    return runner.submit(workspace, named(config) if isinstance(config, RunConfig) else config)
+    return runner.submit(workspace, named(config) if isinstance(config, RunConfig) else config, gpus=gpus)
 
 
 def display_name(run: RunDir) -> str:
