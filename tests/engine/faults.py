@@ -6,12 +6,14 @@ The child is told what shall happen to it before it starts, and ends by `os._exi
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,10 +71,19 @@ def new_run(workspace: Workspace, rows: Path, method: str = "lora", **changes: A
     return workspace.create_run(build(RunConfig, merge(RunConfig, layer | changes)))
 
 
+@functools.cache
+def _load_everything() -> None:
+    """One training in the test's own process: what it imports, no child has to."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        run = new_run(Workspace(Path(folder) / "ws"), rows_file(Path(folder)), "qlora", **{"train.max_steps": 1})
+        assert train.main(str(run.path)) == 0
+
+
 class Forked:
     """An engine at work in a child process."""
 
     def __init__(self, run: RunDir, *, resume: bool = False, prepare: Prepare | None = None) -> None:
+        _load_everything()
         self.run = run
         reader, writer = os.pipe()
         self.pid = os.fork()
