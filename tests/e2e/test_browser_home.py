@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from studio import runner
+from studio import run_queue, runner
+from studio.events import RunState
 from studio.workspace import Workspace
 from tests.fake_engine import Studio
 
@@ -35,6 +36,7 @@ def slow(tmp_path: Path) -> Iterator[Studio]:
     """A studio whose runs wait at step 15 of 30 until they are stopped."""
     started = Studio(tmp_path, steps=30, pace=0.02, slow=0.02, hang_at=15)
     yield started
+    run_queue.pause_all(Workspace(tmp_path))  # what waits must not begin when its turn comes
     for run in Workspace(tmp_path).list_runs():
         runner.stop(run)
     started.end()
@@ -116,12 +118,15 @@ def test_a_second_lesson_waits_for_the_first(page: Page, browser: Browser, slow:
     _teach(page, slow)
     expect(page.locator("#w-stepper .step").nth(1)).to_contain_text("of 30")
     expect(second.locator("#home-live")).to_be_visible()
-    second.locator("#home-go").click()
-    expect(second.locator(".toast-body")).to_contain_text("still going on")
-    assert second.locator(".toast-body", has_text="Traceback").count() == 0
-    assert len(Workspace(slow.workspace).list_runs()) == 1
     second.locator("#home-live").click()
     expect(second.locator("#w-runhead .chip")).to_have_text("running")
+    second.goto(slow.url)
+    second.locator("#home-name input, #home-name textarea").first.fill("Other")
+    second.locator("#home-go").click()
+    expect(second.locator(".toast-body")).to_contain_text("is queued at place 1")
+    assert second.locator(".toast-body", has_text="Traceback").count() == 0
+    states = sorted(run.state() for run in Workspace(slow.workspace).list_runs())
+    assert states == [RunState.QUEUED, RunState.RUNNING]
     other.close()
 
 
