@@ -13,7 +13,6 @@ PATTERNS = (
     (r"unfilled placeholder (?P<found>.+?)\. Type", "problem.placeholder"),
     (r"contains (?P<found>.+?), which models read as a control token", "problem.control_token"),
     (r"contains a control character", "problem.control_character"),
-    (r"^run (?P<run>\S+) is \w+; stop it or wait", "problem.live"),
     (r"another studio is starting a run", "problem.busy"),
 )
 

@@ -91,14 +91,14 @@ def test_a_key_without_text_stops_the_build() -> None:
 
 
 def test_server_texts_follow_the_cookie() -> None:
-    key = "problem.live"
-    assert "r1" in tr(key, _visitor("zh-CN"), run="r1")
-    assert tr(key, _visitor("zh-CN"), run="r1") != tr(key, _visitor("en"), run="r1")
-    assert tr(key, _visitor("klingon"), run="r1") == tr(key, None, run="r1")
+    key = "common.error.file"
+    assert "r1" in tr(key, _visitor("zh-CN"), reason="r1")
+    assert tr(key, _visitor("zh-CN"), reason="r1") != tr(key, _visitor("en"), reason="r1")
+    assert tr(key, _visitor("klingon"), reason="r1") == tr(key, None, reason="r1")
 
 
 def test_braces_in_a_value_are_left_alone() -> None:
-    assert "{evil}" in tr("problem.live", None, run="{evil}")
+    assert "{evil}" in tr("common.error.file", None, reason="{evil}")
 
 
 def test_gradio_gets_both_languages() -> None:
