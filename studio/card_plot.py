@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import escape
 
-WIDTH, HEIGHT = 640, 220
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 26
+WIDE, NARROW, HEIGHT = 900, 430, 220
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 28, 26
 MOST_POINTS = 400
 COLOURS = ("#c2480d", "#0f766e", "#6d4bb8")
 DARK_COLOURS = ("#fb8c47", "#4fd1c0", "#b79cf5")
@@ -27,17 +27,17 @@ class Series:
     dots: bool = False
 
 
-def chart(title: str, series: Sequence[Series]) -> str:
-    """An SVG element with axes, lines and a legend; "" when there is nothing to draw."""
+def chart(title: str, series: Sequence[Series], width: int = NARROW) -> str:
+    """An SVG element with axes, lines and a legend, `width` units wide; "" when there is nothing to draw."""
     shown = [part for part in series if any(y is not None for _, y in part.points)]
     values = [y for part in shown for _, y in part.points if y is not None]
     if not values:
         return ""
     steps = [x for part in shown for x, _ in part.points]
-    area = _Area(min(steps), max(steps), *_padded(min(values), max(values)))
-    body = [*_axes(area), *(line for part in shown for line in _lines(area, part)), *_legend(shown)]
+    area = _Area(width, min(steps), max(steps), *_padded(min(values), max(values)))
+    body = [*_axes(area), *(line for part in shown for line in _lines(area, part)), *_legend(area, shown)]
     return (
-        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" role="img" '
         f'aria-label="{escape(title)}"><title>{escape(title)}</title><style>{STYLE}</style>{"".join(body)}</svg>'
     )
 
@@ -53,6 +53,7 @@ STYLE = (
 
 @dataclass(frozen=True)
 class _Area:
+    width: int
     left: float
     right: float
     low: float
@@ -60,7 +61,7 @@ class _Area:
 
     def x(self, step: float) -> float:
         """Horizontal place of a step."""
-        return LEFT + (step - self.left) / ((self.right - self.left) or 1) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (step - self.left) / ((self.right - self.left) or 1) * (self.width - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
         """Vertical place of a value."""
@@ -93,7 +94,7 @@ def _axes(area: _Area) -> list[str]:
     found = []
     for value in ticks(area.low, area.high):
         y = area.y(value)
-        found.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        found.append(f'<line class="grid" x1="{LEFT}" x2="{area.width - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         found.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{short(value)}</text>')
     for step in ticks(area.left, area.right, 6):
         if step == int(step):
@@ -157,12 +158,12 @@ def smoothed(points: Sequence[Point], weight: float) -> list[Point]:
     return found
 
 
-def _legend(shown: Sequence[Series]) -> list[str]:
-    """Names at the top right, from right to left; a faint line goes without."""
-    found, right = [], WIDTH - RIGHT
+def _legend(area: _Area, shown: Sequence[Series]) -> list[str]:
+    """Names above the lines, from right to left; a faint line goes without."""
+    found, right = [], area.width - RIGHT
     for part in reversed([part for part in shown if not part.faint]):
-        found.append(f'<text x="{right}" y="{TOP + 8}" text-anchor="end">{escape(part.label)}</text>')
+        found.append(f'<text x="{right}" y="14" text-anchor="end">{escape(part.label)}</text>')
         width = sum(12 if ord(char) > 0x2E7F else 6.2 for char in part.label)
-        found.append(f'<rect class="f{part.colour}" x="{right - width - 13:.0f}" y="{TOP + 2}" width="9" height="3"/>')
+        found.append(f'<rect class="f{part.colour}" x="{right - width - 13:.0f}" y="9" width="9" height="3"/>')
         right -= int(width) + 28
     return found

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from studio import __version__
-from studio.card_plot import Point, Series, chart, smoothed
+from studio.card_plot import WIDE, Point, Series, chart, smoothed
 from studio.compare import fingerprints, text_of, verdict_of
 from studio.config import MergeConfig, RunConfig
 from studio.curves import Curves, read_curves
@@ -210,7 +210,7 @@ def plots(curves: Curves, words: Words) -> list[str]:
     first = [Series(words("loss"), smoothed(loss, weight)), Series(words("eval_loss"), evals, 1, dots=True)]
     if weight:
         first.insert(0, Series(words("loss"), loss, faint=True))
-    found = [chart(words("loss"), first)]
+    found = [chart(words("loss"), first, WIDE)]
     for name in ("learning_rate", "grad_norm", "tokens_per_second"):
         points: list[Point] = [(log.step, getattr(log, name)) for log in curves.logs]
         found.append(chart(words(name), [Series(words(name), points)]))
@@ -261,7 +261,8 @@ def _counts(curves: Curves, words: Words) -> list[tuple[str, str]]:
     if counts is None:
         return []
     names = ("rows_read", "rows_skipped", "conversations", "distinct", "tokens", "trained_tokens", "truncated")
-    found = [(words(f"counts.{name}"), f"{getattr(counts, name):,}") for name in (*names, "packs", "updates")]
+    numbers = {name: getattr(counts, name) for name in (*names, "packs", "updates")}
+    found = [(words(f"counts.{name}"), f"{value:,}") for name, value in numbers.items() if value]
     return [*found, (words("counts.padding"), percent(counts.padding))] if counts.padding else found
 
 
