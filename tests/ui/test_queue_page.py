@@ -24,7 +24,7 @@ from studio.schema import build
 from studio.ui import queue_routes
 from studio.ui.context import Context, Refused
 from studio.ui.queue_view import why
-from studio.ui.tabs import monitor_actions, starting
+from studio.ui.tabs import monitor, monitor_actions, starting
 from studio.workspace import Workspace
 
 CARDS = tuple(Gpu(index, f"Card {index}", 80_000_000_000, 79_000_000_000, "999") for index in range(2))
@@ -244,6 +244,18 @@ def test_nothing_is_asked_without_need(
     made = starting.start_or_ask(workspace, config("small"), release=True)
     assert isinstance(made, RunDir)
     assert holder == []
+
+
+def test_a_resume_asks_too(ctx: Context, at_work: RunDir, holder: list[str]) -> None:
+    done = ctx.workspace.create_run(config("ended"))
+    done.write_launch(Launch(argv=["engine"], **processes.record(2**22 + 1)))
+    question = monitor.resume(ctx)(done.id)
+    assert question["model"] == "Qwen-7B"
+    assert done.state().resumable
+    assert holder == []
+    assert monitor.resume(ctx, release=True)(done.id) is None
+    assert done.state() is RunState.QUEUED
+    assert holder == ["chat"]
 
 
 def test_what_is_wrong_is_said_before_anything_is_asked(

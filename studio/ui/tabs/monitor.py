@@ -1,6 +1,7 @@
 """The tab where a run is watched: list of runs, phases, figures, curves, answers, log, verdict, stop and resume."""
 
 from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 
@@ -9,13 +10,14 @@ from studio.rundir import RunDir
 from studio.ui.context import ACTION, READ, Context, refuse, safe
 from studio.ui.tabs import memory_card, monitor_actions, monitor_library, starting
 from studio.ui.widgets import scripted
+from studio.ui.widgets.bubbles import panel
 from studio.ui.widgets.confirm import hidden_button
 
 KICK = "() => Studio.feed.kick()"
 
 
 def build(ctx: Context) -> None:
-    """Build the tab; everything in it but the two hidden buttons is drawn by scripts from the REST reads."""
+    """Build the tab; everything in it but the hidden buttons and panels is drawn by scripts from the REST reads."""
     ctx.heading("monitor")
     with gr.Row(elem_id="monitor-split", equal_height=False):
         with gr.Column(scale=1, min_width=240, elem_id="monitor-runs"):
@@ -28,9 +30,13 @@ def build(ctx: Context) -> None:
             memory_card.build(ctx)
             for name in ("verdict", "tiles", "chart", "comparerest", "samples", "logtail"):
                 scripted(name)
-    for elem_id, action in (("run-stop", stop), ("run-resume", resume)):
-        button = hidden_button(elem_id)
-        done = button.click(safe(action(ctx)), ctx.selected_run, None, trigger_mode="once", **ACTION)
+    question = panel("resume", "run-resume-question", "startask", visible="hidden")
+    stopped = hidden_button("run-stop").click(safe(stop(ctx)), ctx.selected_run, None, trigger_mode="once", **ACTION)
+    resumed = hidden_button("run-resume").click(
+        safe(resume(ctx)), ctx.selected_run, question, trigger_mode="once", **ACTION
+    )
+    released = question.apply(safe(resume(ctx, release=True)), ctx.selected_run, question, **ACTION)
+    for done in (stopped, resumed, released):
         done.success(None, None, None, js=KICK, **READ)
         done.failure(None, None, None, js=KICK, **READ)
     monitor_actions.build(ctx)
@@ -49,14 +55,21 @@ def stop(ctx: Context) -> Callable[[str], None]:
     return ask
 
 
-def resume(ctx: Context) -> Callable[[str], None]:
-    """The handler of resume: continues from the last checkpoint."""
+def resume(ctx: Context, *, release: bool = False) -> Callable[[str], Any]:
+    """The handler of resume: continues from the last checkpoint, or asks for the memory that the chat holds.
 
-    def go_on(run_id: str) -> None:
+    `release`: that was asked, and the answer was yes.
+    """
+
+    def go_on(run_id: str) -> Any:
         run: RunDir = ctx.run(run_id)
         if not run.state().resumable:
             raise refuse("monitor.error.not_resumable")
+        question = starting.question_first(ctx.workspace, run.config(), release=release)
+        if question:
+            return question
         runner.resume(run)
         starting.say_if_queued(ctx.workspace, run)
+        return None
 
     return go_on

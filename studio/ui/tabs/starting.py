@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from studio import chat_memory, runner
-from studio.config import RunConfig
+from studio.config import AnyConfig, RunConfig
 from studio.resources import cards
 from studio.rundir import RunDir
 from studio.ui.context import refuse
@@ -33,6 +33,17 @@ def wanted_cards(choice: Any) -> list[int] | None:
     return [int(choice)]
 
 
+def question_first(workspace: Workspace, config: AnyConfig, *, release: bool) -> dict[str, Any] | None:
+    """What is to be asked before a run begins: may the chat's model be given up? After a yes (`release`) it is."""
+    holder = runner.needs_chat_memory(workspace, config)
+    if holder and not release:
+        # The time makes each question another value: the page would not hear of an equal one.
+        return {"model": PurePath(holder.base).name, "held": holder.memory_bytes, "now": time.time()}
+    if holder:
+        chat_memory.release(workspace)
+    return None
+
+
 def start_or_ask(
     workspace: Workspace, config: RunConfig, *, release: bool = False, gpus: list[int] | None = None
 ) -> RunDir | dict[str, Any]:
@@ -42,12 +53,9 @@ def start_or_ask(
     Raises Refused.
     """
     train_preview.check(config, workspace)
-    holder = runner.needs_chat_memory(workspace, config)
-    if holder and not release:
-        # The time makes each question another value: the page would not hear of an equal one.
-        return {"model": PurePath(holder.base).name, "held": holder.memory_bytes, "now": time.time()}
-    if holder:
-        chat_memory.release(workspace)
+    question = question_first(workspace, config, release=release)
+    if question:
+        return question
     run = train_preview.launch(workspace, config, gpus)
     say_if_queued(workspace, run)
     return run
