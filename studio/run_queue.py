@@ -96,7 +96,8 @@ def read(run: RunDir) -> Entry | None:
 
 def entries(workspace: Workspace) -> list[tuple[RunDir, Entry]]:
     """Every waiting run, the next one first."""
-    found = [(run, entry) for run in _with_file(workspace) if (entry := read(run))]
+    # A run is made with its place first; before it has its configuration nobody else sees it.
+    found = [(run, entry) for run in _with_file(workspace) if run.config_file.exists() and (entry := read(run))]
     return sorted(found, key=lambda pair: (pair[1].position, pair[1].queued_at, pair[0].id))
 
 
