@@ -1,6 +1,6 @@
 // Answers to the evaluation inputs. One step for all prompts beside the base model's answers, chosen with a slider, or
 // a grid prompt × step; words that differ from the step before (or from the base model) are marked.
-import { marked } from "./worddiff.js";
+import { lost, marked } from "./worddiff.js";
 const { h, t, render, feed, sampleReader, store } = window.Studio;
 const COLUMNS = 6;
 const LONG = 360; // characters, after which an answer is folded
@@ -25,11 +25,11 @@ const collect = (samples) => {
 };
 
 // A long answer shows its first lines and a button for the rest; `open` remembers which are open.
-const answerNode = (id, answer, before, open, redraw) => {
+const answerNode = (id, answer, open, redraw, differing = (text) => [text]) => {
   if (answer === undefined || answer === null) return h("div.answer.quiet", {}, "–");
   if (!answer.trim()) return h("div.answer.quiet", {}, t("samples.nothing"));
   const long = answer.length > LONG || answer.split("\n").length > LINES;
-  const text = h(long && !open.has(id) ? "div.answer.folded" : "div.answer", { dir: "auto" }, marked(before, answer));
+  const text = h(long && !open.has(id) ? "div.answer.folded" : "div.answer", { dir: "auto" }, differing(answer));
   if (!long) return text;
   const toggle = () => { if (!open.delete(id)) open.add(id); redraw(); };
   return [text, h("button.btn.link.more", { type: "button", id: `more-${id}`, "aria-expanded": String(open.has(id)), onclick: toggle }, t(open.has(id) ? "samples.fold" : "samples.unfold"))];
@@ -66,15 +66,15 @@ export function mount({ element }) {
     const head = (text, more) => h("th", { scope: "col" }, text, more && h("span.tag.num", {}, more));
     return h("table.grid.samples-step", {}, h("thead", {}, h("tr", {}, head(t("samples.prompt")), head(t("samples.base"), base.step ? t("step", { n: base.step }) : ""), head(t("samples.tuned"), t("step", { n: at.step })))),
       h("tbody", {}, [...prompts].map(([key, prompt]) => h("tr", {}, h("th", { scope: "row" }, promptNode(prompt)),
-        h("td.base", { "data-label": t("samples.base") }, answerNode(`${key}-base`, base.answers.get(key), undefined, open, show)),
-        h("td", { "data-label": t("samples.tuned") }, answerNode(`${key}-${at.step}`, at.answers.get(key), reference(steps, index, key), open, show))))));
+        h("td.base", { "data-label": t("samples.base") }, answerNode(`${key}-base`, base.answers.get(key), open, show, (text) => (against === "base" ? lost(text, at.answers.get(key)) : [text]))),
+        h("td", { "data-label": t("samples.tuned") }, answerNode(`${key}-${at.step}`, at.answers.get(key), open, show, (text) => marked(reference(steps, index, key), text)))))));
   };
   const grid = ({ prompts, steps }) => {
     const every = steps.map((at, index) => [at, index]);
     const shown = all || every.length <= COLUMNS ? every : [every[0], ...every.slice(-(COLUMNS - 1))];
     const table = h("table.grid", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, t("samples.prompt")), shown.map(([at, index]) => h("th.num", { scope: "col" }, t("step", { n: at.step }), h("span.tag", {}, reason(at, index, steps)))))),
       h("tbody", {}, [...prompts].map(([key, prompt]) => h("tr", {}, h("th", { scope: "row" }, promptNode(prompt)),
-        shown.map(([at, index]) => h("td", {}, answerNode(`${key}-${at.step}`, at.answers.get(key), reference(steps, index, key), open, show)))))));
+        shown.map(([at, index]) => h("td", {}, answerNode(`${key}-${at.step}`, at.answers.get(key), open, show, (text) => marked(reference(steps, index, key), text))))))));
     const more = every.length > COLUMNS && h("button.btn.small", { type: "button", id: "samples-all", onclick: () => { all = !all; show(); } }, t(all ? "samples.few" : "samples.all", { n: every.length }));
     return [h("div.grid-scroll", { tabindex: "0", role: "region", "aria-label": t("samples.title") }, table), more && h("div.samples-more", {}, more)];
   };

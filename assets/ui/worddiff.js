@@ -32,3 +32,7 @@ const joined = (parts) => {
 // `after` as nodes, what differs from `before` marked; null or undefined as `before`: nothing is marked.
 export const marked = (before, after, options = { gone: false }) => (before === null || before === undefined || before === after ? [String(after ?? "")]
   : compare(before, after, options).map((part) => (part.kind === "same" ? part.text : h(part.kind === "new" ? "ins.differs" : "del.differs", {}, part.text))));
+
+// `before` as nodes, what `after` has no more marked.
+export const lost = (before, after) => (after === null || after === undefined || before === after ? [String(before ?? "")]
+  : compare(before, after).filter((part) => part.kind !== "new").map((part) => (part.kind === "same" ? part.text : h("del.differs", {}, part.text))));
