@@ -163,7 +163,7 @@ def _legend(area: _Area, shown: Sequence[Series]) -> list[str]:
     found, right = [], area.width - RIGHT
     for part in reversed([part for part in shown if not part.faint]):
         found.append(f'<text x="{right}" y="14" text-anchor="end">{escape(part.label)}</text>')
-        width = sum(12 if ord(char) > 0x2E7F else 6.2 for char in part.label)
+        width = sum(12 if ord(char) > 0x2E7F else 7 for char in part.label)
         found.append(f'<rect class="f{part.colour}" x="{right - width - 13:.0f}" y="9" width="9" height="3"/>')
         right -= int(width) + 28
     return found
