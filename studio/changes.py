@@ -2,7 +2,7 @@
 
 Each entry says which fields hold from which checkpoint on; later entries win. What one optimizer update sees stays:
 another batch size comes with the accumulation that keeps their product, so that step N of the curve is the same N
-conversations, in the same order, before and after (`studio.records.order` looks at no batch size).
+conversations, in the same order, before and after (`studio.records.order` looks only at how many an update has).
 """
 
 from __future__ import annotations

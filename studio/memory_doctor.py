@@ -44,8 +44,8 @@ from studio.workspace import Workspace
 Activity = Literal["load", "tokenise", "step", "samples", "evaluation", "verdict", "save", "merge", "proof"]
 LOG_TAIL = 16 * 1024
 MOST_OFFERED = 4
-SURE = 0.9
-"""Share of the memory there is up to which a guess counts as sure to fit."""
+SURE = 0.85
+"""Share of the memory that comes and goes up to which a guess counts as sure to fit."""
 SHORTEST_ANSWER = 8
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Of the memory there is, what the formula may fill: less and less, where it was wrong."""
@@ -298,7 +298,8 @@ class _Doctor:
         return min(predicted, self.shortage.used_bytes) if self.shortage.used_bytes else predicted
 
     def _verdict(self, needed: int) -> Verdict:
-        if needed <= SURE * self.usable:
+        held = min(self._held_really(), self.usable)
+        if needed <= held + SURE * (self.usable - held):
             return "fits"
         return "tight" if needed <= self.usable else "no"
 

@@ -32,6 +32,8 @@ class Limited:
     moment: str
     megabytes: int
     group: Path | None = None
+    filled_at: int = 0
+    """The step in which 4 GB are filled within one call of a library, which listens to nobody until it is done."""
 
     def train(self, run: RunDir, *, resume: bool = False) -> int:
         """Train under the limit; the exit code (negative: a signal)."""
@@ -53,6 +55,8 @@ def _work(limit: Limited, run: str, log: str, resume: bool) -> None:
     if limit.group:
         (limit.group / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
     _at(limit.moment, limit)
+    if limit.filled_at:
+        _fill_at(limit.filled_at)
     code = train.main(run, resume=resume)
     sys.stdout.flush()
     os._exit(code)
@@ -101,6 +105,21 @@ def _at(moment: str, limit: Limited) -> None:
     patched: list[tuple[Any, str, Callable[..., Any]]] = [(Journal, "phase", phase), (Journal, "update", update)]
     for owner, name, replacement in [*patched, (model, "load", load)]:
         setattr(owner, name, replacement)
+
+
+def _fill_at(step: int) -> None:
+    import torch
+
+    from studio.engine.trainer import Trainer
+
+    plain: Any = Trainer.training_step
+
+    def training_step(self: Trainer, *args: Any) -> Any:
+        if self.state.global_step == step - 1:
+            torch.ones(1 << 30)
+        return plain(self, *args)
+
+    Trainer.training_step = training_step  # type: ignore[method-assign]
 
 
 def _limit_file(group: Path) -> Path:
