@@ -32,16 +32,15 @@ from studio.presets import ROOT
 from studio.run_queue import StartRefused as StartRefused
 from studio.rundir import RunDir, write_atomic
 from studio.schema import ConfigError, dump_yaml
+from studio.stopping import stop as stop
+from studio.stopping import stop_in_background as stop_in_background
+from studio.stopping import take_over_stops as take_over_stops
 from studio.turns import decisions as decisions
 from studio.turns import needs_chat_memory as needs_chat_memory
 from studio.workspace import Workspace
 
 VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets")
 ENGINE: tuple[str, ...] = (sys.executable, "-m", "studio.engine")
-# A stop is obeyed at the end of a step: a long step, a round of samples or a large checkpoint on a slow machine is
-# waited for, since killing it would lose what the stop was to save.
-STOP_GRACE_S = 60.0
-TERM_GRACE_S = 600.0
 ENDING_WAIT_S = 3.0
 LOOK_AT_LOAD_S = 0.2
 
@@ -309,48 +308,3 @@ def start_counting(workspace: Workspace, config: RunConfig) -> subprocess.Popen[
 def counting_log(workspace: Workspace) -> Path:
     """What the last counting process said; its last line is the reason when it failed."""
     return workspace.path / "cache" / "counting.log"
-
-
-def stop(run: RunDir, *, stop_grace: float = STOP_GRACE_S, term_grace: float = TERM_GRACE_S) -> RunState:
-    """Ask a run to save and stop, and wait until it has.
-
-    After `stop_grace` seconds its process group gets SIGTERM, after `term_grace` more SIGKILL. Returns the end state.
-    A run that is not live is left as it is.
-    """
-    if not run.state().live:
-        return run.state()
-    run.request_stop()
-    for seconds, signal_number in ((stop_grace, signal.SIGTERM), (term_grace, signal.SIGKILL)):
-        if _wait_until_gone(run, seconds):
-            break
-        _signal_group(run, signal_number)
-    if _wait_until_gone(run, 5.0):
-        processes.end_remains(run.path)  # children that did not end with the engine
-    return run.state()
-
-
-def stop_in_background(run: RunDir) -> None:
-    """Like `stop`, without waiting: for a page that follows the run's directory anyway."""
-    run.request_stop()
-    threading.Thread(target=stop, args=(run,), name=f"stop-{run.id}", daemon=True).start()
-
-
-def _wait_until_gone(run: RunDir, seconds: float) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not run.alive():
-            return True
-        time.sleep(0.1)
-    return not run.alive()
-
-
-def _signal_group(run: RunDir, number: int) -> None:
-    """Signal the run's own process group and no other: its leader is the very process that was recorded."""
-    launch = run.read_launch()
-    if launch is None or not processes.visible(launch) or not processes.runs(launch):
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if os.getpgid(launch.pid) == launch.pid:
-            os.killpg(launch.pid, number)
-        else:
-            os.kill(launch.pid, number)

@@ -1,4 +1,4 @@
-"""While a studio serves, the queue of its workspace has a dispatcher whenever a run waits."""
+"""While a studio serves, the queue of its workspace has a dispatcher whenever a run waits, and stops are seen to."""
 
 import asyncio
 import contextlib
@@ -36,6 +36,7 @@ async def _look(workspace: Workspace) -> None:
     while True:
         try:
             await asyncio.to_thread(runner.look_after, workspace)
+            await asyncio.to_thread(runner.take_over_stops, workspace)
         except (OSError, StartRefused) as error:  # a full disk, a workspace that is being moved: later it may be well
             log.info("the queue could not be looked at: %s", error)
         await asyncio.sleep(LOOK_S)

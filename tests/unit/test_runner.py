@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from studio import chat_server, demo, hardware, processes, remote_code, run_queue, runner
+from studio import chat_server, demo, hardware, processes, remote_code, run_queue, runner, stopping
 from studio.config import RunConfig
 from studio.events import Launch, RunState, Status
 from studio.records import parse_spec
@@ -268,7 +268,7 @@ def test_a_later_process_with_the_engines_number_is_never_signalled(ws, monkeypa
     run.write_launch(Launch(argv=[], **fields))
     run.write_status(Status(state=RunState.RUNNING, step=3, attempt=1))
     assert run.state() is RunState.LOST
-    runner._signal_group(run, signal.SIGKILL)
+    stopping.signal_group(run.read_launch(), signal.SIGKILL)
     assert runner.stop(run, stop_grace=0.1, term_grace=0.1) is RunState.LOST
     assert stranger.poll() is None
     stranger.kill()
@@ -285,11 +285,44 @@ def test_an_engine_in_a_foreign_process_group_takes_nobody_with_it(ws, monkeypat
     )  # fmt: skip
     member = int(group.stdout.readline())
     run.write_launch(Launch(argv=[], **processes.record(member)))
-    runner._signal_group(run, signal.SIGKILL)
+    stopping.signal_group(run.read_launch(), signal.SIGKILL)
     while psutil.pid_exists(member):
         time.sleep(0.02)
     assert group.poll() is None
     group.communicate("\n")
+
+
+def test_a_stop_whose_asker_was_killed_is_taken_over(ws, monkeypatch, tmp_path):
+    """The run hangs and hears no stop file: whoever asked would have sent signals next."""
+    script = tmp_path / "hanging.py"
+    script.write_text(DEAF.format(root=str(runner.ROOT)).replace("SIG_IGN", "SIG_DFL"))
+    monkeypatch.setattr(runner, "ENGINE", (sys.executable, str(script)))
+    run = runner.submit(ws, CONFIG)
+    wait_for(run, RunState.RUNNING)
+    run.request_stop()
+    assert runner.take_over_stops(ws) == [], "somebody may be waiting for it"
+    long_ago = time.time() - stopping.ABANDONED_S - 1
+    os.utime(run.stop_file, (long_ago, long_ago))
+    monkeypatch.setattr(stopping.stop, "__kwdefaults__", {"stop_grace": 0.1, "term_grace": 5.0})
+    assert [found.id for found in runner.take_over_stops(ws)] == [run.id]
+    assert runner.take_over_stops(ws) == [], "once is enough"
+    assert wait_for(run, RunState.LOST) is RunState.LOST
+
+
+def test_a_stop_waits_for_the_process_it_was_asked_for_not_for_the_resume_after_it(ws, monkeypatch):
+    fake(monkeypatch, hang_at=3)
+    run = runner.submit(ws, CONFIG)
+    wait_for(run, RunState.RUNNING)
+    before = run.read_launch()
+    run.request_stop()
+    wait_for(run, RunState.STOPPED)
+    runner.resume(run)
+    wait_for(run, RunState.RUNNING)
+    monkeypatch.setattr(RunDir, "read_launch", lambda self: before)
+    stopping.signal_group(before, signal.SIGKILL)
+    assert stopping._wait_until_gone(run, before, 5)
+    monkeypatch.undo()
+    assert run.state() is RunState.RUNNING
 
 
 def test_a_killed_engine_is_lost_and_can_be_resumed(ws, monkeypatch):
