@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from studio import run_queue, runner
 from studio.cli import runs_library
@@ -18,6 +19,7 @@ from studio.library import Line, free_bytes, lines, matches, read_line
 from studio.run_card import number, seconds, size
 from studio.schema import parse_overrides
 
+PIPED_WIDTH, WIDE_ENOUGH = 240, 130
 RUN = "run id, the part of it after the time, or `last`"
 SORTS = {
     "newest": lambda line: -line["created_at"],
@@ -88,26 +90,29 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _table(rows: list[Line]) -> None:
-    table = Table("run", "state", "step", "model", "dataset", "verdict", "loss", "time", "size", "started", box=None)
+    # Where nobody looks at a screen, or where it is wide, every column has room; an id is never cut: it is typed again.
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    wide = console.width >= WIDE_ENOUGH
+    table = Table(Column("run", no_wrap=True), box=None)
+    for name in ("state", "step", *(("model", "dataset") if wide else ()), "verdict", "loss", "time", "size"):
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
+    table.add_column("title, tags")
     for row in rows:
         verdict = {True: "passed", False: "not passed", None: ""}[row["verdict_passed"]]
-        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["created_at"]))
         steps = f"{row['step']}/{row['max_steps']}" if row["max_steps"] else ""
-        named = f"{row['id']} “{row['title']}”" if row["title"] else row["id"]
-        named += "".join(f" #{tag}" for tag in row["tags"])
+        labels = " ".join([*([row["title"]] if row["title"] else []), *(f"#{tag}" for tag in row["tags"])])
         table.add_row(
-            named,
+            row["id"],
             row["state"],
             steps,
-            row["model"],
-            row["dataset"],
+            *((row["model"], row["dataset"]) if wide else ()),
             verdict,
             number(row["loss"]),
             seconds(row["duration_seconds"]),
             size(row["size_bytes"]),
-            started,
+            labels,
         )
-    Console(highlight=False, markup=False).print(table)
+    console.print(table)
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from studio.rundir import RunDir, write_atomic
 from studio.schema import ConfigError, FieldError, dump_yaml, parse_overrides, walk
 from studio.workspace import Workspace
 
+PIPED_WIDTH = 200
 RUN = "run id, the part of it after the time, or `last`"
 
 
@@ -214,7 +215,7 @@ def _print(title: str, names: list[str], rows: list[tuple[str, list[str | None]]
     table = Table("", *names, box=None)
     for name, values in rows:
         table.add_row(name, *("–" if value is None else value for value in values))
-    Console(highlight=False, markup=False).print(table)
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
 
 
 def _card(arguments: argparse.Namespace) -> int:
