@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from studio import devices, hardware
@@ -127,12 +128,25 @@ def cards() -> tuple[Gpu, ...]:
 
 @lru_cache(maxsize=1)
 def _cards(_moment: int) -> tuple[Gpu, ...]:
-    return hardware.visible_gpus(hardware.find_gpus()) if hardware.torch_has_cuda() else ()
+    found = hardware.visible_gpus(hardware.find_gpus()) if hardware.torch_has_cuda() else ()
+    names = _identifiers()
+    if not found or not names:
+        return found
+    # Parts of cards, or cards by identifiers the listing does not have: counted as they are named.
+    return tuple(replace(found[min(place, len(found) - 1)], index=place) for place in range(len(names)))
+
+
+def _identifiers() -> list[str]:
+    """Cards that CUDA_VISIBLE_DEVICES names by identifiers (GPU-…, MIG-…) and not by numbers."""
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return names if any(name.startswith(("GPU-", "MIG-")) for name in names) else []
 
 
 def card_environment(held: Sequence[int]) -> dict[str, str]:
     """The variables that let an engine see these cards only, numbered as the driver's own program numbers them."""
-    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, held)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    names = _identifiers()
+    shown = [names[card] if card < len(names) else str(card) for card in held]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(shown), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 def predicted_bytes(workspace: Workspace, config: AnyConfig, device: devices.Device) -> int | None:

@@ -5,9 +5,10 @@ import threading
 
 import pytest
 
-from studio import run_queue, turns
+from studio import hardware, resources, run_queue, turns
 from studio.config import RunConfig
 from studio.events import Launch, RunState, Status
+from studio.hardware import Gpu
 from studio.resources import Busy, Job, Room, card_environment, decide
 from studio.run_queue import Entry, NotQueued, StartRefused
 from studio.rundir import RunDir
@@ -258,3 +259,21 @@ def test_what_another_machine_computes_takes_no_room_here(workspace):
     assert far.state() is RunState.RUNNING
     queued(workspace, 1)
     assert [decision.start for decision in turns.decisions(workspace)] == [True]
+
+
+def test_cards_named_by_identifiers_stay_those_the_person_allowed(monkeypatch):
+    """A cluster hands out parts of a card: numbers would point at cards of somebody else."""
+    whole = Gpu(0, "a card", 1 << 34, 1 << 33, "1")
+    monkeypatch.setattr(hardware, "torch_has_cuda", lambda: True)
+    monkeypatch.setattr(hardware, "find_gpus", lambda: (whole,))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-aaaa,MIG-bbbb")
+    resources._cards.cache_clear()
+    assert [card.index for card in resources.cards()] == [0, 1]
+    assert card_environment([1])["CUDA_VISIBLE_DEVICES"] == "MIG-bbbb"
+    assert card_environment([0, 1])["CUDA_VISIBLE_DEVICES"] == "MIG-aaaa,MIG-bbbb"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    monkeypatch.setattr(hardware, "find_gpus", lambda: tuple(Gpu(n, "a card", 1 << 34, 1, "1") for n in range(4)))
+    resources._cards.cache_clear()
+    assert [card.index for card in resources.cards()] == [3]
+    assert card_environment([3])["CUDA_VISIBLE_DEVICES"] == "3"
+    resources._cards.cache_clear()
