@@ -1,8 +1,9 @@
 // The lines of a log, without a page: colour codes dropped, rewritten lines kept once, each with its level.
 const KEPT = 50_000;
 const COLOURS = /\u001b\[[0-9;?]*[A-Za-z]/g;
-const ERROR = /\b(?:critical|fatal|error|exception)\b|\w(?:Error|Exception)\b|^Traceback /i;
-const WARNING = /\bwarn(?:ing|ings)?\b|\wWarning\b/i;
+const ERROR = [/\b(?:critical|fatal|error|exception)\b/i, /\w(?:Error|Exception)\b/];
+const WARNING = [/\bwarn(?:ing|ings)?\b/i, /\wWarning\b/];
+const matches = (patterns, text) => patterns.some((pattern) => pattern.test(text));
 
 // A carriage return means that the line is written again.
 export const clean = (line) => { const text = line.replace(COLOURS, "").replace(/\r+$/, ""); return text.slice(text.lastIndexOf("\r") + 1); };
@@ -16,7 +17,7 @@ export class LogLines {
   level(text) {
     if (/^Traceback /.test(text)) { this.trace = true; return "error"; }
     if (this.trace) { this.trace = /^\s/.test(text) || !text; return "error"; }
-    return ERROR.test(text) ? "error" : WARNING.test(text) ? "warning" : "";
+    return matches(ERROR, text) ? "error" : matches(WARNING, text) ? "warning" : "";
   }
 
   line(raw) { const text = clean(raw); return { text, level: this.level(text) }; }

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from studio.config import RunConfig
-from studio.events import RunState
+from studio.events import LogEvent, RunState
 from studio.rundir import RunDir
 from studio.schema import build
 from studio.workspace import Workspace
@@ -203,25 +203,90 @@ def test_hostile_names_and_answers_stay_text(page: Page, studio: Studio, home: P
     assert page.locator("img[src=x]").count() == 0
 
 
-def test_chart_has_smoothing_log_scale_and_other_curves(page: Page, studio: Studio, home: Path) -> None:
-    run = _done(home, "curves", steps=40)
+def _over(page: Page) -> dict[str, float]:
+    page.locator("#w-chart .u-over").first.scroll_into_view_if_needed()
+    box = page.locator("#w-chart .u-over").first.bounding_box()
+    assert box is not None
+    return dict(box)
+
+
+def test_chart_smooths_zooms_reads_and_overlays(page: Page, studio: Studio, home: Path) -> None:
+    other, run = _done(home, "other", steps=30), _done(home, "curves", steps=40)
     _open(page, studio, run)
     expect(page.locator("#w-chart canvas")).to_be_visible()
     page.locator("#chart-smooth").fill("0")
     page.locator("#chart-log").check()
+    page.evaluate("(id) => dispatchEvent(new CustomEvent('studio:overlay', { detail: [id] }))", other.id)
+    expect(page.locator("#w-chart .readout-runs li")).to_have_count(2)
     page.locator("#w-chart [data-column=learning_rate]").click()
     expect(page.locator("#w-chart [data-column=learning_rate]")).to_have_attribute("aria-pressed", "true")
-    page.locator("#w-chart .u-over").scroll_into_view_if_needed()
-    box = page.locator("#w-chart .u-over").bounding_box()
-    assert box is not None
+    box = _over(page)
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=3)
     expect(page.locator("#w-chart .readout")).to_contain_text("Step 2")
+    expect(page.locator("#w-chart .readout-value").nth(0)).to_contain_text("e-")
+    expect(page.locator("#w-chart .readout-value").nth(1)).to_contain_text("e-")
     page.mouse.down()
     page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] / 2, steps=4)
     page.mouse.up()
     expect(page.get_by_role("button", name="Show all", exact=True)).to_be_visible()
     page.get_by_role("button", name="Show all", exact=True).click()
     expect(page.get_by_role("button", name="Show all", exact=True)).to_be_hidden()
+    page.locator("#curve-all").click()
+    expect(page.locator("#w-chart canvas").nth(4)).to_be_attached()
+    with page.expect_download() as picture:
+        page.locator("#chart-png").click()
+    assert picture.value.path().read_bytes().startswith(b"\x89PNG")
+    with page.expect_download() as table:
+        page.locator("#chart-csv").click()
+    lines = table.value.path().read_text(encoding="utf-8").splitlines()
+    assert lines[0].startswith("run,step,time,loss,learning_rate")
+    assert len(lines) == 1 + 40 + 30
+
+
+def test_the_coach_speaks_on_the_chart_and_nothing_moves(page: Page, studio: Studio, home: Path) -> None:
+    run = _new(home, "spiked")
+    child = fake_engine.launch(run, steps=400, pace=0.05, slow=0, hang_at=60)
+    try:
+        _open(page, studio, run)
+        expect(page.locator("#w-runhead .now-line")).to_contain_text("of 400")
+        expect(page.locator("#w-chart canvas")).to_be_visible()
+        before = page.locator("#w-logtail").bounding_box()
+        run.append_event(LogEvent(step=61, loss=float("nan")))
+        expect(page.locator("#w-chart .coach-note.error")).to_contain_text("step 61")
+        expect(page.locator("#w-chart .flag.error")).to_have_text("1")
+        expect(page.locator("#w-chart .coach-note.error button")).to_have_text("Try this…")
+        assert page.locator("#w-logtail").bounding_box() == before
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_the_log_follows_searches_and_shows_one_level(page: Page, studio: Studio, home: Path) -> None:
+    run = _done(home, "talkative")
+    trouble = "Traceback (most recent call last):\n  File x.py\nValueError: bad\nWARNING: odd row\n"
+    run.log_file.write_text("".join(f"line {n} {HOSTILE}\n" for n in range(5000)) + trouble, encoding="utf-8")
+    _open(page, studio, run)
+    log = page.locator("#w-logtail .log")
+    expect(log.locator(".line").last).to_have_text("WARNING: odd row")
+    assert log.evaluate("(box) => box.scrollHeight - box.scrollTop - box.clientHeight < 24")
+    page.locator("#log-error").click()
+    expect(log.locator(".line")).to_have_text(["Traceback (most recent call last):", "  File x.py", "ValueError: bad"])
+    page.locator("#log-all").click()
+    page.locator("#log-search").fill("line 4999")
+    expect(log.locator(".line")).to_have_count(1)
+    expect(log.locator("mark")).to_have_text("line 4999")
+    page.locator("#log-search").fill("")
+    log.evaluate("(box) => { box.scrollTop = 0; }")
+    page.get_by_role("button", name="Load earlier lines").click()
+    expect(page.get_by_role("button", name="↓ Newest")).to_be_visible()
+    with run.log_file.open("a", encoding="utf-8") as file:
+        file.write("the newest\n")
+    expect(log.locator(".line").last).to_have_text("the newest")
+    assert log.evaluate("(box) => box.scrollTop + box.clientHeight < box.scrollHeight - 24")
+    assert log.evaluate("(box) => box.offsetHeight") == 260
+    with page.expect_download() as file_:
+        page.locator("#log-download").click()
+    assert file_.value.path().read_bytes() == run.log_file.read_bytes()
 
 
 def test_choosing_a_run_keeps_it_in_the_address(page: Page, studio: Studio, home: Path) -> None:
