@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from studio import run_queue, runner
+from studio.cli.memory import remedies_text
 from studio.cli.queued import place_of
 from studio.events import (
     AnyEvent,
@@ -174,6 +175,8 @@ def report_end(run: RunDir, console: Console) -> None:
         console.print(f"error: {status.error.message}", markup=False)
         if status.error.hint:
             console.print(f"what to do: {status.error.hint}", markup=False)
+        for line in remedies_text(run):
+            console.print(line, markup=False, soft_wrap=True)
     elif state in (RunState.LOST, RunState.FAILED):
         console.print(f"what to do: read {run.log_file}, then: runs resume {run.id}", markup=False)
 
