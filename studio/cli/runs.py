@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from studio import run_queue, runner
 from studio.cli import runs_library
 from studio.cli.follow import follow_or_leave, print_json
+from studio.cli.memory import remedies_json, remedies_text
 from studio.cli.queued import place_of
 from studio.cli.workspace import add_workspace, open_workspace
 from studio.events import ExitCode, RunState
@@ -19,7 +20,9 @@ from studio.library import Line, free_bytes, lines, matches, read_line
 from studio.run_card import number, seconds, size
 from studio.schema import parse_overrides
 
-PIPED_WIDTH, WIDE_ENOUGH = 240, 130
+PIPED_WIDTH, SHORTEST_ID = 240, 40  # characters
+# From which width of the terminal a column is shown.
+COLUMNS = {"state": 0, "step": 100, "model": 150, "dataset": 150, "verdict": 0, "loss": 0, "time": 100, "size": 0}
 RUN = "run id, the part of it after the time, or `last`"
 SORTS = {
     "newest": lambda line: -line["created_at"],
@@ -81,7 +84,9 @@ def _list(arguments: argparse.Namespace) -> int:
     elif rows:
         _table(rows)
         total = sum(line["size_bytes"] for line in rows)
-        print(f"{len(rows)} runs, {size(total)} on disk, {size(free_bytes(workspace))} free")
+        print(
+            f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}, {size(total)} on disk, {size(free_bytes(workspace))} free"
+        )
     elif arguments.search or arguments.state or arguments.tag:
         print("no run is like that; `runs list` shows them all")
     else:
@@ -90,28 +95,26 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _table(rows: list[Line]) -> None:
-    # Where nobody looks at a screen, or where it is wide, every column has room; an id is never cut: it is typed again.
+    """As many columns as the terminal has room for; an id is never cut, for it is typed again."""
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
-    wide = console.width >= WIDE_ENOUGH
-    table = Table(Column("run", no_wrap=True), box=None)
-    for name in ("state", "step", *(("model", "dataset") if wide else ()), "verdict", "loss", "time", "size"):
+    chosen = [name for name, least in COLUMNS.items() if console.width >= least]
+    table = Table(Column("run", overflow="fold", min_width=SHORTEST_ID), box=None)
+    for name in chosen:
         table.add_column(name, no_wrap=True, overflow="ellipsis")
-    table.add_column("title, tags")
     for row in rows:
         verdict = {True: "passed", False: "not passed", None: ""}[row["verdict_passed"]]
-        steps = f"{row['step']}/{row['max_steps']}" if row["max_steps"] else ""
+        cells = {
+            "state": row["state"],
+            "step": f"{row['step']}/{row['max_steps']}" if row["max_steps"] else "",
+            "model": row["model"],
+            "dataset": row["dataset"],
+            "verdict": verdict,
+            "loss": number(row["loss"]),
+            "time": seconds(row["duration_seconds"]),
+            "size": size(row["size_bytes"]),
+        }
         labels = " ".join([*([row["title"]] if row["title"] else []), *(f"#{tag}" for tag in row["tags"])])
-        table.add_row(
-            row["id"],
-            row["state"],
-            steps,
-            *((row["model"], row["dataset"]) if wide else ()),
-            verdict,
-            number(row["loss"]),
-            seconds(row["duration_seconds"]),
-            size(row["size_bytes"]),
-            labels,
-        )
+        table.add_row(f"{row['id']}\n  {labels}" if labels else row["id"], *(cells[name] for name in chosen))
     console.print(table)
 
 
@@ -129,7 +132,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         status = run.read_status()
         error = status.error.model_dump() if status and status.error else None
-        print_json(details | {"error": error, "report": run.read_report()})
+        print_json(details | {"error": error, "remedies": remedies_json(run), "report": run.read_report()})
         return ExitCode.FINISHED
     for key, value in details.items():
         if value not in (None, "", []) and key != "launch":
@@ -139,6 +142,8 @@ def _show(arguments: argparse.Namespace) -> int:
         print(f"{'summary':>16}  {verdict.get('summary', '')}")
     if isinstance(diagnosis, dict):
         print(f"{'diagnosis':>16}  {diagnosis.get('message', '')} {diagnosis.get('hint', '')}".rstrip())
+    for line in remedies_text(run):
+        print(line)
     return ExitCode.FINISHED
 
 
