@@ -83,10 +83,9 @@ def _list(arguments: argparse.Namespace) -> int:
         print_json(rows)
     elif rows:
         _table(rows)
+        found = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
         total = sum(line["size_bytes"] for line in rows)
-        print(
-            f"{len(rows)} {'run' if len(rows) == 1 else 'runs'}, {size(total)} on disk, {size(free_bytes(workspace))} free"
-        )
+        print(f"{found}, {size(total)} on disk, {size(free_bytes(workspace))} free")
     elif arguments.search or arguments.state or arguments.tag:
         print("no run is like that; `runs list` shows them all")
     else:
