@@ -7,32 +7,32 @@ const LIMITS = { maxEditLength: 2000, timeout: 60 };
 
 export const words = (text) => String(text ?? "").match(WORD) || [];
 
-// [{text, kind: "same" | "new" | "gone"}] in reading order; without `gone` only the parts of `after`.
-export const compare = (before, after, { gone = true } = {}) => {
+// [{text, kind: "same" | "new" | "gone"}] in reading order; `without` leaves out one kind.
+export const compare = (before, after, { without = "" } = {}) => {
   const found = diffArrays(words(before), words(after), LIMITS);
   const all = found ? found.map((part) => ({ text: part.value.join(""), kind: part.added ? "new" : part.removed ? "gone" : "same" }))
     : [{ text: String(before), kind: "gone" }, { text: String(after), kind: "new" }];
   const parts = [];
-  for (const part of gone ? all : all.filter((item) => item.kind !== "gone")) {
+  for (const part of all.filter((item) => item.kind !== without)) {
     const last = parts[parts.length - 1];
     if (last && last.kind === part.kind) last.text += part.text; else parts.push({ ...part });
   }
-  return gone ? parts : joined(parts);
+  return without ? joined(parts) : parts;
 };
-// New words with nothing but a space between them are one piece.
+// Differing words with nothing but a space between them are one piece.
 const joined = (parts) => {
   const out = [];
   for (const part of parts) {
     const [space, first] = [out[out.length - 1], out[out.length - 2]];
-    if (part.kind === "new" && space && first && space.kind === "same" && first.kind === "new" && !space.text.trim()) { out.pop(); first.text += space.text + part.text; } else out.push({ ...part });
+    if (part.kind !== "same" && space && first && space.kind === "same" && first.kind === part.kind && !space.text.trim()) { out.pop(); first.text += space.text + part.text; } else out.push({ ...part });
   }
   return out;
 };
 
 // `after` as nodes, what differs from `before` marked; null or undefined as `before`: nothing is marked.
-export const marked = (before, after, options = { gone: false }) => (before === null || before === undefined || before === after ? [String(after ?? "")]
-  : compare(before, after, options).map((part) => (part.kind === "same" ? part.text : h(part.kind === "new" ? "ins.differs" : "del.differs", {}, part.text))));
+export const marked = (before, after) => (before === null || before === undefined || before === after ? [String(after ?? "")]
+  : compare(before, after, { without: "gone" }).map((part) => (part.kind === "same" ? part.text : h("ins.differs", {}, part.text))));
 
 // `before` as nodes, what `after` has no more marked.
 export const lost = (before, after) => (after === null || after === undefined || before === after ? [String(before ?? "")]
-  : compare(before, after).filter((part) => part.kind !== "new").map((part) => (part.kind === "same" ? part.text : h("del.differs", {}, part.text))));
+  : compare(before, after, { without: "new" }).map((part) => (part.kind === "same" ? part.text : h("del.differs", {}, part.text))));
