@@ -67,17 +67,13 @@ def batches_of(config: RunConfig, rows: Rows, processes: int = 1) -> Batches:
 
 
 def named(rows: Sequence[tuple[str, int]]) -> str:
-    """`rows 3 and 17 of nova; row 4 of alpaca`, the first few of them."""
+    """`rows 3, 17 of nova; row 4 of alpaca`, the first few of them."""
     by_name: dict[str, list[str]] = {}
     for name, row in rows[:NAMED_ROWS]:
         by_name.setdefault(shown(name, 100), []).append(str(row))
-    said = [f"row{'s' * (len(numbers) > 1)} {_listed(numbers)} of {name}" for name, numbers in by_name.items()]
+    said = [f"row{'s' * (len(numbers) > 1)} {', '.join(numbers)} of {name}" for name, numbers in by_name.items()]
     more = [f"{len(rows) - NAMED_ROWS} more"] if len(rows) > NAMED_ROWS else []
     return "; ".join(said + more)
-
-
-def _listed(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The numbers of the monitor: complete points, the longest batch first, what happens at NaN, signs of life, trackers."""
+"""The numbers of the monitor: complete points, the longest batch first, NaN, signs of life, trackers."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_the_rows_named_are_those_of_the_batch(
 
 def test_many_rows_are_not_all_said() -> None:
     rows = [("a", n) for n in range(1, 6)] + [("b.jsonl", 7), ("b.jsonl", 9)]
-    assert soundness.named(rows) == "rows 1, 2, 3, 4 and 5 of a; row 7 of b.jsonl; 1 more"
+    assert soundness.named(rows) == "rows 1, 2, 3, 4, 5 of a; row 7 of b.jsonl; 1 more"
 
 
 # ---- signs of life ---------------------------------------------------------------------------------------------------
