@@ -67,8 +67,8 @@ def test_every_note_has_its_chinese(sentence: str) -> None:
 @pytest.mark.parametrize(
     "sentence",
     [
-        "train.learning_rate: the loss stopped being a number at step 5, in the batch with rows 3, 17 of nova; row 4 of "
-        "alpaca.json; 3 more.",
+        "train.learning_rate: the loss stopped being a number at step 5, in the batch with rows 3, 17 of nova; "
+        "row 4 of alpaca.json; 3 more.",
         "train.learning_rate: the gradient stopped being a number at step 5, in the batch with row 3 of nova.",
         "Lower the learning rate (a third is a good try), add warm-up, or look at these rows.",
         "Step 4 is saved: resume from it with a third of the learning rate, or look at these rows first.",
