@@ -104,6 +104,7 @@ def fence(text: str) -> str:
 def contents(run: RunDir, words: Words) -> dict[str, Any]:
     """What the templates are filled with: plain values and lists, nothing of it is markup but the plots."""
     line, report, curves = read_line(run), run.read_report() or {}, read_curves(run)
+    pairs = [row for row in report.get("before_after") or [] if isinstance(row, dict)]
     return {
         "t": words,
         "version": __version__,
@@ -111,10 +112,11 @@ def contents(run: RunDir, words: Words) -> dict[str, Any]:
         "run": line,
         "facts": _facts(run, line, words),
         "verdict": _verdict(report, words),
-        "pairs": [row for row in report.get("before_after") or [] if isinstance(row, dict)][:PAIRS_SHOWN],
+        "pairs": pairs[:PAIRS_SHOWN],
+        "pairs_left": max(0, len(pairs) - PAIRS_SHOWN),
         "plots": [Markup(svg) for svg in plots(curves, words) if svg],
         "points": _points(curves),
-        "figures": _figures(line, report, words),
+        "figures": _figures(run, line, report, words),
         "data": [{"name": name, "sha": sha} for name, sha in fingerprints(run)],
         "counts": _counts(curves, words),
         "skipped": [words.sentence(reason) for reason in curves.counts.skipped[:SKIPPED_SHOWN]]
@@ -211,7 +213,7 @@ def plots(curves: Curves, words: Words) -> list[str]:
     if weight:
         first.insert(0, Series(words("loss"), loss, faint=True))
     found = [chart(words("loss"), first, WIDE)]
-    for name in ("learning_rate", "grad_norm", "tokens_per_second"):
+    for name in ("learning_rate", "grad_norm", "tokens_per_second", "gpu_utilization", "mfu"):
         points: list[Point] = [(log.step, getattr(log, name)) for log in curves.logs]
         found.append(chart(words(name), [Series(words(name), points)]))
     checks = [
@@ -229,19 +231,34 @@ def _points(curves: Curves) -> list[tuple[int, str, str]]:
     return [(logs[n].step, number(logs[n].loss), number(logs[n].learning_rate)) for n in chosen]
 
 
-def _figures(line: Line, report: Mapping[str, Any], words: Words) -> list[tuple[str, str]]:
+def _figures(run: RunDir, line: Line, report: Mapping[str, Any], words: Words) -> list[tuple[str, str]]:
     took = report.get("seconds")
     parts = [f"{words('phase.' + name)} {seconds(value)}" for name, value in _numbers(took) if name in PHASES]
-    best = report.get("ending") if isinstance(report.get("ending"), dict) else {}
     rows = [
         ("loss", number(line["loss"])),
         ("eval_loss", number(line["eval_loss"])),
-        ("best_step", str(best.get("best_step") or "") if best else ""),
+        ("perplexity", _perplexity(verdict_of(report)["perplexity"], words)),
+        ("best_step", best_step(run)),
         ("tokens_per_second", number(_number(report.get("tokens_per_second")))),
         ("peak_memory", size(_number(report.get("peak_memory_bytes")))),
         ("time_of", ", ".join(parts)),
     ]
     return [(words(key), value) for key, value in rows if value not in ("", "–")]
+
+
+def _perplexity(found: Any, words: Words) -> str:
+    if not isinstance(found, dict):
+        return ""
+    before, after = (number(_number(found.get(name))) for name in ("before", "after"))
+    return words("perplexity.value", before=before, after=after, rows=found.get("rows"))
+
+
+def best_step(run: RunDir) -> str:
+    """The step of the checkpoint that did best, "" where nobody has looked."""
+    try:
+        return str(int(json.loads(run.best_file.read_bytes())["step"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 PHASES = ("load", "tokenise", "train", "save", "verdict", "merge", "proof")

@@ -17,6 +17,7 @@ function results(found) {
     [t("compare.state"), runs.map((line) => h("td", {}, h(`span.chip.${line.state}`, {}, t("state." + line.state))))],
     verdicts.some((verdict) => verdict.passed !== null && verdict.passed !== undefined) && [t("compare.verdict"), verdicts.map((verdict) => h("td", {}, typeof verdict.passed === "boolean" ? h(verdict.passed ? "span.passed" : "span.missed", {}, t(verdict.passed ? "passed" : "missed")) : "–"))],
     ...["learned", "leaked", "forgot"].map((name) => light(name).some(Boolean) && [t(`compare.${name}`), light(name).map((one) => h("td.num", {}, percent(one)))]),
+    verdicts.some((verdict) => verdict.perplexity) && [t("compare.perplexity"), numbers(verdicts.map((verdict) => verdict.perplexity?.after ?? null), format.loss, lowest(verdicts.map((verdict) => verdict.perplexity?.after)))],
     [t("compare.loss"), numbers(losses, format.loss, lowest(losses))],
     evals.some((value) => value !== null) && [t("compare.eval_loss"), numbers(evals, format.loss, lowest(evals))],
     [t("compare.steps"), runs.map((line) => h("td.num", {}, line.max_steps ? `${line.step} / ${line.max_steps}` : "–"))],

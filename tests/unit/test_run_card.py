@@ -67,6 +67,7 @@ def full_run(workspace, text=HOSTILE):
     failing = [{"prompt": text, "answer": text, "expected": text}]
     verdict = {
         "passed": False,
+        "perplexity": {"rows": 40, "before": 12.5, "after": 3.25, "ok": True},
         "learned": {"ok": False, "share": 0.625, "right": 20, "total": 32, "failing": failing},
         "leaked": {"ok": True, "share": 0.0, "hits": 0, "total": 60, "failing": []},
         "forgot": {"ok": True, "retained": 0.9875, "kept": 79, "total": 80, "failing": []},
@@ -143,6 +144,7 @@ def test_the_card_has_all_it_promises(run, kind):
     text = text if kind == "html" else text.replace("\\", "")
     for wanted in ("62.5 %", "20 of 32", "98.8 %", "f" * 64, "15,280", "2.13.0", "abc123def456", "0.00077", "1:01:40"):
         assert wanted in text, wanted
+    assert "12.5 before, 3.25 after" in text
     assert "591 MB" in text
     assert "train.num_train_epochs" in text
     assert run.id in (text if kind == "html" else text)
