@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
-import mmap
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +23,7 @@ from studio.rundir import RunDir
 
 TAIL_BYTES = 256 * 1024
 LARGEST_SCAN = 256 * 1024 * 1024
+TORN_LINES = 10
 _STARTED = b'"type":"started"'
 
 
@@ -86,21 +86,28 @@ def read_curves(run: RunDir) -> Curves:
 
 def all_events(run: RunDir) -> Iterator[AnyEvent]:
     """Every event in the file now, a few megabytes at a time."""
+    for line in _lines(run):
+        event = parse_event(line)
+        if event is not None:
+            yield event
+
+
+def _lines(run: RunDir) -> Iterator[bytes]:
+    """Every whole line in the file now; one without end is never held in memory."""
     offset, before = 0, -1
     while offset > before:
         before = offset
-        events, offset = run.read_events(offset)
-        yield from events
+        lines, offset = run.read_lines(offset)
+        yield from lines
 
 
 def read_samples(run: RunDir) -> list[SampleEvent]:
     """The answers along the way, those of steps a resume repeated once; quick beside long curves."""
     curves = Curves()
-    with contextlib.suppress(OSError), run.events_file.open("rb") as file:
-        for line in file:
-            event = parse_event(line) if b'"sample"' in line or _STARTED in line else None
-            if event is not None:
-                curves.add(event)
+    for line in _lines(run):
+        event = parse_event(line) if b'"sample"' in line or _STARTED in line else None
+        if event is not None:
+            curves.add(event)
     return curves.samples
 
 
@@ -146,43 +153,27 @@ def _tail(path: Path) -> bytes:
 def worked_seconds(run: RunDir) -> float | None:
     """How long engines worked on the run, all attempts together, without the time between them; None before the first.
 
-    Only the lines around each start are parsed. A file of absurd size counts its last attempt.
+    Only the lines around each start are parsed. A file of absurd size is not counted.
     """
     try:
-        with run.events_file.open("rb") as file:
-            if not 0 < os.fstat(file.fileno()).st_size <= LARGEST_SCAN:
-                return None
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _worked(data)
+        if not 0 < run.events_file.stat().st_size <= LARGEST_SCAN:
+            return None
     except OSError:
         return None
+    # Not by mapping the file into memory: one that is cut meanwhile would end the studio.
+    total, began = 0.0, b""
+    latest: deque[bytes] = deque(maxlen=TORN_LINES)
+    for line in _lines(run):
+        if _STARTED in line:
+            total += _between(began, latest)
+            began = line
+            latest.clear()
+        latest.append(line)
+    return total + _between(began, latest) or None
 
 
-def _worked(data: mmap.mmap) -> float | None:
-    total, place = 0.0, data.find(_STARTED)
-    while place >= 0:
-        begin = _event_at(data, place)
-        following = data.find(_STARTED, place + 1)
-        end = _last_before(data, following if following >= 0 else len(data))
-        if begin and end:
-            total += max(0.0, end.t - begin.t)
-        place = following
-    return total or None
-
-
-def _event_at(data: mmap.mmap, place: int) -> AnyEvent | None:
-    start = data.rfind(b"\n", 0, place) + 1
-    end = data.find(b"\n", place)
-    return parse_event(data[start : end if end >= 0 else len(data)])
-
-
-def _last_before(data: mmap.mmap, place: int) -> AnyEvent | None:
-    """The last whole event before `place`, which is inside a line or the end."""
-    end = data.rfind(b"\n", 0, place)
-    for _ in range(10):  # torn and foreign lines are skipped
-        start = data.rfind(b"\n", 0, max(0, end)) + 1
-        event = parse_event(data[start:end]) if end > 0 else None
-        if event is not None or end <= 0:
-            return event
-        end = start - 1
-    return None
+def _between(began: bytes, latest: deque[bytes]) -> float:
+    """Seconds from a line to the last whole event of others; torn and foreign lines are skipped."""
+    begin = parse_event(began)
+    end = next((event for line in reversed(latest) if (event := parse_event(line))), None)
+    return max(0.0, end.t - begin.t) if begin and end else 0.0
