@@ -122,11 +122,18 @@ def verdict_of(report: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def spoken(prompt: str | Sequence[Mapping[str, str]]) -> str:
+    """A prompt as one text: of several messages each on a line of its own, behind its role."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in prompt)
+
+
 def _answers(run: RunDir) -> dict[str, dict[str, Any]]:
     """{prompt: its first and its last answer} of a run."""
     found: dict[str, dict[str, Any]] = {}
     for event in sorted(read_samples(run), key=lambda event: event.step):
-        entry = found.setdefault(as_line(event.prompt), {"before": event.answer if event.step == 0 else None})
+        entry = found.setdefault(spoken(event.prompt), {"before": event.answer if event.step == 0 else None})
         entry |= {"answer": event.answer, "step": event.step}
     return found
 
