@@ -32,20 +32,6 @@ class EngineError(Exception):
         self.error, self.code = error, code
 
 
-class NonFiniteLoss(EngineError):
-    """The loss is no longer a number: the training has blown up."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(
-            RunError(
-                kind="config",
-                message=f"train.learning_rate: the loss stopped being a number at step {step}.",
-                hint="Lower the learning rate (a third is a good try), add warm-up, or lower the gradient clipping.",
-                field="train.learning_rate",
-            )
-        )
-
-
 def explain(error: BaseException, place: Place = NOWHERE) -> tuple[RunError, ExitCode]:
     """What to tell a person about `error`, looking through its causes for the one that explains it.
 
