@@ -58,9 +58,9 @@ def rotate(folder: Path, limit: int | None, keep: Path | None = None) -> None:
     found = sorted(_checkpoints(folder), key=step_of)
     if not limit or limit < 1 or not found:
         return
-    protected = {found[-1].name, keep.name if keep else found[-1].name}
+    protected = {found[-1]} | {path for path in found if keep and path.name == keep.name}
     spare = len(found) - max(limit, len(protected))
-    for path in [path for path in found if path.name not in protected][: max(0, spare)]:
+    for path in [path for path in found if path not in protected][: max(0, spare)]:
         remove(path)
 
 
@@ -117,7 +117,7 @@ def _has_its_end(path: Path) -> bool:
         if path.suffix == ".safetensors":
             return _safetensors_size(path) == path.stat().st_size
         return path.suffix not in (".pt", ".pth", ".bin") or zipfile.is_zipfile(path)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError):
         return False
 
 

@@ -1,18 +1,21 @@
 """The run directory: atomic files, torn lines, states, hostile names."""
 
+import errno
 import itertools
 import json
 import os
 import subprocess
 import sys
 import time
+import tracemalloc
+from pathlib import Path
 
 import psutil
 import pytest
 
 from studio.config import MergeConfig, RunConfig
 from studio.events import Launch, LogEvent, PhaseEvent, RunState, SampleEvent, Status, parse_event
-from studio.rundir import RunDir, is_alive, observe
+from studio.rundir import READ_CHUNK, TAIL, RunDir, is_alive, observe, write_atomic
 from studio.schema import ConfigError, build
 from studio.workspace import RunNotFound, Workspace, WorkspaceError, slug
 
@@ -226,3 +229,156 @@ def test_the_last_status_fits_where_the_first_one_was(run):
     run.write_status(Status(state=RunState.RUNNING, step=123456))
     run.overwrite_status(Status(state=RunState.FAILED))
     assert run.read_status().state is RunState.FAILED
+
+
+class Counted:
+    """A file that tells how much of it is read."""
+
+    def __init__(self, file, read: list[int]) -> None:
+        self._file, self._read = file, read
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+
+    def seek(self, *place) -> int:
+        return self._file.seek(*place)
+
+    def read(self, size: int = -1) -> bytes:
+        block = self._file.read(size)
+        self._read.append(len(block))
+        return block
+
+
+@pytest.fixture
+def bytes_read(monkeypatch) -> list[int]:
+    """How many bytes each read of an events file gave."""
+    read: list[int] = []
+    opened = Path.open
+
+    def counted(self, mode="r", *args, **kwargs):
+        file = opened(self, mode, *args, **kwargs)
+        return Counted(file, read) if self.name == "events.jsonl" and mode == "rb" else file
+
+    monkeypatch.setattr(Path, "open", counted)
+    return read
+
+
+@pytest.fixture
+def gigabyte(run) -> RunDir:
+    """A run whose events hold a line of a gigabyte without end, between others."""
+    lines = [LogEvent(step=step, loss=1.0).model_dump_json().encode() + b"\n" for step in range(1, 2001)]
+    with run.events_file.open("wb") as file:
+        file.writelines(lines[:1000])
+        file.seek(2**30, os.SEEK_CUR)
+        file.write(b"\n")
+        file.writelines(lines[1000:])
+    return run
+
+
+def test_a_gigabyte_of_events_is_read_once_and_in_blocks(gigabyte, bytes_read):
+    size, steps, offset, before = gigabyte.events_file.stat().st_size, [], 0, -1
+    tracemalloc.start()
+    while offset > before:
+        before = offset
+        events, offset = gigabyte.read_events(offset)
+        steps += [event.step for event in events]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert steps == list(range(1, 2001))
+    assert offset == size
+    assert max(bytes_read) <= READ_CHUNK
+    assert sum(bytes_read) <= size + 2 * READ_CHUNK
+    assert peak < 4 * READ_CHUNK
+
+
+def test_the_state_of_a_run_reads_no_events_and_a_broken_status_only_the_last(gigabyte, bytes_read):
+    gigabyte.write_launch(launch(boot_id="before", start_ticks=1))
+    gigabyte.write_status(Status(state=RunState.RUNNING, step=1999, updated_at=200.0))
+    assert gigabyte.state() is RunState.LOST
+    assert bytes_read == []
+    gigabyte.status_file.write_text('{"state": "runn')
+    assert gigabyte.describe()["step"] == 2000
+    assert gigabyte.state() is RunState.LOST
+    assert max(bytes_read) <= TAIL
+
+
+@pytest.mark.parametrize(
+    ("heard", "began", "alive", "state"),
+    [
+        (1, 2, True, RunState.STARTING),
+        (1, 2, False, RunState.LOST),
+        (2, 2, True, RunState.STOPPED),
+        (2, 2, False, RunState.STOPPED),
+        (3, 2, False, RunState.STOPPED),
+    ],
+)
+@pytest.mark.parametrize("clock", [-3600.0, 3600.0])
+def test_a_status_belongs_to_its_attempt_whatever_the_clock_says(heard, began, alive, state, clock):
+    status = Status(state=RunState.STOPPED, attempt=heard, updated_at=100.0 + clock)
+    assert observe(status, launch(attempt=began), alive=alive, stop_exists=False) is state
+
+
+@pytest.mark.parametrize("taken", [0, 1, 20])
+def test_an_event_is_there_whole_or_not_at_all(run, monkeypatch, taken):
+    run.append_event(LogEvent(step=1))
+    before = run.events_file.read_bytes()
+    write = os.write
+
+    def full(handle, data):
+        if len(data) < 40:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data[:-30]) if taken == 0 else write(handle, data[:taken]) and taken
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            run.append_event(PhaseEvent(name="load"))
+    assert run.events_file.read_bytes() == before
+    run.append_event(LogEvent(step=2))
+    assert [event.step for event in run.read_events()[0]] == [1, 2]
+
+
+def test_an_event_taken_in_parts_is_one_line(run, monkeypatch):
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:7]))
+    run.append_event(LogEvent(step=1))
+    run.append_event(LogEvent(step=2))
+    assert [event.step for event in run.read_events()[0]] == [1, 2]
+
+
+def test_a_result_whose_successor_never_came_is_given_back(run):
+    (run.path / "adapter.old").mkdir()
+    (run.path / "model.old").mkdir()
+    run.model.mkdir()
+    (run.path / ".status.json.x.tmp").touch()
+    (run.path / "my.tmp").touch()
+    run.clear_leftovers()
+    assert run.adapter.is_dir()
+    assert (run.path / "model.old").is_dir(), "its successor came: only the deleting is left to do"
+    assert not (run.path / ".status.json.x.tmp").exists()
+    assert (run.path / "my.tmp").exists()
+
+
+@pytest.mark.parametrize("what", ["config", "launch", "status"])
+def test_a_full_disk_leaves_the_older_file(run, monkeypatch, what):
+    run.write_launch(launch())
+    run.write_status(Status(state=RunState.RUNNING, step=7))
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    writers = {
+        "config": lambda: write_atomic(run.config_file, "x"),
+        "launch": lambda: run.write_launch(launch(attempt=9)),
+        "status": lambda: run.write_status(Status(state=RunState.FINISHED, step=9)),
+    }
+    with pytest.raises(OSError, match="No space"):
+        writers[what]()
+    assert run.config().name == CONFIG.name
+    assert run.read_launch().attempt == 1
+    assert run.read_status().step == 7
+    assert not list(run.path.glob(".*"))
