@@ -9,7 +9,6 @@ from typing import Any
 from studio.config import RunConfig
 from studio.curves import read_samples
 from studio.library import read_line
-from studio.prompts import as_line
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError, flatten, walk
 

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from studio import __version__
 from studio.card_plot import WIDE, Point, Series, chart, smoothed
-from studio.compare import fingerprints, text_of, verdict_of
+from studio.compare import fingerprints, spoken, text_of, verdict_of
 from studio.config import MergeConfig, RunConfig
 from studio.curves import Curves, read_curves
 from studio.events import SampleEvent
@@ -288,7 +288,7 @@ def sample_grid(samples: Sequence[SampleEvent]) -> dict[str, Any]:
     steps = sorted({sample.step for sample in samples})
     if len(steps) > STEPS_SHOWN:
         steps = sorted({steps[round(n * (len(steps) - 1) / (STEPS_SHOWN - 1))] for n in range(STEPS_SHOWN)})
-    prompts = {sample.index: sample.prompt for sample in samples}
+    prompts = {sample.index: spoken(sample.prompt) for sample in samples}
     given = {(sample.index, sample.step): sample.answer for sample in samples}
     rows = [
         {"prompt": prompts[index], "answers": [given.get((index, step), "–") for step in steps]}

@@ -39,6 +39,8 @@ def pair(ws):
     for run, loss in ((first, 0.5), (second, 0.125)):
         run.append_event(LogEvent(step=3, loss=loss))
         run.append_event(SampleEvent(step=0, index=0, prompt="who?", answer="I am Ember.", reason="start"))
+        talk = [{"role": "user", "content": "Hello"}]
+        run.append_event(SampleEvent(step=3, index=1, prompt=talk, answer="Hi.", reason="end"))
         run.append_event(SampleEvent(step=3, index=0, prompt="who?", answer=f"I am {run.id}.", reason="end"))
     return first, second
 
@@ -161,6 +163,7 @@ def test_compare_shows_only_what_differs(capsys, pair):
     found = json.loads(said(capsys, "compare", first.id, "second", "--json")[1])
     assert [row["path"] for row in found["fields"]] == ["train.learning_rate", "train.num_train_epochs"]
     assert found["fields"][0]["values"] == ["0.0001", "0.0005"]
+    assert [row["prompt"] for row in found["prompts"]] == ["who?", "user: Hello"]
     assert found["prompts"][0]["before"] == "I am Ember."
 
 

@@ -60,6 +60,8 @@ def full_run(workspace, text=HOSTILE):
         run.append_event(LogEvent(step=step, loss=3 / step, learning_rate=1e-4, grad_norm=1.0, tokens_per_second=1800))
     run.append_event(EvalEvent(step=30, eval_loss=0.75))
     run.append_event(VerdictEvent(step=30, learned=0.5, leaked=0.0, retained=1.0))
+    talk = [{"role": "user", "content": "first turn"}, {"role": "user", "content": text}]
+    run.append_event(SampleEvent(step=60, index=1, prompt=talk, answer="talked", reason="end"))
     for step, reason in ((0, "start"), (60, "end")):
         run.append_event(SampleEvent(step=step, index=0, prompt=text, answer=f"{step} {text}", reason=reason))
     run.write_status(Status(state=RunState.FINISHED, step=60, max_steps=60, exit_code=0))
@@ -123,6 +125,7 @@ def test_every_text_is_in_the_page_as_it_was_written(run):
     seen = Seen(render(run, "html"))
     assert seen.text.count(HOSTILE) >= 9  # system, samples, pairs, failing, diagnosis, reasons, prompt …
     assert "<b>tag</b>" in seen.text
+    assert f"user: first turn\nuser: {HOSTILE}" in seen.text
     assert "49" not in re.findall(r"\{\{ 7\*7 \}\}|\b49\b", seen.text)
 
 
