@@ -64,14 +64,16 @@ const failing = (verdict) => ["learned", "leaked", "forgot"].map((name) => {
   if (!list.length) return null;
   const all = { learned: (verdict[name].total ?? 0) - (verdict[name].right ?? 0), leaked: verdict[name].hits, forgot: (verdict[name].total ?? 0) - (verdict[name].kept ?? 0) }[name] || list.length;
   const line = (label, text, spec = "span") => text !== undefined && text !== null && text !== "" && h("div.fail-line", {}, h("span.quiet", {}, label), h(spec, { dir: "auto" }, text));
-  return h("details.fold", {}, h("summary", {}, t(name === "learned" && !verdict.leaked ? "failing.learned.own" : `failing.${name}`, { n: all })), h("div.fails", {}, list.slice(0, SHOWN).map((item) => h("div.fail", {},
+  return h("details.fold", {}, h("summary", {}, t(`failing.${name}${name === "learned" && !verdict.leaked ? ".own" : ""}${all === 1 ? ".one" : ""}`, { n: all })), h("div.fails", {}, list.slice(0, SHOWN).map((item) => h("div.fail", {},
     h("b", { dir: "auto" }, item.prompt),
     line(t("failing.answered"), item.answer ?? item.after ?? ""), line(t("failing.wanted"), wanted(name, item.expected)), line(t("home.before"), item.before)))),
   all > Math.min(list.length, SHOWN) && h("p.quiet", {}, t("failing.more", { n: all - Math.min(list.length, SHOWN) })));
 });
-const pairs = (rows) => rows.length > 0 && h("details.fold", { open: true }, h("summary", {}, t("pairs.title")), h("div.pairs", {},
+const FEW = 4;
+const pairs = (rows, all, toggle) => rows.length > 0 && h("details.fold", { open: true }, h("summary", {}, t("pairs.title")), h("div.pairs", {},
   h("div.pair.head", {}, h("span", {}, t("home.question")), h("span", {}, t("home.before")), h("span", {}, t("home.after"))),
-  rows.slice(0, 12).map((row) => h("div.pair", {}, h("span", { dir: "auto" }, row.prompt), h("span.quiet", { dir: "auto" }, row.before), h(row.ok ? "span.after" : "span", { dir: "auto" }, marked(row.before, row.after))))));
+  rows.slice(0, all ? rows.length : FEW).map((row) => h("div.pair", {}, h("span", { dir: "auto" }, row.prompt), h("span.quiet", { dir: "auto" }, row.before), h(row.ok ? "span.after" : "span", { dir: "auto" }, marked(row.before, row.after))))),
+  rows.length > FEW && h("button.btn.small.more-pairs", { type: "button", id: "pairs-all", onclick: toggle }, t(all ? "pairs.few" : "pairs.all", { n: rows.length })));
 
 const proof = (report) => {
   const { proof: result } = report;
@@ -86,12 +88,12 @@ const proof = (report) => {
 export function mount({ element }) {
   const host = element.querySelector(".mount");
   const readReport = cachedRead("/api/report"); const readMeaning = cachedRead("/api/diagnosis");
-  let drawn = "";
+  let drawn = ""; let allPairs = "";
   const title = (verdict) => t(verdict.passed === null || verdict.passed === undefined ? "verdict.unchecked" : verdict.passed ? "verdict.passed" : "verdict.missed");
   const whole = (id, report, meaning, checks) => h("section.card.verdict", { id: "run-verdict" },
     h("div.grid-bar", {}, h("h3", {}, title(report.verdict)), h("span.spring"), report.seconds && h("span.quiet.num", {}, t("verdict.seconds", { s: format.seconds(Object.values(report.seconds).reduce((a, b) => a + (b || 0), 0)) }))),
     diagnosisBox(id, meaning.diagnosis), lights(report.verdict, { limits: true }), bestLine(meaning.best), failing(report.verdict),
-    checks.length > 1 && h("details.fold", {}, h("summary", {}, t("trend.title")), trend(checks)), pairs(report.before_after || []));
+    checks.length > 1 && h("details.fold", {}, h("summary", {}, t("trend.title")), trend(checks)), pairs(report.before_after || [], allPairs === id, () => { allPairs = allPairs === id ? "" : id; drawn = ""; redraw(); }));
   const draw = async (state) => {
     const there = state && state.id && state.status && !state.missing;
     const ended = there && !state.status.live && state.status.state !== "queued";
@@ -108,5 +110,6 @@ export function mount({ element }) {
     else if (checks.length) render(host, h("section.card.verdict", { id: "run-checks" }, h("h3", {}, t("trend.title")), trend(checks), bestLine(asked.best)));
     else render(host);
   };
-  feed.listen(element, (state) => { draw(state).catch(() => { drawn = ""; }); });
+  const redraw = () => draw(feed.state).catch(() => { drawn = ""; });
+  feed.listen(element, redraw);
 }
