@@ -2,7 +2,6 @@
 import { formDialog, library, order } from "./library.js";
 const { h, t, root, confirm, format } = window.Studio;
 
-const live = (line) => line.live || line.state === "queued";
 const list = (ids) => ids.map((id) => library.runs.get(id)).filter(Boolean);
 
 export const rename = async (line) => {
@@ -35,7 +34,7 @@ export const tags = async (ids) => {
 
 export const remove = async (ids) => {
   const lines = list(ids);
-  const gone = lines.filter((line) => !live(line));
+  const gone = lines.filter((line) => !line.live);
   if (!gone.length) { await confirm({ title: t("library.delete.title", { name: lines[0]?.name || "" }), body: t("library.delete.no"), ok: t("ok"), danger: false }); return false; }
   const size = gone.reduce((sum, line) => sum + line.size_bytes, 0);
   const body = [h("span", {}, t("library.delete.body", { size: format.bytes(size) })),
@@ -57,6 +56,8 @@ const card = (line, kind) => {
   link.click();
   link.remove();
 };
+
+addEventListener("studio:run-card", (event) => { const line = library.runs.get(event.detail); if (line) card(line, "html"); });
 
 // ---- the menu --------------------------------------------------------------------------------------------------------
 let open = null;
@@ -87,7 +88,7 @@ export function menu(line, anchor, compare) {
     item("rename", t("library.rename"), () => rename(line)), item("tags", t("library.tags.edit"), () => tags([line.id])), h("hr"),
     training && item("clone", t("library.clone"), () => order("edit", { run: line.id })), training && item("again", t("library.again"), () => again(line)), compare && item("compare", t("library.compare.with"), () => compare(line)), h("hr"),
     item("card-html", t("library.card.html"), () => card(line, "html")), item("card-md", t("library.card.md"), () => card(line, "md")), h("hr"),
-    item("delete", t("library.delete.one"), () => remove([line.id]), { disabled: live(line), title: live(line) ? t("library.delete.no") : null }));
+    item("delete", t("library.delete.one"), () => remove([line.id]), { disabled: line.live, title: line.live ? t("library.delete.no") : null }));
   (document.querySelector(".gradio-container") || document.body).append(node);
   anchor.setAttribute("aria-expanded", "true");
   open = { menu: node, anchor };
