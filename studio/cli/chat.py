@@ -57,10 +57,19 @@ def _wait_until_ready(server: chat_server.ChatServer) -> int | None:
             error: Any = health.get("error") or {}
             print(f"error: {error.get('message')} {error.get('hint')}", file=sys.stderr)
             return ExitCode.OUT_OF_MEMORY if error.get("kind") == "memory" else ExitCode.BAD_INPUT
+        if health["state"] == "released":
+            print(_released(str(health["run"])), file=sys.stderr)
+            return ExitCode.OUT_OF_MEMORY
         if health["state"] == "dead":
             print(f"error: the chat server ended; its log: {server.log_file}", file=sys.stderr)
             return int(str(health.get("exit_code") or 0)) or ExitCode.INTERNAL
         time.sleep(READY_POLL_S)
+
+
+def _released(run_id: str) -> str:
+    return (
+        f"error: the chat was ended: run {run_id or 'that was started'} needed its memory; chat again when it is done"
+    )
 
 
 class _Talk:
@@ -93,6 +102,10 @@ class _Talk:
                 for name in self.histories:
                     self._answer(name, question)
             except ChatError as error:
+                health = self.server.health()
+                if health["state"] == "released":
+                    print(f"\n{_released(str(health['run']))}", file=sys.stderr)
+                    return ExitCode.OUT_OF_MEMORY
                 print(f"\nerror: {error}", file=sys.stderr)
                 if not self.server.alive:
                     return ExitCode.INTERNAL

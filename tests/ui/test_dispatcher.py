@@ -14,8 +14,9 @@ import pytest
 from filelock import Timeout
 
 from studio import chat_memory, chat_server, dispatching, processes, resources, run_queue, runner, turns
+from studio.cli.chat import _wait_until_ready
 from studio.config import RunConfig
-from studio.events import RunState, StartedEvent
+from studio.events import ExitCode, RunState, StartedEvent
 from studio.rundir import RunDir
 from studio.schema import build
 from studio.workspace import Workspace
@@ -362,7 +363,10 @@ def test_a_start_by_hand_is_asked_for_the_chats_memory(
 
 
 def test_the_queue_releases_the_chats_memory_and_says_for_whom(
-    ws: Workspace, chat: chat_server.ChatServer, monkeypatch: pytest.MonkeyPatch
+    ws: Workspace,
+    chat: chat_server.ChatServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake(monkeypatch)
     monkeypatch.setattr(resources, "predicted_bytes", lambda *_: 1 << 50)
@@ -372,6 +376,8 @@ def test_the_queue_releases_the_chats_memory_and_says_for_whom(
         assert [started.id for started in runner.start_waiting(ws)] == [run.id]
     chat.process.wait(timeout=20)
     assert chat.health() == {"state": "released", "run": run.id}
+    assert _wait_until_ready(chat) == ExitCode.OUT_OF_MEMORY
+    assert f"run {run.id} needed its memory" in capsys.readouterr().err
 
 
 def test_a_process_that_only_has_the_chats_old_number_is_left_alone(ws: Workspace) -> None:
