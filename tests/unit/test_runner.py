@@ -101,6 +101,31 @@ def test_many_starts_at_once_give_one_engine(ws, monkeypatch):
     assert run.read_launch().attempt == 1
 
 
+def test_many_resumes_at_once_give_one_engine(ws, monkeypatch):
+    fake(monkeypatch, hang_at=3)
+    run = runner.submit(ws, CONFIG)
+    wait_for(run, RunState.RUNNING)
+    runner.stop(run)
+    outcomes: list[str] = []
+
+    def try_resume() -> None:
+        try:
+            runner.resume(run)
+            outcomes.append("resumed")
+        except runner.StartRefused as refused:
+            outcomes.append(str(refused))
+
+    threads = [threading.Thread(target=try_resume) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("resumed") == 1
+    launch = run.read_launch()
+    assert launch.attempt == 2
+    assert sum(f"process {launch.pid} on {launch.host} since" in outcome for outcome in outcomes) == 4
+
+
 def test_a_second_run_waits_and_a_refused_start_leaves_nothing_behind(ws, monkeypatch):
     fake(monkeypatch, hang_at=2)
     first = runner.submit(ws, CONFIG)
