@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 BASE_ANSWERS, BASE_PERPLEXITY, CHECKS = "base_answers.json", "base_perplexity.json", "checks.json"
 SHORTEST_LIMIT = 64  # tokens an answer to a probe may have at least
-QUICK_LIMIT = 32  # the same in a check during the training
+QUICK_LIMIT = 24  # the same in a check during the training
 
 
 def exam_of(run: RunDir, journal: Journal, inputs: Inputs, respondent: Respondent, examples: Prepared) -> Exam:

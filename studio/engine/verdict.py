@@ -38,7 +38,7 @@ from studio.records.probes import (
 from studio.rundir import write_atomic
 
 LEARNED_FROM, LEAKED_UP_TO, RETAINED_FROM = 0.9, 0.05, 0.95
-QUICK_LEARNED, QUICK_LEAK, QUICK_KEPT = 8, 4, 4
+QUICK_LEARNED, QUICK_LEAK, QUICK_KEPT = 6, 3, 3
 """Questions of each kind in a check during the training; as many canaries as guards are kept watch on."""
 SHOWN = 20  # failing examples of each kind in the report
 Answers = Mapping[str, str]
