@@ -83,8 +83,8 @@ class Shortage(BaseModel):
 
     @property
     def usable_bytes(self) -> int:
-        """What the run could have had."""
-        return self.available_bytes + self.used_bytes
+        """What the run could have had: what it held and what was left, unless that was too little to go on with."""
+        return self.used_bytes + (0 if self.noticed else self.available_bytes)
 
     @property
     def needed_bytes(self) -> int:
@@ -94,7 +94,7 @@ class Shortage(BaseModel):
     @property
     def others_bytes(self) -> int:
         """What other programs hold of the same memory; 0 where the limit is the run's own."""
-        return max(0, self.limit_bytes - self.usable_bytes)
+        return max(0, self.limit_bytes - self.used_bytes - self.available_bytes)
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class _Doctor:
             case _:
                 found = self._smaller_steps()
         useful = [remedy for remedy in _first_that_fit(found) if self._teaches(remedy)]
-        return tuple(sorted(useful, key=self._rank)[:MOST_OFFERED])
+        return tuple(_without_more_of_the_same(sorted(useful, key=self._rank))[:MOST_OFFERED])
 
     def _teaches(self, remedy: Remedy) -> bool:
         """False for rows cut so short that no answer is left in them."""
@@ -396,6 +396,15 @@ def _strongest(config: RunConfig, allowed: Callable[[dict[str, Any]], bool]) -> 
         parts.append({"data.max_length": SHORTEST})
     changes = {path: value for part in parts if allowed(part) for path, value in part.items()}
     return [changes] if changes else []
+
+
+def _without_more_of_the_same(ranked: list[Remedy]) -> list[Remedy]:
+    """Without those that change more fields than a better one that is enough."""
+    kept: list[Remedy] = []
+    for remedy in ranked:
+        if not any(one.verdict == "fits" and set(one.changes) < set(remedy.changes) for one in kept):
+            kept.append(remedy)
+    return kept
 
 
 def _first_that_fit(remedies: Iterable[Remedy]) -> list[Remedy]:

@@ -65,4 +65,4 @@ def _explained(remedy: Remedy, found: Diagnosis) -> str:
 
 
 def _size(amount: int) -> str:
-    return f"{amount / 2**30:.1f} GB"
+    return f"{amount / 2**30:.2f} GB" if amount < 10 * 2**30 else f"{amount / 2**30:.1f} GB"
