@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from studio import dispatching, run_queue, runner
 from studio.events import ExitCode
+from studio.locales import start_in_utf8
 from studio.workspace import Workspace, WorkspaceError
 
 POLL_S = 0.5
@@ -61,6 +62,7 @@ def _turn(workspace: Workspace, lock: FileLock) -> bool:
 
 
 if __name__ == "__main__":
+    start_in_utf8()
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     sys.exit(main(sys.argv[1:]))

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from studio.engine.start import Training
 from typing import IO
 
+from studio.locales import start_in_utf8
+
 USAGE = (
     "usage: python -m studio.engine train RUN_DIR [--resume] | merge RUN_DIR | fetch JOB_DIR | meter CONFIG | "
     "serve --base PATH --port N ..."
@@ -65,6 +67,7 @@ def _training() -> Training:
 
 
 if __name__ == "__main__":
+    start_in_utf8()
     code = main(sys.argv[1:])
     _let_go(sys.stdout)
     _let_go(sys.stderr)

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from studio.locales import start_in_utf8
+
 
 def parser() -> argparse.ArgumentParser:
     """Options of the server process."""
@@ -32,4 +34,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    start_in_utf8()
     sys.exit(main())
