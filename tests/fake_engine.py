@@ -59,6 +59,7 @@ class Options:
     fail: str = ""  # kind of the error that ends the run half way
     hang_at: int = 0  # step at which nothing more happens
     die_at: int = 0  # step at which the process kills itself
+    noise: int = 0  # bytes that each step adds to its line of the log
     passes: bool = True
     message: str = "The dataset has no row that can be used; check its format in the Data tab."
 
@@ -161,7 +162,7 @@ class FakeEngine:
                 )
             )
             self.status()
-            self.log(f"step {self.step} loss {self.loss():.3f}")
+            self.log(f"step {self.step} loss {self.loss():.3f}" + "." * self.options.noise)
             if self.step % max(1, self.options.steps // 4) == 0:
                 self.samples("freq")
             end = self.interrupted()
