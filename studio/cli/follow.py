@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from studio import run_queue, runner
 from studio.cli.memory import remedies_text
 from studio.cli.queued import place_of
+from studio.compare import spoken
 from studio.events import (
     AnyEvent,
     ExitCode,
@@ -146,7 +147,9 @@ class _Bar:
         elif isinstance(event, WarningEvent):
             self.progress.console.print(f"warning: {event.message}", markup=False)
         elif isinstance(event, SampleEvent):
-            self.progress.console.print(f"  step {event.step:>4}  {event.prompt}  →  {event.answer}", markup=False)
+            self.progress.console.print(
+                f"  step {event.step:>4}  {spoken(event.prompt)}  →  {event.answer}", markup=False
+            )
 
     def _log(self, event: LogEvent) -> None:
         loss = "–" if event.loss is None else f"{event.loss:.3f}"
@@ -177,8 +180,25 @@ def report_end(run: RunDir, console: Console) -> None:
             console.print(f"what to do: {status.error.hint}", markup=False)
         for line in remedies_text(run):
             console.print(line, markup=False, soft_wrap=True)
+    elif state is RunState.FINISHED:
+        _report_verdict(run, console)
     elif state in (RunState.LOST, RunState.FAILED):
         console.print(f"what to do: read {run.log_file}, then: runs resume {run.id}", markup=False)
+
+
+def _report_verdict(run: RunDir, console: Console) -> None:
+    """What the verdict of a training says, what that means and what to change next."""
+    report = run.read_report() or {}
+    verdict, diagnosis = report.get("verdict"), report.get("diagnosis")
+    if isinstance(verdict, dict) and verdict.get("summary"):
+        console.print(f"verdict: {verdict['summary']}", markup=False, soft_wrap=True)
+    if isinstance(diagnosis, dict) and verdict:
+        said = f"{diagnosis.get('message', '')} {diagnosis.get('hint', '')}".strip()
+        console.print(f"what it means: {said}", markup=False, soft_wrap=True)
+        changes = "".join(f" --set {path}={json.dumps(to)}" for path, to in (diagnosis.get("changes") or {}).items())
+        if changes:
+            command = f"runs clone {run.id} next.yaml{changes}, then: train next.yaml"
+            console.print(f"try next: {command}", markup=False, soft_wrap=True)
 
 
 def print_json(data: object) -> None:
