@@ -27,6 +27,8 @@ _ASKED = (
     re.compile(r"unable to mmap (?P<n>\d+) (?P<unit>bytes)"),
     re.compile(r"unable to allocate (?P<n>[\d.]+) ?(?P<unit>bytes|[KMGT]i?B)", re.IGNORECASE),
 )
+_ALLOWED = re.compile(r"(?P<n>[\d.]+) ?(?P<unit>[KMGT]i?B) allowed;")
+"""A process may be held to a part of the card."""
 _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -68,7 +70,7 @@ def out_of_memory(chain: Iterable[BaseException], place: Place) -> RunError:
     texts = " ".join(str(error) for error in errors)
     gpu = "CUDA" in texts or "CUBLAS" in texts or "CUDNN" in texts
     seen = next((error.room for error in errors if isinstance(error, MemoryShort)), None)
-    room = (_gpu_room() if gpu else None) or seen or tightest()
+    room = (_gpu_room(texts) if gpu else None) or seen or tightest()
     bound: Bound = "gpu" if gpu else room.bound
     details: dict[str, Any] = {
         "phase": place.phase,
@@ -93,23 +95,27 @@ def _usual_activity(phase: PhaseName | None) -> str | None:
 
 
 def _asked_for(texts: str) -> int | None:
-    for pattern in _ASKED:
-        found = pattern.search(texts)
-        if found:
-            return round(float(found["n"]) * _UNITS[found["unit"][0].lower()])
-    return None
+    return next((found for pattern in _ASKED if (found := _size_in(pattern, texts))), None)
 
 
-def _gpu_room() -> Room | None:
-    """What the GPU has left; None where it does not answer any more."""
+def _size_in(pattern: re.Pattern[str], texts: str) -> int | None:
+    """Bytes that a message names, or None."""
+    found = pattern.search(texts)
+    return round(float(found["n"]) * _UNITS[found["unit"][0].lower()]) if found else None
+
+
+def _gpu_room(texts: str) -> Room | None:
+    """What the GPU, or the part of it that is allowed, has left; None where it does not answer any more."""
     torch: Any = sys.modules.get("torch")
     try:
         free, total = torch.cuda.mem_get_info()
         # What this process holds and does not use is free for its next request of that size.
         idle = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return Room("gpu", int(total), int(free + idle))
+        room = Room("gpu", int(total), int(free + idle))
     except Exception:  # a device after a fault answers anything with an error
         return None
+    allowed = _size_in(_ALLOWED, texts)
+    return Room("gpu", allowed, max(0, min(room.free, allowed - gpu_allocated()))) if allowed else room
 
 
 _USED: dict[Bound, Callable[[], int]] = {
