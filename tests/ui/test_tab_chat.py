@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from building import context
 
-from studio import chat_memory, runner
+from studio import chat_memory, chat_server, runner
 from studio.config import RunConfig
 from studio.rundir import RunDir
 from studio.schema import build
@@ -248,3 +248,36 @@ def test_a_chat_that_made_room_for_a_run_says_so_and_comes_back_only_when_asked(
     with pytest.raises(Refused, match="a run needed their memory"):
         asyncio.run(handlers._ready(run.id))
     assert states(handlers.connect_again)[-1] == "ready"
+
+
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_the_best_step_answers_by_default_and_the_list_says_so(
+    handlers: Handlers, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    run = add_run(workspace, method=method)
+    checkpoint, file = run.checkpoints / "checkpoint-40", "config.json" if method == "full" else "adapter_config.json"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / file).write_text("{}", encoding="utf-8")
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 40}', encoding="utf-8")
+    started: list[tuple[str, dict[str, str]]] = []
+
+    def start(_: Workspace, base: str, adapters: dict[str, str]) -> SimpleNamespace:
+        started.append((base, adapters))
+        return SimpleNamespace(alive=True, stop=lambda: None)
+
+    monkeypatch.setattr(chat_server, "start_chat_server", start)
+
+    def loaded() -> str:
+        """Label of the run in the list, after its servers were started anew; `started` has their last call."""
+        handlers.servers._stop()
+        config = run.config()
+        assert isinstance(config, RunConfig)
+        handlers.servers.ensure(run, config)
+        return str(handlers.opened("", None)[0]["choices"][0][0])
+
+    tuned = str(run.model if method == "full" else run.adapter)
+    assert "best step" not in loaded()
+    assert tuned in (started[-1][0], started[-1][1].get(TUNED))
+    run.best_file.write_text('{"step": 40, "path": "checkpoints/checkpoint-40", "why": ""}', encoding="utf-8")
+    assert loaded().endswith("best step: 40")
+    assert str(checkpoint) in (started[-1][0], started[-1][1].get(TUNED))
