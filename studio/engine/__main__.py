@@ -5,6 +5,7 @@ Each verb's module is imported only when it is asked for: a run's directory show
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -71,4 +72,5 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     _let_go(sys.stdout)
     _let_go(sys.stderr)
+    gc.freeze()  # the system takes everything back faster than the collector walks through a loaded torch (1.4 s)
     sys.exit(code)
