@@ -85,8 +85,9 @@ class Table:
         if not len(self) or steps[-1] < step:
             return
         keep = bisect_left(steps, step)
-        for column in (*self.columns.values(), self._seen):
+        for column in self.columns.values():
             del column[keep:]
+        del self._seen[keep:]
         self._cut = end
 
     def _thin(self, end: int) -> None:

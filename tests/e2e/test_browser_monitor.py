@@ -147,10 +147,10 @@ def test_stop_asks_saves_and_resume_goes_on(page: Page, studio: Studio, live: Ru
 def test_a_killed_studio_leaves_the_run_alone_and_finds_it_again(page: Page, tmp_path: Path) -> None:
     first = Studio(tmp_path)
     run = _new(tmp_path, "outlives")
-    child = fake_engine.launch(run, steps=1000, pace=0.05, slow=0)
+    child = fake_engine.launch(run, steps=100_000, pace=0.05, slow=0)
     try:
         _open(page, first, run)
-        expect(page.locator("#tile-step dd")).to_contain_text("/ 1000")
+        expect(page.locator("#tile-step dd")).to_contain_text("/ 100000")
         first.end(signal.SIGKILL)
         expect(page.locator(".topbar .live.lost")).to_be_visible()
         before = run.read_status()
@@ -203,6 +203,26 @@ def test_hostile_names_and_answers_stay_text(page: Page, studio: Studio, home: P
     assert page.locator("img[src=x]").count() == 0
 
 
+# A curve of 50,000 points thinned to 500 pixels, whole and then grown point by point; smoothing likewise.
+SPIKE_IS_KEPT = """async () => {
+  const { Smoothed, Thinned } = await import("./studio-assets/chartdata.js");
+  const steps = Array.from({ length: 50000 }, (_, index) => index + 1);
+  const values = steps.map((step) => (step === 31337 ? 9 : Math.sin(step)));
+  const span = { from: 1, to: 50000, pixels: 500, rewinds: 0 };
+  const whole = new Thinned().of(steps, values, null, span);
+  const slow = new Thinned(); const growing = values.slice(0, 49000); const smooth = new Smoothed(); let smoothed;
+  for (let end = 49000; end <= 50000; end += 250) {
+    while (growing.length < end) growing.push(values[growing.length]);
+    slow.of(steps.slice(0, end), growing, null, { ...span, to: end });
+    smoothed = smooth.of(growing, 0.9, 0);
+  }
+  const grown = slow.of(steps, growing, null, span);
+  const again = new Smoothed().of(values, 0.9, 0);
+  const same = JSON.stringify(whole) === JSON.stringify(grown) && whole[0].length <= 1000;
+  return [Math.max(...whole[1]), same, again.every((value, index) => value === smoothed[index])];
+}"""
+
+
 def _over(page: Page) -> dict[str, float]:
     page.locator("#w-chart .u-over").first.scroll_into_view_if_needed()
     box = page.locator("#w-chart .u-over").first.bounding_box()
@@ -238,6 +258,7 @@ def test_chart_smooths_zooms_reads_and_overlays(page: Page, studio: Studio, home
     assert picture.value.path().read_bytes().startswith(b"\x89PNG")
     with page.expect_download() as table:
         page.locator("#chart-csv").click()
+    assert page.evaluate(SPIKE_IS_KEPT) == [9.0, True, True]
     lines = table.value.path().read_text(encoding="utf-8").splitlines()
     assert lines[0].startswith("run,step,time,loss,learning_rate")
     assert len(lines) == 1 + 40 + 30
