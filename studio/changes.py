@@ -124,6 +124,8 @@ def _batch(config: RunConfig, wanted: Mapping[str, Any], *, free: bool) -> dict[
             return {}
         raise ConfigError([FieldError(BATCH, _PRODUCT.format(product=product), "product")])
     if product % wanted[given[0]]:
+        if free:
+            return {}
         raise ConfigError([FieldError(given[0], _PRODUCT.format(product=product), "product")])
     partner = ACCUMULATION if given[0] == BATCH else BATCH
     return {partner: product // wanted[given[0]]}

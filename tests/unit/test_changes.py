@@ -67,6 +67,7 @@ def test_a_run_that_begins_again_may_change_anything() -> None:
     assert changes.checked_changes(config(), asked, step=0) == {"data.max_length": 128, changes.BATCH: 4}
     # The batch size alone still keeps the update.
     assert changes.checked_changes(config(), {changes.BATCH: 4}, step=0) == {changes.BATCH: 4, changes.ACCUMULATION: 2}
+    assert changes.checked_changes(config(), {changes.BATCH: 3}, step=0) == {changes.BATCH: 3}
 
 
 def test_an_adapter_whose_start_moved_the_base_stays_in_16_bits() -> None:
