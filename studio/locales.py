@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -15,3 +16,11 @@ def start_in_utf8() -> None:
     if sys.getfilesystemencoding().lower() != "utf-8" and not sys.flags.utf8_mode:
         argv = [sys.executable, "-X", "utf8", *sys.orig_argv[1:]]
         os.execve(sys.executable, argv, os.environ | {"PYTHONUTF8": "1"})
+    speak_utf8()
+
+
+def speak_utf8() -> None:
+    """Names in any script can be printed, whatever encoding the streams were told to have."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")

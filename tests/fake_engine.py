@@ -42,6 +42,7 @@ from studio.events import (  # noqa: E402
     Status,
     VerdictEvent,
 )
+from studio.locales import start_in_utf8  # noqa: E402
 from studio.prompts import as_line  # noqa: E402
 from studio.rundir import RunDir  # noqa: E402
 from studio.workspace import Workspace  # noqa: E402
@@ -358,4 +359,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    start_in_utf8()  # as the real programs do
     sys.exit(main())

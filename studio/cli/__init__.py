@@ -9,7 +9,7 @@ from importlib import import_module
 
 from studio import __version__
 from studio.events import ExitCode
-from studio.locales import start_in_utf8
+from studio.locales import speak_utf8, start_in_utf8
 from studio.presets import ModelError
 from studio.records.errors import DataError
 from studio.remote_code import allow
@@ -49,9 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns its exit code. An expected error is one sentence on stderr, never a traceback."""
     if argv is None:
         start_in_utf8()
-    for stream in (sys.stdout, sys.stderr):  # names in any script must print in any locale
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+    speak_utf8()
     arguments = build_parser().parse_args(argv)
     if getattr(arguments, "trust_remote_code", False):
         allow()
