@@ -15,6 +15,7 @@ from studio.engine.answers import Respondent
 from studio.engine.gpu_meter import Meter
 from studio.engine.journal import Journal
 from studio.engine.pace import Pace
+from studio.engine.ticker import counting
 from studio.events import EvalEvent, LogEvent, SampleEvent, SavedEvent
 
 
@@ -31,13 +32,11 @@ class Sampler:
         if not prompts or self.asked_at == self.journal.step:
             return
         self.asked_at = self.journal.step
-        with during("samples"), self.pace.timing("sample"):
-            answers = self.respondent.answer(prompts, self.section.max_new_tokens, self._told)
+        label = "evaluation inputs answered"
+        with during("samples"), self.pace.timing("sample"), counting(self.journal, label) as told:
+            answers = self.respondent.answer(prompts, self.section.max_new_tokens, told)
         for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             self.journal.emit(SampleEvent(index=index, prompt=prompt, answer=answer, reason=reason))
-
-    def _told(self, done: int, total: int) -> None:
-        self.journal.progress(done, total, "evaluation inputs answered")
 
 
 class Watch(TrainerCallback):

@@ -6,7 +6,7 @@ Nothing asked here changes the training: random states and the model's mode are 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from studio.diagnosis import Check
 from studio.engine.activity import during
 from studio.engine.inputs import Inputs
 from studio.engine.journal import Journal
+from studio.engine.ticker import counting
 from studio.engine.verdict import (
     HeldBack,
     Probes,
@@ -155,11 +156,8 @@ class Exam:
         questions = self.probes.questions
         messages = [questions[prompt] for prompt in prompts]
         limit = max(SHORTEST_LIMIT, 2 * self._longest(self.probes) + 40)
-        with during("verdict"):
-            return self.respondent.answer(messages, limit, self._telling(label))
-
-    def _telling(self, label: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.journal.progress(done, total, label)
+        with during("verdict"), counting(self.journal, label) as told:
+            return self.respondent.answer(messages, limit, told)
 
     def _longest(self, probes: Probes) -> int:
         """Tokens of the longest expected text."""
@@ -169,8 +167,8 @@ class Exam:
     def _read(self, label: str) -> float | None:
         if self.rows is None:
             return None
-        with during("verdict"):
-            return self.rows.perplexity(self.respondent.model, self.respondent.precision, self._telling(label))
+        with during("verdict"), counting(self.journal, label) as told:
+            return self.rows.perplexity(self.respondent.model, self.respondent.precision, told)
 
     def _perplexity_before(self) -> float | None:
         """The base model's, from the run where an earlier start left it."""

@@ -18,7 +18,7 @@ import numpy as np
 
 Kind = Literal["evaluate", "sample", "save", "check"]
 KINDS: tuple[Kind, ...] = ("evaluate", "sample", "save", "check")
-REMEMBERED_STEPS = 50
+REMEMBERED_STEPS = 100
 REMEMBERED_PAUSES = 5
 WARM_UP_STEPS = 3
 """The first step is left out once there are more than so many: it prepares what the others find ready."""

@@ -1,7 +1,7 @@
 """Signs of life while something works that has no steps: libraries being imported, weights being loaded.
 
-A page that shows nothing for seconds looks dead. Here at least every second something is counted, and told if it moved
-or if nothing was said for two seconds.
+A page that shows nothing for seconds looks dead. Here a thread counts twice a second, and tells it when the count moved
+or when nothing was said for a while.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ def ticking(journal: Journal, label: str, look: Look) -> Iterator[None]:
 
 
 def _tick(journal: Journal, label: str, look: Look, ended: threading.Event) -> None:
-    told, at = (-1, -1), 0.0
+    told, at = (-1, -1), time.monotonic()
     while not ended.is_set():
         now, found = time.monotonic(), look()
-        if found != told or now - at >= SILENCE_S:
+        news = found != told and found[1] > 0
+        if news or now - at >= SILENCE_S:
             told, at = found, now
             with contextlib.suppress(OSError):  # a full disk shows itself where something is saved
                 journal.progress(*found, label)
@@ -50,6 +51,20 @@ def _tick(journal: Journal, label: str, look: Look, ended: threading.Event) -> N
 def importing(journal: Journal) -> contextlib.AbstractContextManager[None]:
     """While libraries are imported."""
     return ticking(journal, "modules loaded", lambda: (min(len(sys.modules), MODULES), MODULES))
+
+
+@contextlib.contextmanager
+def counting(journal: Journal, label: str) -> Iterator[Callable[[int, int], None]]:
+    """Inside, the function it gives is told how far a slow thing is, (done, total); all of them are told at the end."""
+    at = [(0, 0)]
+
+    def told(done: int, total: int) -> None:
+        at[0] = (done, total)
+
+    with ticking(journal, label, lambda: at[0]):
+        yield told
+    if at[0][1]:
+        journal.progress(*at[0], label)
 
 
 @contextlib.contextmanager
