@@ -226,7 +226,7 @@ class Watched:
             return found
 
     def since(self, run: RunDir, after: int) -> dict[str, Any]:
-        """What is new to a watcher of a run. A watcher ahead of what was read (after a restart) waits for the reading."""
+        """What is new to a watcher of a run. One ahead of what was read (after a restart) waits for the reading."""
         curves = self.of(run)
         with curves.lock:
             more = curves.read(run)

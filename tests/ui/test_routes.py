@@ -171,12 +171,16 @@ def test_watchers_share_one_reading(client: TestClient, run: RunDir, monkeypatch
     assert set(asked) <= {0, size}
 
 
-def test_the_coach_speaks_of_a_broken_curve(client: TestClient, run: RunDir) -> None:
+def test_the_coach_speaks_of_a_broken_curve_in_the_language_of_the_page(client: TestClient, run: RunDir) -> None:
     for step in range(1, 20):
         run.append_event(LogEvent(step=step, loss=2.0 if step < 19 else float("nan"), learning_rate=3e-4))
     (note,) = _read(client, "notes", run)["notes"]
     assert (note["kind"], note["level"], note["step"]) == ("nan", "error", 19)
     assert note["changes"] == {"train.learning_rate": 1e-4}
+    client.cookies.set("studio_lang", "zh-CN")
+    (chinese,) = _read(client, "notes", run)["notes"]
+    assert "19" in chinese["message"]
+    assert "loss" not in chinese["message"]
 
 
 def test_two_lines_of_one_step_are_one_point(client: TestClient, run: RunDir) -> None:
