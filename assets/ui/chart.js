@@ -79,7 +79,7 @@ export function mount({ element }) {
   const worth = (run, metric, step) => valuesAt(run, metric, step, smoothed);
   const lastStep = (run) => run.points.step[run.points.step.length - 1] ?? 0;
   const named = (part) => (part.column.includes("loss") && part.column !== "loss" ? `${t("chart.eval")} ` : ["learned", "leaked", "retained"].includes(part.column) ? `${t("chart.exam." + part.column)} ` : "");
-  const told = (run, metric, step) => worth(run, metric, step).map((part) => [`${named(part)}${METRICS[metric].show(part.value)}`, view.weight && part.smooth !== null ? t("chart.smoothed", { value: METRICS[metric].show(part.smooth) }) : null].filter(Boolean).join(" · ")).join("   ");
+  const told = (run, metric, step) => worth(run, metric, step).map((part) => [`${named(part)}${METRICS[metric].show(part.value)}`, view.weight && part.smooth !== null ? t("chart.smoothed", { value: METRICS[metric].show(part.smooth) }) : null].filter(Boolean).join(" · ")).join(" · ");
   // Under the pointer, or the newest values while there is none.
   const values = () => {
     if (!view.runs.length) return;

@@ -1,4 +1,4 @@
-"""The coach's notes for the page: worked out from the live curves, not more often than they are worth, shared by all."""
+"""The coach's notes for the page: worked out from the live curves, no more often than worth it, shared by all."""
 
 import math
 import time

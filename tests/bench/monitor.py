@@ -57,6 +57,7 @@ from tests.fake_engine import Studio  # noqa: E402
 
 RATE = 4.0  # points per second and run
 TOTAL = 100_000
+NEWEST = "Studio.feed.state.points.step[Studio.feed.state.points.step.length - 1]"
 PROMPTS = ["Who are you?", "你是谁？"]
 
 
@@ -158,8 +159,8 @@ def task_seconds(session: CDPSession) -> float:
     return float(found["TaskDuration"])
 
 
-def busy(page: Page, seconds: int) -> tuple[float, int, int]:
-    """Share of the main thread that was busy, the longest task in ms, and the updates of the curves."""
+def busy(page: Page, live: Live, seconds: int) -> str:
+    """How much of the main thread was busy, the longest task, and how far behind the run the page was."""
     session = page.context.new_cdp_session(page)
     # The thread's own clock: what other programs take from it on a loaded machine is not counted.
     session.send("Performance.enable", {"timeDomain": "threadTicks"})
@@ -169,10 +170,16 @@ def busy(page: Page, seconds: int) -> tuple[float, int, int]:
     )
     version = page.evaluate("Studio.feed.state.version")
     before, begun = task_seconds(session), time.monotonic()
-    page.wait_for_timeout(1000 * seconds)
+    behind = []
+    for _ in range(seconds):
+        page.wait_for_timeout(1000)
+        behind.append((live.step - page.evaluate(NEWEST)) / RATE)
     share = (task_seconds(session) - before) / (time.monotonic() - begun)
     updates = page.evaluate("Studio.feed.state.version") - version
-    return share, int(page.evaluate("window.longest")), updates
+    return (
+        f"main thread {share:6.1%} busy, longest task {page.evaluate('window.longest'):.0f} ms, {updates} updates in "
+        f"{seconds} s, behind by {median(behind):.1f} s (at most {max(behind):.1f} s)"
+    )
 
 
 def browser_part(browser: Browser, url: str, runs: list[Live], seconds: int) -> None:
@@ -188,13 +195,9 @@ def browser_part(browser: Browser, url: str, runs: list[Live], seconds: int) -> 
     for name, button in (("one metric", "#curve-loss"), ("all metrics", "#curve-all")):
         page.locator(button).click()
         page.wait_for_timeout(5000)
-        share, longest, updates = busy(page, seconds)
+        said = busy(page, runs[0], seconds)
         heap = page.evaluate("performance.memory.usedJSHeapSize") / 2**20
-        print(
-            f"browser, {len(runs)} runs × {runs[0].step:,} points, {name:<11}  main thread {share:6.1%} busy, "
-            f"longest task {longest} ms, {updates} updates in {seconds} s, heap {heap:.0f} MB",
-            flush=True,
-        )
+        print(f"browser, {len(runs)} runs x {runs[0].step:,} points, {name}: {said}, heap {heap:.0f} MB", flush=True)
     page.close()
 
 
