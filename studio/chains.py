@@ -58,6 +58,21 @@ def _folder(reference: str) -> str:
     return found.path_or_id if found.local else ""
 
 
+def where_it_is_now(reference: str, runs: Path) -> str:
+    """A folder some run left, found beside the other runs if the whole workspace was moved; anything else as it is."""
+    try:
+        path = Path(reference)
+        if not path.is_absolute() or path.exists():
+            return reference
+        for place in range(len(path.parts) - 1, 0, -1):
+            moved = runs.joinpath(*path.parts[place + 1 :])
+            if path.parts[place] == "runs" and place + 1 < len(path.parts) and moved.exists():
+                return str(moved)
+    except (OSError, ValueError):
+        pass
+    return reference
+
+
 def lineage(reference: str) -> str:
     """The run a folder was left by, as `id` or `id/checkpoint-4`; "" for anything that lies in no run."""
     path = Path(reference)

@@ -19,6 +19,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
 from studio import processes
+from studio.chains import where_it_is_now
 from studio.changes import Change, checked_changes, dump_changes, parse_changes, with_changes
 from studio.config import AnyConfig, MergeConfig, RunConfig
 from studio.durable import write_atomic as write_atomic
@@ -112,8 +113,15 @@ class RunDir:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError([FieldError("", f"config.yaml of run {self.id} cannot be read: {error}")]) from None
         if data.get("kind") == "merge":
-            return build(MergeConfig, data)
+            return build(MergeConfig, self._moved_along(data, "base", "adapter"))
+        if isinstance(data.get("model"), dict):
+            data["model"] = self._moved_along(data["model"], "model_name_or_path", "adapter")
         return build(RunConfig, with_changes(data, self.changes()))
+
+    def _moved_along(self, data: dict[str, Any], *names: str) -> dict[str, Any]:
+        """References to earlier runs of the workspace, which may have been moved since they were written down."""
+        known = {name: data[name] for name in names if isinstance(data.get(name), str)}
+        return data | {name: where_it_is_now(text, self.path.parent) for name, text in known.items()}
 
     def changes(self) -> list[Change]:
         """What resumes changed, oldest first. Raises ConfigError when the file is wrong."""

@@ -128,7 +128,7 @@ class Trainer(SFTTrainer):
 
     def _finish_checkpoint(self) -> None:
         """The disk has all of the new checkpoint before an older one is deleted."""
-        folder, best = Path(self.args.output_dir), self.state.best_model_checkpoint
+        folder, best = Path(str(self.args.output_dir)), self.state.best_model_checkpoint
         checkpoints.seal(folder / f"checkpoint-{self.state.global_step}")
         checkpoints.rotate(folder, self.checkpoints_kept, Path(best) if best else None)
 

@@ -190,6 +190,15 @@ def test_the_best_checkpoint_is_found_in_a_moved_workspace(space: Workspace, row
     assert str(space.path) not in text
 
 
+def test_a_run_that_continues_another_one_in_a_moved_workspace(space: Workspace, rows: Path, tmp_path: Path) -> None:
+    first = stopped_at(new_run(space, rows), 2)
+    apart = new_run(space, rows, **{"model.adapter": first.id})
+    assert engine(apart) == 0
+    second = stopped_at(new_run(space, rows, **{"model.adapter": first.id}), 3)
+    moved = Workspace(space.path.rename(tmp_path / "moved"))
+    goes_on_like(moved.run(second.id), moved.run(apart.id))
+
+
 def test_a_workspace_moved_during_the_run(space: Workspace, rows: Path, whole: RunDir, tmp_path: Path) -> None:
     there = tmp_path / "moved"
     run = new_run(space, rows)

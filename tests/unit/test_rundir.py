@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from studio.chains import where_it_is_now
 from studio.config import MergeConfig, RunConfig
 from studio.events import Launch, LogEvent, PhaseEvent, RunState, SampleEvent, Status, parse_event
 from studio.rundir import READ_CHUNK, TAIL, RunDir, is_alive, observe, write_atomic
@@ -382,3 +383,26 @@ def test_a_full_disk_leaves_the_older_file(run, monkeypatch, what):
     assert run.read_launch().attempt == 1
     assert run.read_status().step == 7
     assert not list(run.path.glob(".*"))
+
+
+def test_earlier_runs_are_found_in_a_moved_workspace(ws, tmp_path):
+    earlier = ws.create_run(CONFIG)
+    for folder in (earlier.adapter, earlier.model):
+        folder.mkdir()
+    config = {"model_path": earlier.id, "model": {"adapter": str(earlier.adapter)}, "data_path": "identity"}
+    later = ws.create_run(build(RunConfig, config))
+    merge = ws.create_run(MergeConfig(base=str(earlier.model), adapter=str(earlier.adapter), out="m"))
+    moved = Workspace(ws.path.rename(tmp_path / "runs"))  # the name of a folder in it, to be mean
+    now = moved.run(earlier.id)
+    assert moved.run(later.id).config().model.model_name_or_path == str(now.model)
+    assert moved.run(later.id).config().model.adapter == str(now.adapter)
+    assert moved.run(merge.id).config().base == str(now.model)
+    now.model.rmdir()
+    assert moved.run(merge.id).config().base == str(earlier.model), "what is nowhere keeps the name it had"
+
+
+@pytest.mark.parametrize(
+    "reference", ["", "/", "/runs", "/runs/", "runs/x", "/a\x00b/runs/x", "/" + "x" * 5000, "org/m"]
+)
+def test_what_is_no_folder_of_a_run_stays_as_it_is(tmp_path, reference):
+    assert where_it_is_now(reference, tmp_path) == reference
