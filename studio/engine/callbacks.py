@@ -33,7 +33,7 @@ class Sampler:
             return
         self.asked_at = self.journal.step
         label = "evaluation inputs answered"
-        with during("samples"), self.pace.timing("sample"), counting(self.journal, label) as told:
+        with during("samples"), self.pace.timing("sample"), counting(self.journal, label, len(prompts)) as told:
             answers = self.respondent.answer(prompts, self.section.max_new_tokens, told)
         for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
             self.journal.emit(SampleEvent(index=index, prompt=prompt, answer=answer, reason=reason))

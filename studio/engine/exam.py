@@ -156,7 +156,7 @@ class Exam:
         questions = self.probes.questions
         messages = [questions[prompt] for prompt in prompts]
         limit = max(SHORTEST_LIMIT, 2 * self._longest(self.probes) + 40)
-        with during("verdict"), counting(self.journal, label) as told:
+        with during("verdict"), counting(self.journal, label, len(messages)) as told:
             return self.respondent.answer(messages, limit, told)
 
     def _longest(self, probes: Probes) -> int:
@@ -167,7 +167,7 @@ class Exam:
     def _read(self, label: str) -> float | None:
         if self.rows is None:
             return None
-        with during("verdict"), counting(self.journal, label) as told:
+        with during("verdict"), counting(self.journal, label, len(self.rows.chosen)) as told:
             return self.rows.perplexity(self.respondent.model, self.respondent.precision, told)
 
     def _perplexity_before(self) -> float | None:

@@ -54,17 +54,16 @@ def importing(journal: Journal) -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
-def counting(journal: Journal, label: str) -> Iterator[Callable[[int, int], None]]:
-    """Inside, the function it gives is told how far a slow thing is, (done, total); all of them are told at the end."""
-    at = [(0, 0)]
+def counting(journal: Journal, label: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """While `total` slow things are done. The function it gives is told how far that is, (done, total)."""
+    at = [(0, total)]
 
     def told(done: int, total: int) -> None:
         at[0] = (done, total)
 
     with ticking(journal, label, lambda: at[0]):
         yield told
-    if at[0][1]:
-        journal.progress(*at[0], label)
+    journal.progress(*at[0], label)
 
 
 @contextlib.contextmanager
@@ -79,6 +78,8 @@ def loading(journal: Journal) -> Iterator[None]:
             yield
     finally:
         set_tqdm_hook(before)
+    if bar.total:
+        journal.progress(bar.done, bar.total, "weights loaded")
 
 
 class _Bar:
