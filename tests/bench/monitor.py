@@ -255,7 +255,11 @@ async def watch(client: httpx.AsyncClient, path: str, after: str, rate: float, u
 
 async def watching(studio: Studio, asked: dict[str, float], watchers: int, seconds: float) -> tuple[float, list[float]]:
     """The studio's share of a core with so many pages, and the seconds each answer took."""
-    clients = [httpx.AsyncClient(base_url=studio.url, trust_env=False, timeout=60) for _ in range(watchers)]
+    # Connections are given up before the server does, as a browser would open a new one then.
+    limits = httpx.Limits(keepalive_expiry=2)
+    clients = [
+        httpx.AsyncClient(base_url=studio.url, trust_env=False, timeout=60, limits=limits) for _ in range(watchers)
+    ]
     past = {path: await newest(clients[0], path) for path in asked}
     process = psutil.Process(studio.process.pid)
     begun, before = time.monotonic(), cpu(process)
