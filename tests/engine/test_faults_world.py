@@ -429,3 +429,35 @@ def test_events_that_were_damaged_from_outside(lost: RunDir, whole: RunDir, tmp_
     found = losses(run)
     assert found == {step: loss for step, loss in losses(whole).items() if step in found}
     assert max(found) == STEPS
+
+
+# ---- everything real: the runner, a process of its own, a locale without letters -------------------------------------
+
+
+def test_killed_and_resumed_by_the_runner(tmp_path: Path, whole: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "工作 'x'\n"
+    folder.mkdir()
+    run = new_run(Workspace(folder / "ws"), rows_file(folder), **{"train.save_steps": 1})
+    runner.start(run)
+    while step_reached(run) < 3:
+        assert run.state().live, run.log_file.read_text(encoding="utf-8")
+        time.sleep(0.02)
+    launch = run.read_launch()
+    assert launch is not None
+    os.kill(launch.pid, signal.SIGKILL)
+    while run.state().live:
+        time.sleep(0.02)
+    # So fast a machine that it was finished before the signal came is no failure of the run.
+    assert run.state() in (RunState.LOST, RunState.FINISHED)
+    if run.state() is RunState.LOST:
+        runner.resume(run)
+        assert run.state().live, "what the first engine said last is not taken for the second's word"
+        while run.state().live:
+            time.sleep(0.05)
+        launch, status = run.read_launch(), run.read_status()
+        assert launch is not None
+        assert status is not None
+        assert (launch.attempt, status.attempt) == (2, 2)
+    ended_like(run, whole)
