@@ -3,6 +3,7 @@
 import { lost, marked } from "./worddiff.js";
 const { h, t, render, feed, sampleReader, store } = window.Studio;
 const COLUMNS = 6;
+const CELLS = 600;
 const LONG = 360; // characters, after which an answer is folded
 const LINES = 7;
 
@@ -46,7 +47,10 @@ export function mount({ element }) {
     const buttons = values.map((value) => h("button", { type: "button", "data-choice": value, "aria-pressed": String(value === now()), onclick: () => { set(value); store.set("samples." + name, value); for (const other of buttons) other.setAttribute("aria-pressed", String(other.dataset.choice === value)); show(); } }, t(`samples.${name}.${value}`)));
     return h("div.segments", { role: "group", id: `samples-${name}`, "aria-label": label }, buttons);
   };
-  const range = h("input", { type: "range", min: "0", max: "0", step: "1", value: "0", id: "samples-step", oninput: () => { const { steps } = collect(list); chosen = +range.value === steps.length - 1 ? null : steps[+range.value]?.step ?? null; show(); } });
+  const range = h("input", { type: "range", min: "0", max: "0", step: "1", value: "0", id: "samples-step", oninput: () => { const { steps } = collect(list); chosen = +range.value === steps.length - 1 ? null : steps[+range.value]?.step ?? null; soon(); } });
+  // A hand that pulls the slider is faster than fifty answers are drawn.
+  let due = 0;
+  const soon = () => { cancelAnimationFrame(due); due = requestAnimationFrame(show); };
   const label = h("output.num", { for: "samples-step", id: "samples-at" });
   const scrub = h("div.scrub", {}, h("label", { for: "samples-step" }, t("samples.slider")), range, label);
   const body = h("div.samples-body");
@@ -71,11 +75,14 @@ export function mount({ element }) {
   };
   const grid = ({ prompts, steps }) => {
     const every = steps.map((at, index) => [at, index]);
-    const shown = all || every.length <= COLUMNS ? every : [every[0], ...every.slice(-(COLUMNS - 1))];
+    // Very many cells would stop the browser: then evenly spread steps are shown, and the slider has them all.
+    const most = Math.max(COLUMNS, Math.floor(CELLS / prompts.size));
+    const spread = every.length <= most ? every : Array.from({ length: most }, (_, at) => every[Math.round((at * (every.length - 1)) / (most - 1))]);
+    const shown = every.length <= COLUMNS ? every : all ? spread : [every[0], ...every.slice(-(COLUMNS - 1))];
     const table = h("table.grid", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, t("samples.prompt")), shown.map(([at, index]) => h("th.num", { scope: "col" }, t("step", { n: at.step }), h("span.tag", {}, reason(at, index, steps)))))),
       h("tbody", {}, [...prompts].map(([key, prompt]) => h("tr", {}, h("th", { scope: "row" }, promptNode(prompt)),
         shown.map(([at, index]) => h("td", {}, answerNode(`${key}-${at.step}`, at.answers.get(key), open, show, (text) => marked(reference(steps, index, key), text))))))));
-    const more = every.length > COLUMNS && h("button.btn.small", { type: "button", id: "samples-all", onclick: () => { all = !all; show(); } }, t(all ? "samples.few" : "samples.all", { n: every.length }));
+    const more = most > COLUMNS && every.length > COLUMNS && h("button.btn.small", { type: "button", id: "samples-all", onclick: () => { all = !all; show(); } }, t(all ? "samples.few" : spread === every ? "samples.all" : "samples.spread", { n: spread.length, total: every.length }));
     return [h("div.grid-scroll", { tabindex: "0", role: "region", "aria-label": t("samples.title") }, table), more && h("div.samples-more", {}, more)];
   };
   const show = () => {

@@ -45,6 +45,8 @@ def _diagnosis(run: RunDir, found: dict[str, Any], language: str) -> dict[str, A
         shown = differences(run, as_changes(asked), language) if asked else []
     except (ConfigError, Refused):  # a report of another version: its words stay, its remedy is not offered
         shown = []
+    for change in shown:  # beside its label the dotted name would only be in the way
+        said["hint"] = said["hint"].replace(change["field"], change["label"])
     return {"kind": str(found.get("kind") or ""), **said, "changes": asked if shown else {}, "differences": shown}
 
 

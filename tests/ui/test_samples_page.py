@@ -76,6 +76,7 @@ def test_a_run_without_a_report_means_nothing(page: TestClient, run: RunDir) -> 
 def test_the_diagnosis_names_the_change_by_its_label(page: TestClient, run: RunDir) -> None:
     found = told(page, run, diagnosis=TOO_FEW)["diagnosis"]
     assert (found["kind"], found["message"]) == (TOO_FEW["kind"], TOO_FEW["message"])
+    assert found["hint"] == "Give it about 64 updates: Epochs 24."
     [change] = found["differences"]
     assert change == {"field": "train.num_train_epochs", "label": "Epochs", "old": "3", "new": "24"}
     page.cookies.set("studio_lang", "zh-CN")
