@@ -251,6 +251,25 @@ def test_a_changed_batch_goes_on_with_the_same_updates(
         assert all(torch.allclose(ours[key], theirs[key], rtol=1e-3, atol=1e-5) for key in theirs), changes
 
 
+def test_an_adapter_goes_on_beside_packed_weights(
+    make_run: MakeRun, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 16 bits to 4 in the middle: the adapter and the optimizer's numbers are the same, so the curve goes on."""
+    run = make_run("lora", **{"train.save_steps": 50})
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda journal: journal.run.request_stop())
+        assert engine(run) == ExitCode.STOPPED
+    run.stop_file.unlink(missing_ok=True)
+    run.change({"method": "qlora"}, 3)
+    assert engine(run, resume=True) == 0
+    whole = make_run("lora")
+    assert engine(whole) == 0
+    curves = losses(run), losses(whole)
+    assert curves[0].keys() == curves[1].keys()
+    assert curves[0] == pytest.approx(curves[1], rel=0.05)
+    assert curves[0] != curves[1]
+
+
 # ---- sentences -------------------------------------------------------------------------------------------------------
 
 
