@@ -239,7 +239,7 @@ class Library:
             sized_at, size = now, None
         try:
             line = read_line(run, size)
-        except OSError:  # deleted while it was read
+        except (OSError, ValueError):  # deleted while it was read, or a file in it is beyond reading
             return False
         settled = not line["live"] and abs(time.time() - max(mark) / 1e9) > SETTLED_S and sized_at == now
         same = kept is not None and kept.line == line

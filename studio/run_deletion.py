@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from filelock import Timeout
 
@@ -48,7 +48,6 @@ def delete_runs(workspace: Workspace, run_ids: Sequence[str]) -> Deleted:
     Raises StartRefused when another process holds the workspace.
     """
     found = Deleted()
-    emptied: list[Path] = []
     with run_queue.locked(workspace):
         configs = _configs(workspace)
         for run_id in sorted(set(run_ids), reverse=True):
@@ -56,15 +55,21 @@ def delete_runs(workspace: Workspace, run_ids: Sequence[str]) -> Deleted:
                 run = _exact(workspace, run_id)
                 check_deletable(run, configs)
                 found.bytes += folder_bytes(run.path)
-                emptied.append(_take_away(workspace, run))
+                _take_away(workspace, run)
             except (DeletionRefused, RunNotFound) as refusal:
                 found.refused.append(str(refusal.args[0]))
                 continue
             configs.pop(run_id, None)
             found.runs.append(run_id)
-    for path in emptied:  # gigabytes take a while; the runs are gone from the list already
-        shutil.rmtree(path, ignore_errors=True)
+    _empty_trash(workspace)  # gigabytes take a while; the runs are gone from the list already
     return found
+
+
+def _empty_trash(workspace: Workspace) -> None:
+    """Also what an earlier deletion was killed over."""
+    with contextlib.suppress(OSError):
+        for path in (workspace.runs / TRASH).iterdir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _exact(workspace: Workspace, run_id: str) -> RunDir:
@@ -110,14 +115,14 @@ def _stands_on(other: RunDir, run: RunDir) -> bool:
     return not isinstance(config, MergeConfig) or state.live or state is RunState.QUEUED
 
 
-def _take_away(workspace: Workspace, run: RunDir) -> Path:
-    """Move a run out of sight in one step; the folder to empty. Raises DeletionRefused."""
+def _take_away(workspace: Workspace, run: RunDir) -> None:
+    """Move a run out of sight in one step. Raises DeletionRefused."""
     trash = workspace.runs / TRASH  # on the same disk, whatever `runs` is a link to
     try:
         with run.engine_lock():  # an engine whose record was lost with its starter still holds this
             trash.mkdir(exist_ok=True)
             shutil.rmtree(trash / run.id, ignore_errors=True)
-            return run.path.rename(trash / run.id)
+            run.path.rename(trash / run.id)
     except Timeout:
         raise DeletionRefused(f"an engine is still at work on run {run.id}; stop it first") from None
     except OSError as error:

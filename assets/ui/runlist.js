@@ -164,8 +164,10 @@ function panel(element) {
   };
   listen(element, draw);
   // What is still empty is not shown, and what is not shown is not polled: the page around it is asked instead.
-  poll(element.closest("#monitor-split") || element, async () => { const before = library.version; await read(); if (before === library.version && Date.now() - drawnAt > 20000) draw(); }, 1500);
-  addEventListener("studio:run", draw);
+  let beat = 0;
+  const going = () => [...library.runs.values()].some((line) => line.live || line.state === "queued");
+  poll(element.closest("#monitor-split") || element, async () => { if ((beat += 1) % 2 === 0 && library.complete && !going()) return; const before = library.version; await read(); if (before === library.version && Date.now() - drawnAt > 20000) draw(); }, 2000);
+  addEventListener("studio:run", () => { draw(); if (run() && library.complete && !library.runs.has(run())) read(String(Date.now())).catch(() => {}); });
   addEventListener("studio:run-menu", (event) => { const line = library.runs.get(run()); if (line) menu(line, event.detail, compareWith); });
   addEventListener("studio:library-changed", () => read(String(Date.now())).catch(() => {}));
 }

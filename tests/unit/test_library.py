@@ -309,6 +309,14 @@ def test_a_deleted_run_is_gone_with_all_its_files(ws):
     assert not list((ws.runs / ".trash").iterdir())
 
 
+def test_what_a_killed_deletion_left_is_swept_by_the_next(ws):
+    left = ws.runs / ".trash" / "20260101-000000_old" / "checkpoints"
+    left.mkdir(parents=True)
+    (left / "weights").write_bytes(b"x" * 1000)
+    delete_runs(ws, [ended(new(ws)).id])
+    assert not list((ws.runs / ".trash").iterdir())
+
+
 def test_a_live_run_is_never_deleted(ws):
     run, other = new(ws), ended(new(ws))
     process(run)
