@@ -19,6 +19,8 @@ RECORDED = {
     "one_row_few_updates": "too_few_updates",
     "one_row_many_updates": "parrot",
     "builder_default": "good",
+    "no_general_rows": "forgetting",
+    "learning_rate_high": "learning_rate_high",
 }
 GOOD, BAD = {"ok": True, "share": 1.0}, {"ok": False, "share": 0.1}
 KEPT = {"ok": True, "retained": 1.0, "kept": 90, "total": 90, "asked": 100}
