@@ -1,5 +1,5 @@
 // Head of the selected run: name, state, what it trains, phases, counts, warnings, error, and the two actions.
-const { h, t, render, feed, format, ask, elapsed, poll, lang } = window.Studio;
+const { h, t, render, feed, format, ask, elapsed, serverNow, poll, lang } = window.Studio;
 const TRAIN = ["load", "tokenise", "train", "save", "verdict"];
 const MERGE = ["load", "merge", "proof"];
 const AFTER = ["finished", "stopped", "failed", "lost"];
@@ -9,7 +9,7 @@ const durations = (state) => {
   const { phases, status } = state;
   const begin = phases.map((phase) => phase.name).lastIndexOf("load");
   const mine = phases.slice(Math.max(0, begin));
-  const now = status.live ? status.now + (Date.now() - state.received) / 1000 : status.updated_at;
+  const now = status.live ? serverNow() : status.updated_at;
   const took = new Map();
   mine.forEach((phase, index) => took.set(phase.name, (took.get(phase.name) || 0) + Math.max(0, (mine[index + 1]?.t ?? now) - phase.t)));
   return took;

@@ -143,6 +143,7 @@
       mine.logSize = part.log_size;
       mine.samplesEnd = part.samples_end;
       mine.received = Date.now();
+      hearClock(part.status.now);
       mine.missing = false;
       mine.version += 1;
     };
@@ -264,10 +265,14 @@
   };
 
   // Seconds since the engine was started, going on between two answers of the server.
+  // The server's clock, from the answer that was on its way for the shortest time: a late answer sets nothing back.
+  let ahead = Infinity;
+  const hearClock = (now) => { const gap = Date.now() / 1000 - now; ahead = Math.abs(gap - ahead) > 30 ? gap : Math.min(ahead, gap); };
+  const serverNow = () => Date.now() / 1000 - ahead;
   const elapsed = (state) => {
     const status = state.status;
     if (!status || !status.started_at) return null;
-    return status.live ? status.now - status.started_at + (Date.now() - state.received) / 1000 : status.updated_at - status.started_at;
+    return status.live ? Math.max(0, serverNow() - status.started_at) : status.updated_at - status.started_at;
   };
   // Asks for what a run's path gives, again only when `key` changed: for things that change rarely.
   const cachedRead = (path) => {
@@ -349,6 +354,17 @@
     return remembered();
   };
 
+  // A start is seen at once, however busy the server is: until the run is there, a question or a refusal.
+  addEventListener("click", (event) => {
+    const button = event.target.closest?.("#train-start");
+    if (!button || button.hasAttribute("data-busy")) return;
+    const begun = Date.now();
+    const end = () => { button.removeAttribute("data-busy"); clearInterval(watch); removeEventListener("studio:run", end); };
+    const watch = setInterval(() => { if (Date.now() - begun > 20_000 || document.querySelector("dialog[open], .toast-body, .field.wrong")) end(); }, 150);
+    button.setAttribute("data-busy", "");
+    addEventListener("studio:run", end);
+  });
+
   // Gradio's drop-down would open again after the Tab key has left it: its own handler must not see that key.
   addEventListener("keydown", (event) => {
     if (event.key === "Tab" && event.target.matches?.("input[role=combobox]")) event.stopPropagation();
@@ -364,5 +380,5 @@
     }
   });
 
-  window.Studio = { root, api, t, h, render, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme, teaching, teachingFailed, elapsed, cachedRead, sampleReader };
+  window.Studio = { root, api, t, h, render, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme, teaching, teachingFailed, elapsed, serverNow, cachedRead, sampleReader };
 })();
