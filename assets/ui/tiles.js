@@ -26,8 +26,8 @@ export function mount({ element }) {
       const share = name === "step" && state.status.max_steps ? state.status.step / state.status.max_steps : null;
       const meter = share === null ? null : h("span.meter", { "aria-hidden": "true" }, h("span"));
       if (meter) meter.firstChild.style.width = `${share * 100}%`;
-      return h("div.tile", { id: `tile-${name}` }, h("dt", {}, t("tile." + label)), h("dd.num", {}, value(state)),
-        h("span.tile-course", {}, meter, column && sparkline((state.points[column] || []).slice(-SPARK_POINTS), { width: 120, height: 26, className: "tile-spark" })), h("span.tile-note.num", {}, note(state)));
+      return h("div.tile", { id: `tile-${name}` }, h("dt", {}, t("tile." + label)), h("dd.num", {}, h("span.tile-value", {}, value(state)),
+        h("span.tile-course", {}, meter, column && sparkline((state.points[column] || []).slice(-SPARK_POINTS), { width: 120, height: 26, className: "tile-spark" })), h("span.tile-note.num", {}, note(state))));
     })));
   };
   feed.listen(element, draw);
