@@ -234,9 +234,9 @@ class _Doctor:
     def _smaller_steps(self) -> list[Remedy]:
         if self.case is None:
             return [self._guessed(changes) for changes in _usual_changes(self.config)]
-        kinds = [self._keeps] + ([self._breaks] if self.step else [])
-        found = [remedy for allowed in kinds for remedy in self._that_fit(self.case, allowed)]
-        return found or [self._guessed(changes) for changes in _strongest(self.case.config, self._keeps)]
+        found = [one for one in self._that_fit(self.case, self._keeps) if self._teaches(one)]
+        found = found or [self._guessed(changes) for changes in _strongest(self.case.config, self._keeps)]
+        return found + (self._that_fit(self.case, self._breaks) if self.step else [])
 
     def _that_fit(self, case: Case, allowed: Callable[[dict[str, Any]], bool]) -> list[Remedy]:
         """The mildest that fit. What the formula promises to fit must do so by what is known now, too."""

@@ -182,6 +182,22 @@ def test_rows_cut_are_counted(fail: Any, tmp_path: Path, workspace: Workspace) -
     assert all(remedy.cut == 0.25 for remedy in cut)
 
 
+def test_rows_are_never_cut_so_short_that_nothing_is_taught(fail: Any, tmp_path: Path) -> None:
+    rows = tmp_path / "late.jsonl"
+    turns = [{"role": "user", "content": "Hi there, " * 300}, {"role": "assistant", "content": "Hello"}]
+    rows.write_text(f"{json.dumps({'messages': turns})}\n" * 4, encoding="utf-8")
+    little = {"requested_bytes": 900 * MB, "available_bytes": 9 * MB, "used_bytes": GB, "held_bytes": GB}
+    run = fail(
+        details(device="cpu", bound="machine", rows=8, length=700, limit_bytes=2 * GB, **little),
+        checkpoint=20,
+        **{"model.model_name_or_path": "crucible/ember", "data.dataset": str(rows), "data.packing": False},
+    )
+    found = of(run).remedies
+    assert found
+    assert found[0].continues
+    assert not [remedy for remedy in found if "data.max_length" in remedy.changes]
+
+
 def test_only_a_lack_of_memory_is_treated(fail: Any, workspace: Workspace) -> None:
     run = fail(details())
     status = run.read_status()
