@@ -13,6 +13,7 @@ from rich.table import Table
 from studio import labels, reruns, runner
 from studio.cli.follow import follow_or_leave, print_json
 from studio.cli.queued import place_of
+from studio.cli.train import make_room
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.compare import check_count, compare
 from studio.config import RunConfig
@@ -97,6 +98,7 @@ def _again(arguments: argparse.Namespace) -> int:
         print(said, file=sys.stderr)
     if any(advice.level == "error" for advice in found):
         return ExitCode.BAD_INPUT
+    make_room(workspace, config)
     run = runner.submit(workspace, config)
     if arguments.detach:
         return say_started(workspace, run, as_json=arguments.json, word="has started")

@@ -79,7 +79,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, overrides)
     if not _fit(preflight(config, workspace)):
         return ExitCode.BAD_INPUT
-    _make_room(workspace, config)
+    make_room(workspace, config)
     run = runner.submit(workspace, config, gpus=arguments.gpus, gpu_count=arguments.gpu_count)
     if arguments.detach:
         return _started(workspace, run, as_json=arguments.json)
@@ -93,7 +93,7 @@ def _cards(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of card numbers like 0,1") from None
 
 
-def _make_room(workspace: Workspace, config: RunConfig) -> None:
+def make_room(workspace: Workspace, config: RunConfig) -> None:
     """The memory a chat of this workspace holds, if the run needs it."""
     if runner.needs_chat_memory(workspace, config):
         for record in chat_memory.release(workspace):

@@ -19,7 +19,10 @@ from studio.rundir import RunDir
 from studio.schema import ConfigError, build
 from studio.ui import library_routes
 from studio.ui.context import Context, Refused
+from studio.ui.queue_view import name_of
+from studio.ui.run_lines import summary
 from studio.ui.tabs import monitor, monitor_library, train
+from studio.ui.tabs.train_preview import display_name
 from studio.workspace import Workspace
 
 HOSTILE = '<img src=x onerror="alert(1)"> ${x} {{y}} 丹炉'
@@ -138,6 +141,13 @@ def test_a_card_comes_from_a_workspace_that_cannot_be_written(
 def test_no_card_of_what_is_no_run(client: TestClient, workspace: Workspace, run_id: str) -> None:
     _new(workspace, "a")
     assert client.get("/api/card", params={"run": run_id}).status_code == 404
+
+
+def test_every_list_calls_a_run_by_its_title(workspace: Workspace) -> None:
+    run = _new(workspace, "own name")
+    assert (summary(run)["name"], display_name(run), name_of(run)) == ("own name",) * 3
+    labels.rename(run, HOSTILE)
+    assert (summary(run)["name"], display_name(run), name_of(run)) == (HOSTILE,) * 3
 
 
 # ---- orders
