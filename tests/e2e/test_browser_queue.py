@@ -87,6 +87,12 @@ def test_the_queue_is_ordered_paused_and_emptied(page: Page, studio: Studio, hom
     one, two, three = (runner.submit(workspace, config(name)) for name in ("one", "two", "three"))
     _open(page, studio, two)
     expect(_names(page)).to_have_text(["one", "two", "three"])
+    expect(page.locator("#w-runlist .runs")).to_be_visible()
+    above, below = (page.locator(place).bounding_box() for place in ("#queue", "#w-runlist"))
+    assert above is not None
+    assert below is not None
+    assert below["x"] == above["x"]
+    assert below["y"] >= above["y"] + above["height"]
     expect(page.locator("#run-queued")).to_contain_text("place 2 of 3")
     expect(page.locator("#run-queued")).to_contain_text("It waits behind “one”.")
     page.locator(f"[id='queue-up-{three.id}']").click()
