@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import gradio as gr
 
+from studio.at_work import live_run
 from studio.workspace import Workspace
 
 
@@ -26,12 +27,11 @@ def attach(workspace: Workspace) -> Callable[[str, gr.Request], str]:
     """Handler of the page load: the run of ``?run=``, else the newest live one, else the one the browser remembers."""
 
     def find(remembered: str, request: gr.Request) -> str:
-        runs = workspace.list_runs()
-        known = [run.id for run in runs]
+        known = [run.id for run in workspace.list_runs()]
         asked = str(request.query_params.get("run", ""))
         if asked in known:
             return asked
-        live = next((run.id for run in runs if run.state().live), "")
-        return live or (remembered if remembered in known else "") or (known or [""])[0]
+        live = live_run(workspace)  # of hundreds of runs only those are looked at whose process may still be there
+        return (live.id if live else "") or (remembered if remembered in known else "") or (known or [""])[0]
 
     return find
