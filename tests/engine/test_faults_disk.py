@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -58,13 +61,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, rows: Path) -> RunDir:
 
 
 @pytest.fixture
-def space(disk: Path, request: pytest.FixtureRequest) -> Iterator[Workspace]:
+def space(disk: Path) -> Iterator[Workspace]:
     """A workspace on the small disk, which is empty again afterwards."""
     workspace = Workspace(disk / "ws 丹炉")
     yield workspace
     (disk / "ballast").unlink(missing_ok=True)
     for run in workspace.list_runs():
-        os.system(f"rm -rf '{run.path}'")
+        shutil.rmtree(run.path)
 
 
 def says_it_is_full(run: RunDir, code: int) -> RunError:
@@ -234,3 +237,13 @@ def test_an_engine_on_a_read_only_disk(read_only: RunDir, capfd: pytest.CaptureF
     assert read_only.state() is RunState.QUEUED
     with pytest.raises(WorkspaceError, match="--workspace"):
         Workspace(read_only.path.parent.parent)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["1", ""])
+def test_a_log_that_takes_nothing_does_not_change_the_exit_code(tmp_path: Path, unbuffered: str) -> None:
+    env = os.environ | {"PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    with Path("/dev/full").open("wb") as log:
+        argv = [sys.executable, "-m", "studio.engine", "train", str(tmp_path)]
+        done = subprocess.run(argv, stdout=log, stderr=log, env=env, check=False)
+    assert done.returncode == ExitCode.BAD_INPUT
