@@ -30,7 +30,7 @@ SIZES = {"requested_bytes": 2 * GB, "available_bytes": GB, "used_bytes": 2 * GB,
 def run(workspace: Workspace) -> RunDir:
     """A run of the built-in model that ran out of memory after its checkpoint at step 20."""
     rows = workspace.path / "rows.jsonl"
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello " * 700}]
     rows.write_text(json.dumps({"messages": turns}) + "\n", encoding="utf-8")
     layer = {
         "method": "lora",
