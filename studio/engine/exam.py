@@ -100,8 +100,13 @@ class Exam:
         self._perplexity = self._perplexity_before()
         self._quick = quick_probes(self.probes, self.before, self.seed)
         self.checks = self._earlier_checks()
-        if not self.checks:
-            self.tell(self._judged(self.before), self._perplexity)
+        if self.checks:
+            return
+        base = self._judged(self.before)
+        if self.journal.step:  # an earlier start left none: what is known is the base model's, and that of step 0
+            self.checks = [base.model_copy(update={"step": 0})]
+        else:
+            self.tell(base, self._perplexity)
 
     @property
     def learning_is_checked(self) -> bool:

@@ -146,9 +146,11 @@ def test_own_questions_replace_those_of_the_validation_rows(make_run: MakeRun, e
     assert [(row["kind"], row["prompt"]) for row in report["before_after"]] == [("own", PROBE["prompt"])]
 
 
+@pytest.mark.parametrize("kept", [True, False])
 def test_what_was_checked_before_a_stop_is_known_after_the_resume(
-    make_run: MakeRun, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    make_run: MakeRun, engine: Engine, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
+    """Unless its file is gone: then only what the base model knew, and nothing untrue of the step gone on from."""
     from studio.engine.journal import Journal
 
     run = make_run(**CHECKED, **APART, **{"samples.evaluation_freq": 1})
@@ -165,13 +167,17 @@ def test_what_was_checked_before_a_stop_is_known_after_the_resume(
     before = [check.step for check in checks_of(run)]
     base = json.loads((run.path / "base_perplexity.json").read_text(encoding="utf-8"))
     run.stop_file.unlink()
+    if not kept:
+        (run.path / "checks.json").unlink()
     assert engine(run, resume=True) == 0
     assert before == [0, 1, 2]
-    assert [check.step for check in checks_of(run)] == [0, 1, 2, 4, 5]
+    known = [0, 1, 2, 4, 5] if kept else [0, 4, 5]
+    assert [check.step for check in checks_of(run)] == known
+    assert [event.step for event in events_of(run, "verdict")] == [0, 1, 2, 4, 5, 6]
     report = run.read_report()
     assert report is not None
     assert report["verdict"]["perplexity"]["before"] == base
-    assert [check["step"] for check in report["evidence"]["checks"]] == [0, 1, 2, 4, 5]
+    assert [check["step"] for check in report["evidence"]["checks"]] == known
 
 
 def test_without_questions_to_learn_there_is_no_best_step_and_it_is_said(make_run: MakeRun, engine: Engine) -> None:
