@@ -23,6 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from studio.config import RunConfig
 from studio.engine.failure import explain, model_failure
 from studio.events import ExitCode
@@ -30,6 +32,7 @@ from studio.footprint import Measurement
 from studio.layouts import read_layout
 from studio.model_shape import shape_of
 from studio.presets import ModelRef, resolve_model
+from studio.records.order import Indices
 from studio.schema import ConfigError, FieldError, build, parse_yaml
 
 if TYPE_CHECKING:
@@ -246,6 +249,11 @@ class SameRows:
 
     def __len__(self) -> int:
         return self.count
+
+    @property
+    def sizes(self) -> Indices:
+        """Tokens of each row."""
+        return np.full(self.count, len(self.row["input_ids"]))
 
     def __getitem__(self, number: int) -> dict[str, list[int]]:
         return self.row
