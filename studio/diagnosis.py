@@ -282,10 +282,11 @@ def _overfit(facts: _Facts) -> Diagnosis | None:
 
 
 def _too_little(facts: _Facts) -> Diagnosis:
+    taught = max(facts.seen.distinct - facts.seen.general, 1)
+    rows = "one row is too little" if taught == 1 else f"{taught} different rows are too few"
     return Diagnosis(
         kind="not_enough_data",
-        message=f"The training loss fell, but other phrasings are not answered as taught: "
-        f"{facts.seen.distinct} different rows are too few.",
+        message=f"The training loss fell, but other phrasings are not answered as taught: {rows}.",
         hint="Add rows that ask the same in other words; the Data tab builds them for an identity.",
     )
 

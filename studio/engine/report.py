@@ -16,6 +16,7 @@ from studio.engine.exam import Exam
 from studio.engine.inputs import Inputs
 from studio.engine.saving import continued_from, model_card, rewrite_card
 from studio.engine.trainer import Trainer
+from studio.estimate import self_replay_rows
 from studio.records import DataError
 from studio.records.chat_tokenizer import ChatTokenizer
 from studio.records.counts import Counts
@@ -81,7 +82,7 @@ def evidence_of(inputs: Inputs, counts: Counts, ending: Ending, curve: Curve, ex
     return Evidence(
         updates=ending.best_step or ending.steps,
         distinct=counts.distinct,
-        general=counts.self_replay + _general_rows(inputs, counts),
+        general=self_replay_rows(inputs.config, inputs.source.store) + _general_rows(inputs, counts),
         first_loss=curve.first,
         lowest_loss=curve.lowest,
         last_loss=curve.last,

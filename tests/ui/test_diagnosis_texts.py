@@ -35,6 +35,7 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"passed": False, "learned": BAD, "forgot": KEPT | {"total": 3}}, {"own_template": False}),
     ({"passed": False, "perplexity": BAD}, {}),
     ({"passed": False, "learned": BAD}, {}),
+    ({"passed": False, "learned": BAD}, {"distinct": 401, "general": 400}),
 ]
 OTHERS = [
     "There are no questions that tell what was learned, so no step is chosen as the best.",

@@ -21,6 +21,7 @@ RECORDED = {
     "builder_default": "good",
     "no_general_rows": "forgetting",
     "learning_rate_high": "learning_rate_high",
+    "learning_rate_low": "learning_rate_low",
 }
 GOOD, BAD = {"ok": True, "share": 1.0}, {"ok": False, "share": 0.1}
 KEPT = {"ok": True, "retained": 1.0, "kept": 90, "total": 90, "asked": 100}
@@ -118,7 +119,7 @@ def test_the_recorded_builder_run_learned_and_kept() -> None:
 def test_every_kind(kind: str, verdict: dict[str, Any] | None, seen: dict[str, Any]) -> None:
     config = config_of(**{"data.validation_share": 0.1 if (verdict or {}).get("perplexity") else 0.0})
     if kind == "template_mismatch":
-        config = config_of(**{"model.chat_template": "alpaca"})
+        config = config_of(**{"model.chat_template": "vicuna"})
     found = diagnose(config, verdict, evidence(**seen))
     assert found.kind == kind
     assert found.message.endswith(".")
@@ -130,7 +131,7 @@ def test_every_kind(kind: str, verdict: dict[str, Any] | None, seen: dict[str, A
 
 
 def test_a_template_of_ones_own_that_works_is_not_blamed() -> None:
-    found = diagnose(config_of(**{"model.chat_template": "alpaca"}), verdict_of(), evidence(own_template=False))
+    found = diagnose(config_of(**{"model.chat_template": "vicuna"}), verdict_of(), evidence(own_template=False))
     assert found.kind == "good"
 
 

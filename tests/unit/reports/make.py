@@ -35,7 +35,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "no_general_rows": ({"replay": "none", "replay_share": 0.0}, {"train.max_steps": 120}),
     "learning_rate_high": ({}, {"train.learning_rate": 0.05}),
     "learning_rate_low": ({}, {"train.learning_rate": 3e-5}),
-    "other_template": ({}, {"model.chat_template": "alpaca", "train.max_steps": 60}),
+    "other_template": ({}, {"model.chat_template": "vicuna", "train.max_steps": 40}),
 }
 """Name of a recording -> what differs from the builder's and from the preset's defaults."""
 
