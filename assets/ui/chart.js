@@ -6,7 +6,7 @@ import { noteList } from "./chartnotes.js";
 import { download, picture } from "./chartfile.js";
 const { h, t, render, api, feed, format, script, store, seen, poll } = window.Studio;
 const LARGE = 300; const SMALL = 150;
-const NOTES_EVERY_MS = 3000;
+const NOTES_EVERY_MS = 5000;
 const stored = (name, fallback) => store.get(`chart.${name}`) ?? fallback;
 
 export function mount({ element }) {
