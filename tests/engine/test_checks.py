@@ -226,3 +226,12 @@ def test_a_training_ends_at_the_best_step_and_saves_it(make_run: MakeRun, engine
     assert best_weights(run, whole=False) == run.adapter
     assert [event.field for event in events_of(run, "warning")] == ["verdict.stop_at_best"]
     assert f"Saved is step {ending['best_step']}" in (run.adapter / "README.md").read_text(encoding="utf-8")
+
+
+def test_rows_the_base_model_wrote_itself_count_as_general(make_run: MakeRun, engine: Engine) -> None:
+    run = make_run(**CHECKED, **{"data.self_replay": 5, "train.max_steps": 2})
+    assert engine(run) == 0
+    report = run.read_report()
+    assert report is not None
+    assert report["evidence"]["general"] == 5
+    assert report["evidence"]["distinct"] > 24
