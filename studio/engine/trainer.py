@@ -119,6 +119,13 @@ class Trainer(SFTTrainer):
             checkpoints.settle(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """A run that ended after its last update and is resumed: the library would make one update too many."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with during("save"), self.pace.timing("save"):
             super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
