@@ -22,6 +22,7 @@ RECORDED = {
     "no_general_rows": "forgetting",
     "learning_rate_high": "learning_rate_high",
     "learning_rate_low": "learning_rate_low",
+    "other_template": "template_mismatch",
 }
 GOOD, BAD = {"ok": True, "share": 1.0}, {"ok": False, "share": 0.1}
 KEPT = {"ok": True, "retained": 1.0, "kept": 90, "total": 90, "asked": 100}
