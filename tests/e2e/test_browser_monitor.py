@@ -269,7 +269,7 @@ def test_the_coach_speaks_on_the_chart_and_nothing_moves(page: Page, studio: Stu
     child = fake_engine.launch(run, steps=400, pace=0.05, slow=0, hang_at=60)
     try:
         _open(page, studio, run)
-        expect(page.locator("#w-runhead .now-line")).to_contain_text("of 400")
+        expect(page.locator("#w-runhead .now-line")).to_contain_text("step 60 of 400")
         expect(page.locator("#w-chart canvas")).to_be_visible()
         before = page.locator("#w-logtail").bounding_box()
         run.append_event(LogEvent(step=61, loss=float("nan")))
