@@ -170,7 +170,7 @@ class _Bar:
 def report_end(run: RunDir, console: Console) -> None:
     """Say how a run ended and, if it failed, why and what to do."""
     state, status = run.state(), run.read_status()
-    if not run.path.is_dir():
+    if state is RunState.QUEUED or not run.path.is_dir():
         console.print(f"{run.id} was taken out of the queue", markup=False)
         return
     console.print(f"{run.id}: {state}", markup=False)

@@ -14,7 +14,12 @@ MINIMAL = {"model": {"model_name_or_path": "crucible/ember"}, "data": {"dataset"
 # What some fields need beside them: 16-bit weights, validation rows.
 COMPANIONS = {"method": "lora", "data": {"validation_share": 0.1}}
 HARD = "a: b\n#  'ü' \"$HOME\" `id` 5"
-SPECIAL = {"schema_version": 1, "train.lr_scheduler_kwargs": None}
+SPECIAL = {
+    "schema_version": 1,
+    "train.lr_scheduler_kwargs": None,
+    "train.report_to": ["tensorboard", "wandb"],
+    "verdict.probes": [{"prompt": "a 'b' $(c)\n#", "expect": ["二: {y}", "null"]}],
+}
 
 
 def again(config):
