@@ -80,6 +80,17 @@ export function mount({ element }) {
   const lastStep = (run) => run.points.step[run.points.step.length - 1] ?? 0;
   const named = (part) => (part.column.includes("loss") && part.column !== "loss" ? `${t("chart.eval")} ` : ["learned", "leaked", "retained"].includes(part.column) ? `${t("chart.exam." + part.column)} ` : "");
   const told = (run, metric, step) => worth(run, metric, step).map((part) => [`${named(part)}${METRICS[metric].show(part.value)}`, view.weight && part.smooth !== null ? t("chart.smoothed", { value: METRICS[metric].show(part.smooth) }) : null].filter(Boolean).join(" · ")).join(" · ");
+  // Of a picture with several lines of one run, each value shows which line is its.
+  const keyed = (run, metric, step) => {
+    if (view.runs.length > 1 || METRICS[metric].lines.length < 3) return told(run, metric, step) || "–";
+    const parts = worth(run, metric, step);
+    return parts.length ? parts.map((part) => {
+      const line = METRICS[metric].lines.findIndex(([, column]) => column === part.column);
+      const swatch = h(`i.line-key.line-${line}`, { "aria-hidden": "true" });
+      swatch.style.color = colour(line === 0 ? view.colourOf(run.id) : line);
+      return h("span.keyed", {}, swatch, `${named(part)}${METRICS[metric].show(part.value)}`);
+    }) : "–";
+  };
   // Under the pointer, or the newest values while there is none.
   const values = () => {
     if (!view.runs.length) return;
@@ -92,7 +103,7 @@ export function mount({ element }) {
     h("ul.readout-runs", {}, view.runs.map((run) => {
       const swatch = h("i.swatch", { "aria-hidden": "true" });
       swatch.style.background = `var(--c${(view.colourOf(run.id) % 8) + 1})`;
-      return h("li", {}, swatch, h("span.readout-name", { dir: "auto", title: run.id }, run.status?.name || run.id), h("span.readout-value", {}, all ? "" : told(run, name, step ?? lastStep(run)) || "–"),
+      return h("li", {}, swatch, h("span.readout-name", { dir: "auto", title: run.id }, run.status?.name || run.id), h("span.readout-value", {}, all ? "" : keyed(run, name, step ?? lastStep(run))),
         run !== first && h("button.btn.link", { type: "button", id: `off-${run.id}`, "aria-label": t("chart.without", { name: run.status?.name || run.id }), onclick: () => dispatchEvent(new CustomEvent("studio:overlay", { detail: feed.overlay.filter((id) => id !== run.id) })) }, "✕"));
     })));
     if (all) for (const panel of panels) render(panel.caption, view.runs.slice(0, 4).map((run) => { const [part] = worth(run, panel.name, step ?? lastStep(run)); const text = h("span", {}, part ? METRICS[panel.name].show(part.value) : "–"); text.style.color = colour(view.colourOf(run.id)); return text; }));
@@ -136,5 +147,6 @@ export function mount({ element }) {
 
   new ResizeObserver(() => { if (panels.some((panel) => !panel.plot)) redraw(); }).observe(area);
   addEventListener("studio:theme", redraw);
+  addEventListener("studio:curve", ({ detail }) => { if (!METRICS[detail]) return; choose(detail); host.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" }); });
   script("/studio-assets/vendor/uPlot.iife.min.js").then(() => { feed.listen(element, draw); poll(element, listen, 1000); });
 }

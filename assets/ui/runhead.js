@@ -92,7 +92,7 @@ export function mount({ element }) {
     const what = [status.kind === "merge" ? t("kind.merge") : status.method, status.model, status.dataset].filter(Boolean);
     render(host, h("section.card.run-head", {},
       h("div.run-top", {}, h("h3.run-title", { dir: "auto" }, status.name), h(`span.chip.${status.state}`, { role: "status" }, t("state." + status.state)), h("span.spring"), actions(status)),
-      h("p.run-what", {}, what.map((word) => h("span", { dir: "auto" }, word)), h("span.num", {}, t("elapsed", { time: format.seconds(elapsed(state)) }))),
+      h("p.run-what", {}, what.map((word) => h("span", { dir: "auto" }, word)), status.state !== "queued" && h("span.num", {}, t("elapsed", { time: format.seconds(elapsed(state)) }))),
       strip(state), nowLine(state), errorCard(status), status.kind !== "merge" && countsLine(state.counts),
       status.kind === "merge" && state.warnings.slice(-3).map((warning) => h("p.warned", { dir: "auto" }, warning.said || warning.message))));
   };

@@ -11,7 +11,7 @@ const TILES = [
   ["loss", (state) => format.loss(last(state.points.loss)), "loss", (state) => some(state.evals.eval_loss, (value) => t("tile.eval.note", { value: format.loss(value) }))],
   ["learning_rate", (state) => format.rate(last(state.points.learning_rate)), "learning_rate", () => ""],
   ["grad_norm", (state) => format.loss(last(state.points.grad_norm)), "grad_norm", () => ""],
-  ["tokens_per_second", (state) => format.number(last(state.points.tokens_per_second), 0), "tokens_per_second", (state) => some(state.points.mfu, (value) => `MFU ${format.percent(value)}`) || some(state.points.padding, (value) => t("tile.padding.note", { share: format.percent(value) }))],
+  ["tokens_per_second", (state) => format.number(last(state.points.tokens_per_second), 0), "tokens_per_second", (state) => some(state.points.mfu, (value) => `MFU ${format.percent(value)}`) || some(state.points.padding, (value) => t("tile.padding.note", { share: `${Math.round(100 * value)}%` }))],
   ["memory_bytes", (state) => format.bytes(last(state.points.memory_bytes)), "memory_bytes", (state) => list(some(state.points.gpu_utilization, (value) => `GPU ${Math.round(100 * value)}%`), some(state.points.gpu_power_watts, (value) => `${Math.round(value)} W`))],
   ["eta", (state) => (state.status.live ? format.seconds(state.eta === null ? null : Math.max(0, state.eta - (Date.now() - state.received) / 1000)) : format.seconds(elapsed(state))), null, (state) => some(state.points.step_seconds, (value) => t("tile.step_seconds.note", { time: value < 1 ? `${Math.round(value * 1000)} ms` : `${Number(value).toPrecision(3)} s` }))],
 ];

@@ -4,7 +4,7 @@ import { changesCard, loaded, markChanges } from "./trainchanges.js";
 import { card as cardChoice, fitCard } from "./trainfit.js";
 import { modelCard } from "./trainmodel.js";
 
-const { t, api, poll, format } = window.Studio;
+const { t, api, poll, format, lang } = window.Studio;
 
 const fieldNode = (path) => document.getElementById("f-" + path.replaceAll(".", "-"));
 const openAdvanced = async () => {
@@ -86,7 +86,7 @@ const waiting = (state) => {
     h("div.progress" + (share === null ? ".unknown" : ""), { role: "progressbar", "aria-label": t("train.counting"), "aria-valuenow": share }, h("i", { style: `width:${share ?? 100}%` })),
     h("p.quiet.small", {}, t("train.counting.note")));
 };
-const ended = (text) => (/[.。!！?？]$/.test(text) ? text : text + (/[\u4e00-\u9fff]/.test(text) ? "。" : "."));
+const ended = (text) => (/[.。!！?？]$/.test(text) ? text : text + (lang() === "en" ? "." : "。"));
 const issueList = (issues) => h("ul.issues", {}, issues.map((issue) => h("li." + issue.level, {},
   h("span.mark", { role: "img", "aria-label": t("tabs.level." + issue.level) }),
   h("div", {}, issue.field ? button("btn.link", issue.label, () => reveal(issue.field)) : null, h("span", {}, ended(issue.message), " "), issue.fix && h("span.quiet", {}, ended(issue.fix[0].toUpperCase() + issue.fix.slice(1)))))));

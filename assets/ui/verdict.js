@@ -7,36 +7,11 @@ const SHOWN = 30;
 
 // ---- the checks during the training --------------------------------------------------------------------------------
 const SERIES = ["learned", "leaked", "retained"];
-const WIDTH = 640; const HEIGHT = 150; const LEFT = 38; const RIGHT = 14; const TOP = 10; const BOTTOM = 24;
-
-const svg = (name, attributes, ...children) => {
-  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  node.append(...children.flat(Infinity));
-  return node;
-};
-// [{step, learned, leaked, retained, perplexity}], shares from 0 to 1 or null.
-const trendChart = (checks) => {
-  const first = checks[0].step; const last = checks[checks.length - 1].step;
-  const x = (step) => LEFT + (last > first ? (step - first) / (last - first) : 0.5) * (WIDTH - LEFT - RIGHT);
-  const y = (share) => TOP + (1 - share) * (HEIGHT - TOP - BOTTOM);
-  const rules = [0, 0.5, 1].map((share) => [svg("line", { x1: LEFT, x2: WIDTH - RIGHT, y1: y(share), y2: y(share), class: "rule" }), svg("text", { x: LEFT - 7, y: y(share) + 4, "text-anchor": "end" }, format.percent(share))]);
-  const ends = first === last ? [[first, "middle"]] : [[first, "start"], [last, "end"]];
-  const lines = SERIES.map((name) => {
-    const known = checks.filter((check) => check[name] !== null && check[name] !== undefined);
-    return known.length ? svg("g", { class: name }, svg("polyline", { points: known.map((check) => `${x(check.step).toFixed(1)},${y(check[name]).toFixed(1)}`).join(" ") }),
-      known.map((check) => svg("circle", { cx: x(check.step).toFixed(1), cy: y(check[name]).toFixed(1), r: 3.2 }, svg("title", {}, `${t("step", { n: check.step })}: ${t("trend." + name)} ${format.percent(check[name])}`)))) : [];
-  });
-  return svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: "trend", role: "img", "aria-label": t("trend.title") }, rules, ends.map(([step, anchor]) => svg("text", { x: x(step), y: HEIGHT - 6, "text-anchor": anchor }, t("step", { n: step }))), lines);
-};
+// The curves themselves are among those of the chart, where they can be zoomed and laid over others.
+const toCurve = (spec = "button.btn.small") => h(spec, { type: "button", id: "exam-curve", onclick: () => dispatchEvent(new CustomEvent("studio:curve", { detail: "exam" })) }, t("trend.show"));
 const newest = (checks, name) => [...checks].reverse().find((check) => check[name] !== null && check[name] !== undefined)?.[name] ?? null;
-const trend = (checks) => {
-  const shares = SERIES.filter((name) => newest(checks, name) !== null);
-  const perplexity = newest(checks, "perplexity");
-  return h("div.trend-box", {}, shares.length > 0 && trendChart(checks), h("ul.trend-key", {},
-    shares.map((name) => h(`li.${name}`, {}, h("span.swatch", { "aria-hidden": "true" }), t("trend." + name), h("b.num", {}, format.percent(newest(checks, name))))),
-    perplexity !== null && h("li", {}, t("trend.perplexity"), h("b.num", {}, format.number(perplexity, 2)))));
-};
+const trend = (checks) => h("ul.trend-key", {}, SERIES.filter((name) => newest(checks, name) !== null).map((name) => h("li", {}, t("trend." + name), h("b.num", {}, format.percent(newest(checks, name))))),
+  newest(checks, "perplexity") !== null && h("li", {}, t("trend.perplexity"), h("b.num", {}, format.number(newest(checks, "perplexity"), 2))));
 const checksOf = (state) => ((state && state.exams ? state.exams.step.map((step, index) => ({ step, ...Object.fromEntries([...SERIES, "perplexity"].map((name) => [name, state.exams[name]?.[index] ?? null])) })) : []));
 
 // ---- what it means -------------------------------------------------------------------------------------------------
@@ -91,9 +66,9 @@ export function mount({ element }) {
   let drawn = ""; let allPairs = "";
   const title = (verdict) => t(verdict.passed === null || verdict.passed === undefined ? "verdict.unchecked" : verdict.passed ? "verdict.passed" : "verdict.missed");
   const whole = (id, report, meaning, checks) => h("section.card.verdict", { id: "run-verdict" },
-    h("div.grid-bar", {}, h("h3", {}, title(report.verdict)), h("span.spring"), report.seconds && h("span.quiet.num", {}, t("verdict.seconds", { s: format.seconds(Object.values(report.seconds).reduce((a, b) => a + (b || 0), 0)) }))),
+    h("div.grid-bar", {}, h("h3", {}, title(report.verdict)), h("span.spring"), checks.length > 1 && toCurve("button.btn.link.small"), report.seconds && h("span.quiet.num", {}, t("verdict.seconds", { s: format.seconds(Object.values(report.seconds).reduce((a, b) => a + (b || 0), 0)) }))),
     diagnosisBox(id, meaning.diagnosis), lights(report.verdict, { limits: true }), bestLine(meaning.best), failing(report.verdict),
-    checks.length > 1 && h("details.fold", {}, h("summary", {}, t("trend.title")), trend(checks)), pairs(report.before_after || [], allPairs === id, () => { allPairs = allPairs === id ? "" : id; drawn = ""; redraw(); }));
+    pairs(report.before_after || [], allPairs === id, () => { allPairs = allPairs === id ? "" : id; drawn = ""; redraw(); }));
   const draw = async (state) => {
     const there = state && state.id && state.status && !state.missing;
     const ended = there && !state.status.live && state.status.state !== "queued";
@@ -107,7 +82,8 @@ export function mount({ element }) {
     const asked = meaning || { diagnosis: null, best: null };
     if (report?.proof) render(host, proof(report));
     else if (report?.verdict) render(host, whole(state.id, report, asked, checks));
-    else if (checks.length) render(host, h("section.card.verdict", { id: "run-checks" }, h("h3", {}, t("trend.title")), trend(checks), bestLine(asked.best)));
+    else if (checks.length) render(host, h("section.card.verdict", { id: "run-checks" },
+      h("div.grid-bar", {}, h("h3", {}, t("trend.title")), h("span.quiet.num", {}, t("step", { n: checks[checks.length - 1].step })), h("span.spring"), checks.length > 1 && toCurve()), trend(checks), bestLine(asked.best)));
     else render(host);
   };
   const redraw = () => draw(feed.state).catch(() => { drawn = ""; });

@@ -20,9 +20,10 @@ export const compare = (before, after, { without = "" } = {}) => {
   if (kept.size >= KEPT) kept.clear();
   kept.set(key, known);
   const parts = [];
-  for (const part of known.filter((item) => item.kind !== without)) {
+  for (const { kind, text: now, was } of known.filter((item) => item.kind !== without)) {
+    const text = without === "new" ? was : now;
     const last = parts[parts.length - 1];
-    if (last && last.kind === part.kind) last.text += part.text; else parts.push({ ...part });
+    if (last && last.kind === kind) last.text += text; else parts.push({ text, kind });
   }
   return parts;
 };
@@ -36,7 +37,9 @@ const parted = (before, after) => {
     const text = (removed ? before.slice(old, old + count) : after.slice(now, now + count)).join("");
     if (!added) old += count;
     if (!removed) now += count;
-    return { text, kind: added ? "new" : removed ? "gone" : "same" };
+    // What both have keeps the spaces of each.
+    const was = added ? "" : before.slice(old - count, old).join("");
+    return { text, was, kind: added ? "new" : removed ? "gone" : "same" };
   });
 };
 const nodes = (parts, tag) => parts.flatMap((part) => {

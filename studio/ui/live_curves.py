@@ -114,8 +114,10 @@ class Table:
 
 
 def _number(value: float | None) -> float:
-    # Seven digits are more than any curve shows, and halve what is sent.
-    return math.nan if value is None else float(f"{value:.7g}")
+    # Seven digits are more than any curve shows, and halve what is sent; a time needs its seconds.
+    if value is None:
+        return math.nan
+    return round(value, 1) if abs(value) >= 1e7 else float(f"{value:.7g}")
 
 
 class LiveCurves:

@@ -33,7 +33,7 @@ def queue_json(workspace: Workspace, language: str) -> dict[str, Any]:
     settings = run_queue.settings(workspace)
     waiting = run_queue.entries(workspace)
     decisions = {decision.run_id: decision for decision in runner.decisions(workspace)} if waiting else {}
-    names = {run.id: name_of(run) for run, _ in waiting}
+    names = _told_apart([run for run, _ in waiting])
     running = [_at_work(run) for run in reversed(runner.live_runs(workspace))]
     names |= {line["id"]: line["name"] for line in running}
     return {
@@ -45,6 +45,15 @@ def queue_json(workspace: Workspace, language: str) -> dict[str, Any]:
             _waiting(run, entry) | {"place": place, "why": why(entry, settings, decisions.get(run.id), names, language)}
             for place, (run, entry) in enumerate(waiting, 1)
         ],
+    }
+
+
+def _told_apart(waiting: list[RunDir]) -> dict[str, str]:
+    """The names of the runs that wait, by id; of those that share a name, with the place before it."""
+    names = [name_of(run) for run in waiting]
+    return {
+        run.id: name if names.count(name) == 1 else f"{place}. {name}"
+        for place, (run, name) in enumerate(zip(waiting, names, strict=True), 1)
     }
 
 
