@@ -5,7 +5,7 @@ A checkpoint is kept there where that is asked for, training ends when it gets n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,17 +105,32 @@ def watchers(config: RunConfig, *, validate: bool) -> list[TrainerCallback]:
     return found
 
 
+def no_better(trainer: Trainer) -> bool:
+    """Whether the training has ended because it got no better: now, or where the checkpoint was written."""
+    stoppers: Sequence[Any] = trainer.callback_handler.callbacks
+    impatient = [one for one in stoppers if isinstance(one, EarlyStoppingCallback)]
+    return any(one.early_stopping_patience_counter >= one.early_stopping_patience for one in impatient) or any(
+        one.ended for one in stoppers if isinstance(one, CheckWhileTraining)
+    )
+
+
+def with_patience_as_asked(trainer: Trainer, restore: Callable[[], None]) -> None:
+    """Have the callbacks' states restored: what was counted is the checkpoint's, the patience the configuration's."""
+    stoppers: Sequence[Any] = trainer.callback_handler.callbacks
+    asked = [one.state()["args"] for one in stoppers if isinstance(one, EarlyStoppingCallback)]
+    restore()
+    stoppers = trainer.callback_handler.callbacks
+    for one, settings in zip([one for one in stoppers if isinstance(one, EarlyStoppingCallback)], asked, strict=False):
+        vars(one).update(settings)
+
+
 def ending(trainer: Trainer) -> Ending:
     """How `trainer` ended."""
     state = trainer.state
     stoppers: Sequence[Any] = trainer.callback_handler.callbacks
-    patient = any(
-        isinstance(one, EarlyStoppingCallback) and one.early_stopping_patience_counter >= one.early_stopping_patience
-        for one in stoppers
-    )
     checked = [one for one in stoppers if isinstance(one, CheckWhileTraining) and one.choose]
     by: Literal["loss", "checks"] = "checks" if checked else "loss"
-    early = state.global_step < state.max_steps and (patient or any(one.ended for one in checked))
+    early = state.global_step < state.max_steps and no_better(trainer)
     if not (trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None):
         return Ending(state.global_step, state.max_steps, early, by=by)
     loss = None if checked else state.best_metric

@@ -27,9 +27,16 @@ class CheckWhileTraining(TrainerCallback):
         self._pending: Check | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """The trainer is to return to the best step; it would ask for a metric if it had been told before."""
-        if self.choose:
-            args.load_best_model_at_end = True
+        """The trainer is to return to the best step; it would ask for a metric if it had been told before.
+
+        A training that ended at this very step, before a resume, has ended.
+        """
+        if not self.choose:
+            return
+        args.load_best_model_at_end = True
+        checks = self.exam.checks
+        due = state.global_step > 0 and state.global_step % self.every == 0
+        self.ended = due and checks[-1].step == state.global_step and enough(checks)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """After the update. The last step is checked only to be chosen: the verdict follows it at once."""

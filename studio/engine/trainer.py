@@ -19,7 +19,7 @@ from studio.engine import zero
 from studio.engine.activity import batch, during
 from studio.engine.answers import undisturbed
 from studio.engine.attention import Collator
-from studio.engine.best import follow_best
+from studio.engine.best import follow_best, no_better, with_patience_as_asked
 from studio.engine.data import dataset_of
 from studio.engine.model import Loaded
 from studio.engine.pace import Pace, Plan
@@ -120,11 +120,14 @@ class Trainer(SFTTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """A run that ended after its last update and is resumed: the library would make one update too many."""
-        if self.state.global_step >= self.state.max_steps:
+        """A training that was over already and is resumed: the library would train on, by an update or to the end."""
+        if self.state.global_step >= self.state.max_steps or no_better(self):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _load_callback_state(self) -> None:
+        with_patience_as_asked(self, super()._load_callback_state)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with during("save"), self.pace.timing("save"):

@@ -11,6 +11,7 @@ import pytest
 from tiny import EMBER, Engine, MakeRun, events_of, losses
 
 from studio.best_step import best_weights, read_best
+from studio.checkpoints import last_checkpoint, step_of
 from studio.diagnosis import Check
 from studio.events import ExitCode, RunState
 from studio.presets import compose
@@ -226,6 +227,12 @@ def test_a_training_ends_at_the_best_step_and_saves_it(make_run: MakeRun, engine
     assert best_weights(run, whole=False) == run.adapter
     assert [event.field for event in events_of(run, "warning")] == ["verdict.stop_at_best"]
     assert f"Saved is step {ending['best_step']}" in (run.adapter / "README.md").read_text(encoding="utf-8")
+    last = last_checkpoint(run.checkpoints)  # the last check was as good as any before: a checkpoint lies there
+    assert last is not None
+    assert step_of(last) == ending["steps"]
+    assert engine(run, resume=True) == 0  # as after a kill while the verdict is asked
+    assert (run.read_report() or {})["ending"] == ending
+    assert checks_of(run) == checks
 
 
 def test_rows_the_base_model_wrote_itself_count_as_general(make_run: MakeRun, engine: Engine) -> None:

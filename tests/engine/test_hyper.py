@@ -436,6 +436,7 @@ def test_training_ends_early_and_the_best_step_is_what_is_saved(
         "early": True,
         "best_step": best,
         "best_loss": pytest.approx(curve[best]),
+        "by": "loss",
     }
     result = run.model if method == "full" else run.adapter
     file = "model.safetensors" if method == "full" else "adapter_model.safetensors"
@@ -481,6 +482,21 @@ def test_patience_is_counted_on_after_a_resume(make_run: MakeRun, engine: Engine
     assert max(losses(run)) == last
     assert (run.read_report() or {})["ending"] == (whole.read_report() or {})["ending"]
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(run).items())
+
+
+def test_a_training_that_had_ended_early_does_not_go_on_when_it_is_resumed(make_run: MakeRun, engine: Engine) -> None:
+    """As after a kill while the verdict is asked; unless the resume asks for more patience."""
+    run = make_run(**BEST | {"train.save_steps": 2, "train.save_total_limit": -1})
+    assert engine(run) == 0
+    last, ending, trained = max(losses(run)), (run.read_report() or {})["ending"], weights(run)
+    assert (run.checkpoints / f"checkpoint-{last}").is_dir()
+    assert engine(run, resume=True) == 0
+    assert max(losses(run)) == last
+    assert (run.read_report() or {})["ending"] == ending
+    assert all(torch.equal(value, trained[name]) for name, value in weights(run).items())
+    run.change({"early_stopping.early_stopping_patience": 3}, last)
+    assert engine(run, resume=True) == 0
+    assert max(losses(run)) > last
 
 
 def test_best_of_nothing_is_refused(make_run: MakeRun, engine: Engine, tmp_path: Path) -> None:
