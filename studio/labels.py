@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from studio.run_queue import locked, workspace_of
 from studio.rundir import RunDir, write_atomic
 from studio.schema import ConfigError, FieldError
 
@@ -33,24 +34,33 @@ def read_labels(run: RunDir) -> Labels:
 
 
 def rename(run: RunDir, title: str) -> Labels:
-    """Give a run another title; an empty one brings back the name of its configuration. Raises ConfigError."""
+    """Give a run another title; an empty one brings back the name of its configuration.
+
+    Raises ConfigError, or StartRefused when another process holds the workspace.
+    """
     title = clean(title, "title", TITLE_LIMIT) if title.strip() else ""
-    return _write(run, read_labels(run).model_copy(update={"title": title}))
+    with locked(workspace_of(run)):
+        return _write(run, read_labels(run).model_copy(update={"title": title}))
 
 
 def tag(run: RunDir, add: Iterable[str] = (), remove: Iterable[str] = ()) -> Labels:
-    """Add and remove tags; case makes no difference, the first spelling stays. Raises ConfigError."""
-    labels = read_labels(run)
+    """Add and remove tags; case makes no difference, the first spelling stays. Raises as `rename` does."""
     gone = {clean(text, "tag", TAG_LIMIT).casefold() for text in remove}
-    wanted = [text for text in labels.tags if text.casefold() not in gone]
-    wanted += [clean(text, "tag", TAG_LIMIT) for text in add]
+    added = [clean(text, "tag", TAG_LIMIT) for text in add]
+    with locked(workspace_of(run)):  # two pages at once lose no tag
+        labels = read_labels(run)
+        return _write(run, labels.model_copy(update={"tags": _tags(labels.tags, added, gone)}))
+
+
+def _tags(old: Iterable[str], added: Iterable[str], gone: Container[str]) -> list[str]:
+    wanted = [*(text for text in old if text.casefold() not in gone), *added]
     kept: dict[str, str] = {}
     for text in wanted:
         kept.setdefault(text.casefold(), text)
     tags = list(kept.values())
     if len(tags) > TAGS_MOST:
         raise _wrong("tag", f"a run can have at most {TAGS_MOST} tags; remove one first")
-    return _write(run, labels.model_copy(update={"tags": tags}))
+    return tags
 
 
 def clean(text: str, field: str, limit: int) -> str:

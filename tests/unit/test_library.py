@@ -296,6 +296,22 @@ def test_damaged_labels_are_none(ws, text):
     assert read_line(run)["name"] == "one"
 
 
+def test_tags_given_at_the_same_moment_are_all_kept(ws):
+    run, tags = new(ws), [f"t{n}" for n in range(8)]
+    together = threading.Barrier(len(tags))
+
+    def add(text):
+        together.wait()
+        labels.tag(run, [text])
+
+    threads = [threading.Thread(target=add, args=(text,)) for text in tags]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(labels.read_labels(run).tags) == tags
+
+
 # ---- deleting
 
 
