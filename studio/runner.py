@@ -99,6 +99,9 @@ def submit(workspace: Workspace, config: AnyConfig, *, gpus: list[int] | None = 
     _check_cards(gpus, gpu_count)
     if not isinstance(config, RunConfig):
         gpus, gpu_count = None, 0  # a merge computes in main memory
+    elif gpus:  # a resume takes any cards, but as many
+        gpus = sorted(set(gpus))
+        gpu_count = len(gpus)
     with run_queue.locked(workspace):
         entry = run_queue.next_entry(workspace).model_copy(update={"gpus": gpus, "gpu_count": gpu_count})
         run = workspace.create_run(config, queue=entry.model_dump_json(indent=1))
@@ -161,10 +164,10 @@ def resume(run: RunDir, changes: Mapping[str, Any] | None = None) -> None:
             run.change(changes, step)
         entry = run_queue.next_entry(workspace, run)
         launch = run.read_launch()
-        run_queue.write(run, entry.model_copy(update={"gpu_count": launch.gpu_count if launch else 1}))
         try:
+            run_queue.write(run, entry.model_copy(update={"gpu_count": launch.gpu_count if launch else 1}))
             start_waiting(workspace, mine=run)
-        except StartRefused:
+        except (StartRefused, ConfigError):
             run_queue.drop(run)
             _restore(run.changes_file, before)
             raise
@@ -270,7 +273,8 @@ def _spawn(run: RunDir, entry: run_queue.Entry, gpus: list[int]) -> None:
     try:
         run.write_launch(Launch(**facts, **processes.record(child.pid)))
     except OSError as error:  # a run nobody can find again must not go on
-        os.killpg(child.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
         raise StartRefused(f"the run directory cannot be written ({error.strerror}); free some disk space") from None
 
 

@@ -18,7 +18,7 @@ from studio.cli.chat import _wait_until_ready
 from studio.config import RunConfig
 from studio.events import ExitCode, RunState, StartedEvent
 from studio.rundir import RunDir
-from studio.schema import build
+from studio.schema import ConfigError, build
 from studio.workspace import Workspace
 from tests.fake_engine import Studio
 
@@ -287,6 +287,20 @@ def test_a_refused_resume_changes_nothing(ws: Workspace, monkeypatch: pytest.Mon
     assert run.state() is RunState.STOPPED
 
 
+def test_a_resume_of_a_run_whose_configuration_is_broken_leaves_nothing_in_the_queue(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch)
+    run = runner.submit(ws, CONFIG)
+    until(lambda: run.state() is RunState.FINISHED and not run.alive())
+    run.write_status(run.read_status().model_copy(update={"state": RunState.STOPPED}))
+    run.config_file.write_text("train: [", encoding="utf-8")
+    with pytest.raises(ConfigError):
+        runner.resume(run)
+    assert not run.queue_file.exists()
+    assert run.state() is RunState.STOPPED
+
+
 def test_who_starts_second_is_told_who_holds_the_run(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     fake(monkeypatch, hang_at=3)
     run = runner.submit(ws, CONFIG)
@@ -325,6 +339,17 @@ def test_cards_are_handed_out_and_written_down(ws: Workspace, monkeypatch: pytes
     on_processor = runner.submit(ws, CONFIG, gpu_count=0)
     assert psutil.Process(on_processor.read_launch().pid).environ()["CUDA_VISIBLE_DEVICES"] == ""
     run_queue.remove(third)
+
+
+def test_a_run_on_certain_cards_is_resumed_on_as_many(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch)
+    monkeypatch.setattr(resources, "cards", lambda: (card(0), card(1), card(2)))
+    run = runner.submit(ws, CONFIG, gpus=[2, 0, 2])
+    until(lambda: run.state() is RunState.FINISHED and not run.alive())
+    assert run.read_launch().gpus == [0, 2]
+    run.write_status(run.read_status().model_copy(update={"state": RunState.STOPPED}))
+    runner.resume(run)
+    assert len(run.read_launch().gpus) == 2
 
 
 def test_more_runs_go_at_once_if_the_memory_is_there(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
