@@ -131,7 +131,6 @@ def _batch(config: RunConfig, wanted: Mapping[str, Any], *, free: bool) -> dict[
     return {partner: product // wanted[given[0]]}
 
 
-_BROKEN = "changes.yaml is not what a resume writes ({count} wrong entries)"
 _PRODUCT = "batch size times accumulation must stay {product}, so that the curve goes on; choose a divisor of it"
 
 

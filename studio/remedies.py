@@ -16,7 +16,6 @@ from studio.speed import step_seconds
 
 SHORTEST = 256
 WANTED_FIXES = 3
-CLEAR_GAIN = 1.1
 GIGABYTE = 2**30
 # Beside time, a change has other costs; they order the offers and are not part of the price that is shown.
 _SURE_THEN_LIKELY: tuple[tuple[Verdict, ...], ...] = (("fits",), ("fits", "tight"))

@@ -13,8 +13,7 @@ from studio.rundir import RunDir
 from studio.ui.answers import Answers
 from studio.ui.fieldtexts import label_key
 from studio.ui.i18n import table
-from studio.ui.queue_routes import language_of
-from studio.ui.routes import chosen
+from studio.ui.routes import chosen, language_of
 from studio.ui.run_lines import changed
 from studio.ui.tabs.train_changes import as_text
 from studio.workspace import Workspace

@@ -37,7 +37,10 @@ def log_text(run: RunDir, after: int) -> dict[str, Any]:
 
 
 def log_before(run: RunDir, before: int) -> dict[str, Any]:
-    """The 64 KB before byte ``before``, from the beginning of a line; ``first`` is 0 when nothing is left."""
+    """The 64 KB before byte ``before``, from the beginning of a line; ``first`` is 0 when nothing is left.
+
+    Of a line that is longer than that its end: whoever reads back must get on.
+    """
     try:
         with run.log_file.open("rb") as file:
             end = min(max(0, before), file.seek(0, os.SEEK_END))
@@ -47,7 +50,7 @@ def log_before(run: RunDir, before: int) -> dict[str, Any]:
     except OSError:
         return {"text": "", "first": 0}
     if first:
-        whole = block.find(b"\n") + 1
+        whole = block.find(b"\n", 0, -1) + 1
         first, block = first + whole, block[whole:]
     return {"text": block.decode("utf-8", errors="replace"), "first": first}
 

@@ -18,8 +18,8 @@ from studio.rundir import RunDir, write_atomic
 from studio.schema import ConfigError
 from studio.ui.answers import Answers
 from studio.ui.fieldtexts import label_key
-from studio.ui.i18n import COOKIE, LANGUAGES, table
-from studio.ui.routes import chosen
+from studio.ui.i18n import table
+from studio.ui.routes import chosen, language_of
 from studio.ui.sentences import translated
 from studio.workspace import RunNotFound, Workspace
 
@@ -30,12 +30,6 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
 }
-
-
-def language_of(request: Request) -> str:
-    """The visitor's language."""
-    asked = request.cookies.get(COOKIE, "en")
-    return asked if asked in LANGUAGES else "en"
 
 
 def compared(workspace: Workspace, asked: list[str], language: str) -> dict[str, Any]:

@@ -15,18 +15,12 @@ from studio.rundir import RunDir
 from studio.schema import ConfigError
 from studio.ui.answers import Answers
 from studio.ui.context import Refused
-from studio.ui.i18n import COOKIE, LANGUAGES, table
+from studio.ui.i18n import table
 from studio.ui.queue_view import queue_json
-from studio.ui.routes import chosen
+from studio.ui.routes import chosen, language_of
 from studio.ui.sentences import translated
 from studio.ui.tabs.monitor_actions import as_changes, changed_config, differences
 from studio.workspace import Workspace
-
-
-def language_of(request: Request) -> str:
-    """The visitor's language."""
-    asked = request.cookies.get(COOKIE, "en")
-    return asked if asked in LANGUAGES else "en"
 
 
 def meaning(run: RunDir, language: str) -> dict[str, Any]:

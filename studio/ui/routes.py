@@ -19,7 +19,7 @@ from studio.ui.answers import Answers
 from studio.ui.choices import all_choices
 from studio.ui.coaching import Coaching
 from studio.ui.engine_log import log_before, log_size, log_text
-from studio.ui.i18n import COOKIE
+from studio.ui.i18n import COOKIE, LANGUAGES
 from studio.ui.live_curves import Watched
 from studio.ui.run_lines import Summaries, changed, facts, summary
 from studio.ui.sentences import translated
@@ -101,7 +101,8 @@ def number(request: Request, name: str) -> int:
 
 def language_of(request: Request) -> str:
     """The visitor's language."""
-    return request.cookies.get(COOKIE, "en")
+    asked = request.cookies.get(COOKIE, "en")
+    return asked if asked in LANGUAGES else "en"
 
 
 def run_stamp(run: RunDir) -> Hashable:

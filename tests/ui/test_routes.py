@@ -268,6 +268,16 @@ def test_earlier_parts_of_a_log_begin_with_a_whole_line(client: TestClient, run:
     assert text == "".join(lines)
 
 
+def test_a_line_longer_than_a_part_of_the_log_is_read_over(client: TestClient, run: RunDir) -> None:
+    run.log_file.write_text("first\n" + "x" * 200_000 + "\nlast\n", encoding="utf-8")
+    text, first = "", run.log_file.stat().st_size
+    while first:
+        part = client.get("/api/log", params={"run": run.id, "before": first}).json()
+        assert part["first"] < first
+        text, first = part["text"] + text, part["first"]
+    assert text == run.log_file.read_text(encoding="utf-8")
+
+
 def test_the_log_is_downloaded_whole_under_the_name_of_the_run(client: TestClient, run: RunDir) -> None:
     assert client.get("/api/log/file", params={"run": run.id}).status_code == 404
     run.log_file.write_bytes("a\n丹炉\n".encode() * 100_000)
