@@ -11,7 +11,7 @@ from studio import chat_memory, runner
 from studio.cli.follow import follow_or_leave, print_json
 from studio.cli.queued import place_of
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
-from studio.config import RunConfig
+from studio.config import AnyConfig, RunConfig
 from studio.estimate import Advice
 from studio.events import ExitCode
 from studio.preflight import preflight
@@ -93,7 +93,7 @@ def _cards(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of card numbers like 0,1") from None
 
 
-def make_room(workspace: Workspace, config: RunConfig) -> None:
+def make_room(workspace: Workspace, config: AnyConfig) -> None:
     """The memory a chat of this workspace holds, if the run needs it."""
     if runner.needs_chat_memory(workspace, config):
         for record in chat_memory.release(workspace):

@@ -39,4 +39,6 @@ async def _look(workspace: Workspace) -> None:
             await asyncio.to_thread(runner.take_over_stops, workspace)
         except (OSError, StartRefused) as error:  # a full disk, a workspace that is being moved: later it may be well
             log.info("the queue could not be looked at: %s", error)
+        except Exception:  # whatever it was, those who wait must not wait for ever
+            log.exception("the queue could not be looked at")
         await asyncio.sleep(LOOK_S)

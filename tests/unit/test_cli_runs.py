@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from studio import labels, runner
+from studio import chat_memory, labels, processes, runner
 from studio.cli import main
 from studio.config import MergeConfig, RunConfig
-from studio.events import LogEvent, RunState, SampleEvent, Status
+from studio.events import Launch, LogEvent, RunState, SampleEvent, Status
 from studio.records import DatasetInfo, DatasetStore
 from studio.schema import build, load_yaml
 
@@ -189,3 +189,15 @@ def test_resume_hands_its_changes_on(capsys, pair, monkeypatch):
     assert said(capsys, "resume", "first", "--set", "train.per_device_train_batch_size=1", "--detach")[0] == 0
     assert said(capsys, "resume", "first", "--detach")[0] == 0
     assert asked == [(first.id, {"train.per_device_train_batch_size": 1}), (first.id, None)]
+
+
+def test_a_resume_gets_the_memory_that_the_chat_holds(capsys, pair, monkeypatch):
+    first, _ = pair
+    first.write_launch(Launch(argv=[], **processes.record(2**22 + 1)))
+    first.write_status(Status(state=RunState.STOPPED))
+    holder = chat_memory.ChatHolder(**processes.record(2**22 + 1), port=5, base="crucible/ember")
+    monkeypatch.setattr(runner, "needs_chat_memory", lambda *_: holder)
+    monkeypatch.setattr(chat_memory, "release", lambda *_: [holder])
+    monkeypatch.setattr(runner, "resume", lambda *_: None)
+    code, _, err = said(capsys, "resume", "first", "--detach")
+    assert (code, "the chat with crucible/ember was ended" in err) == (0, True)
