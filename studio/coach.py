@@ -155,7 +155,7 @@ def _not_a_number(points: Sequence[LogEvent], curve: Curve) -> list[Note]:
         if what:
             change = _at_peak(curve, 1 / 3)
             message = f"The {what} stopped being a number at step {point.step}."
-            hint = f"Go on from the last checkpoint with a third of the learning rate{_said(change)}."
+            hint = f"Clone the run with a third of the learning rate{_said(change)}."
             return [Note(kind="nan", level="error", step=point.step, message=message, hint=hint, changes=change)]
     return []
 
@@ -172,7 +172,7 @@ def _divergence(curve: Curve, finished: bool) -> list[Note]:
     change = _at_peak(curve, 1 / 3)
     step = int(curve.step[lowest])
     message = f"The loss has been rising since step {step}: from {low:.3g} to {end:.3g}."
-    now = "Try again" if finished else "Stop, and go on from a checkpoint before it or try again,"
+    now = "Try again" if finished else "Stop, and try again"
     hint = f"{now} with a third of the learning rate{_said(change)}."
     return [Note(kind="divergence", level="error", step=step, message=message, hint=hint, changes=change)]
 

@@ -96,9 +96,8 @@ class Guard:
         saved = step_of(checkpoint) if checkpoint else None
         hint = "Lower the learning rate (a third is a good try), add warm-up, or look at these rows."
         if saved is not None:
-            hint = (
-                f"Step {saved} is saved: resume from it with a third of the learning rate, or look at these rows first."
-            )
+            lower = "Clone the run with a third of the learning rate, or look at these rows first."
+            hint = f"Step {saved} is saved. {lower}"
         message = f"{FIELD}: the {what} stopped being a number at step {step}, in the batch with {named(rows)}."
         details = {"what": what, "step": step, "rows": [list(row) for row in rows], "saved_step": saved}
         return EngineError(RunError(kind="config", message=message, hint=hint, field=FIELD, details=details))

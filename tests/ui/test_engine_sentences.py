@@ -71,7 +71,7 @@ def test_every_note_has_its_chinese(sentence: str) -> None:
         "row 4 of alpaca.json; 3 more.",
         "train.learning_rate: the gradient stopped being a number at step 5, in the batch with row 3 of nova.",
         "Lower the learning rate (a third is a good try), add warm-up, or look at these rows.",
-        "Step 4 is saved: resume from it with a third of the learning rate, or look at these rows first.",
+        "Step 4 is saved. Clone the run with a third of the learning rate, or look at these rows first.",
         "TensorBoard was switched off, the training goes on without it: 没有路由",
     ],
 )
