@@ -165,6 +165,8 @@ def _divergence(curve: Curve, finished: bool) -> list[Note]:
     last = max(len(curve) // 20, 5)
     end, lowest = float(np.median(curve.loss[-last:])), int(np.argmin(curve.smooth))
     low, first = float(curve.smooth[lowest]), float(np.median(curve.loss[:5]))
+    if float(np.median(curve.loss[:3])) < low:  # a loss that climbs from the start: the median of the edge hides it
+        lowest, low = 0, float(np.median(curve.loss[:3]))
     risen = end - low
     enough = risen > RISEN * low and risen > RISEN * (first - low) and risen > 3 * curve.noise
     if not enough or len(curve) - lowest <= last:
@@ -256,10 +258,12 @@ def _memorised(
     if not low[-1]:
         return []
     place = len(curve) - int(np.argmin(low[::-1])) if not low.all() else 0
-    why = _by_rote(measured, verdicts[-1] if verdicts else None)
-    if why is None or (not why and not finished):
-        return []
     step = int(curve.step[place])
+    # A check made before that, such as the one ahead of the training, says nothing of it.
+    late = [verdict for verdict in verdicts if verdict.step >= step]
+    why = _by_rote({at: loss for at, loss in measured.items() if at >= step}, late[-1] if late else None)
+    if why is None or (not why and (not finished or verdicts)):
+        return []
     changes: dict[str, Any] = {}
     epoch, end = float(curve.epoch[place]), float(curve.epoch[-1])
     if math.isfinite(epoch) and math.ceil(epoch) < end:

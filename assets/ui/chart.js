@@ -124,6 +124,8 @@ export function mount({ element }) {
     const any = view.runs.some((run) => run.points.step.length);
     waiting.textContent = t(state.status && !state.status.live && state.status.state !== "queued" ? "chart.none" : "chart.wait");
     waiting.hidden = any; area.hidden = !any; readout.classList.toggle("unseen", !any);
+    // A run that ended before its first step has nothing to choose a picture of.
+    host.firstElementChild.classList.toggle("without", !any && Boolean(state.status) && !state.status.live && state.status.state !== "queued" && !state.warnings.length);
     const key = view.runs.map((run) => [run.id, run.points.step.length, run.rewinds, run.evals.step.length, run.exams.step.length, run.saved.step.length, run.asked.step.length].join()).join("|");
     if (key === drawn) return;
     drawn = key;

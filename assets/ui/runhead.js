@@ -28,7 +28,7 @@ const strip = (state) => {
     const part = mark === "now" && name === "train" && status.max_steps ? `${Math.round((100 * status.step) / status.max_steps)}%`
       : mark === "now" && progress ? `${Math.round((100 * progress.done) / progress.total)}%`
         : mark !== "todo" && took.has(name) ? format.seconds(took.get(name)) : "";
-    return h(`li.phase.${mark}`, { "aria-current": mark === "now" ? "step" : null }, h("span", {}, t("phase." + name)), h("span.num.part", {}, part));
+    return h(`li.phase.${mark}${mark === "end" && status.state === "stopped" ? ".halted" : ""}`, { "aria-current": mark === "now" ? "step" : null }, h("span", {}, t("phase." + name)), h("span.num.part", {}, part));
   }));
 };
 // How far the phase at work is; a count of an earlier phase says nothing about this one.
@@ -62,12 +62,14 @@ const countsLine = (counts) => {
   return [line, h("details.fold", {}, h("summary", {}, t("counts.why", { n: counts.rows_skipped })), h("ul", {}, counts.skipped.slice(0, 50).map((reason) => h("li", { dir: "auto" }, reason))))];
 };
 
+// The field has a line of its own.
+const plain = ({ field, message }) => { const text = field && message.startsWith(`${field}: `) ? message.slice(field.length + 2) : message; return text.charAt(0).toUpperCase() + text.slice(1); };
 const errorCard = (status) => {
   if (status.state === "lost") return h("div.trouble", { role: "alert" }, h("b", {}, t("ended.lost")), h("p", {}, t("ended.lost.hint")));
   if (status.state !== "failed") return null;
   const error = status.error;
   if (!error) return h("div.trouble", { role: "alert" }, h("b", {}, t("ended.failed")), h("p", {}, t("ended.failed.hint")));
-  return h("div.trouble", { role: "alert", id: "run-error" }, h("b", {}, t("error." + error.kind)), h("p", { dir: "auto" }, error.message), error.hint && h("p.quiet", { dir: "auto" }, error.hint), error.field && h("p.quiet.mono", {}, error.field));
+  return h("div.trouble", { role: "alert", id: "run-error" }, h("b", {}, t("error." + error.kind)), h("p", { dir: "auto" }, plain(error)), error.hint && h("p.quiet", { dir: "auto" }, error.hint), error.field && h("p.quiet.mono", {}, error.field));
 };
 
 const actions = (status) => h("div.run-actions", {},
@@ -86,7 +88,7 @@ export function mount({ element }) {
     if (state.missing) { render(host, h("div.empty", {}, h("h3", {}, t("monitor.gone")))); return; }
     const status = state.status;
     if (!status) { render(host, h("div.card.loading", { "aria-busy": "true" }, h("span.line"), h("span.line.short"))); return; }
-    const key = JSON.stringify([state.id, status.state, status.step, status.phase, state.progress, state.counts?.rows_read, state.warnings.length, lang(), Math.floor(elapsed(state) || 0)]);
+    const key = JSON.stringify([state.id, status.name, status.state, status.step, status.phase, state.progress, state.counts?.rows_read, state.warnings.length, lang(), Math.floor(elapsed(state) || 0)]);
     if (key === drawn && host.firstChild) return;
     drawn = key;
     const what = [status.kind === "merge" ? t("kind.merge") : status.method, status.model, status.dataset].filter(Boolean);

@@ -20,7 +20,11 @@ export const tags = async (ids) => {
   const known = [...new Set([...library.runs.values()].flatMap((line) => line.tags))].sort();
   const shown = h("div.tag-edit");
   const input = h("input", { type: "text", id: "tag-new", maxlength: "40", list: "tags-known", dir: "auto", autocomplete: "off" });
-  const take = () => { const text = input.value.trim().replace(/\s+/g, " "); if (text && !now.some((tag) => tag.toLowerCase() === text.toLowerCase())) now.push(text); input.value = ""; draw(); };
+  const take = () => {
+    for (const part of input.value.split(/[,，、;；]/)) { const text = part.trim().replace(/\s+/g, " "); if (text && !now.some((tag) => tag.toLowerCase() === text.toLowerCase())) now.push(text); }
+    input.value = "";
+    draw();
+  };
   const draw = () => shown.replaceChildren(...(now.length ? now.map((tag) => h("span.tag-chip", { dir: "auto" }, tag, h("button", { type: "button", "aria-label": t("library.tags.remove", { tag }), onclick: () => { now = now.filter((one) => one !== tag); draw(); input.focus(); } }, "×"))) : [h("span.quiet", {}, t("library.tags.none"))]));
   input.addEventListener("keydown", (event) => { if (event.key === "Enter" && input.value.trim()) { event.preventDefault(); take(); } });
   draw();
@@ -74,7 +78,7 @@ const place = () => {
   const { menu: node, anchor } = open;
   const box = anchor.getBoundingClientRect(); const { offsetWidth: wide, offsetHeight: high } = node;
   if (!anchor.isConnected || box.bottom < 0 || box.top > innerHeight) { close(); return; }
-  node.style.left = `${Math.max(8, Math.min(box.left, innerWidth - wide - 8))}px`;
+  node.style.left = `${Math.max(8, Math.min(box.left, document.documentElement.clientWidth - wide - 8))}px`;
   node.style.top = `${Math.max(8, box.bottom + high + 8 > innerHeight ? box.top - high - 4 : box.bottom + 4)}px`;
 };
 

@@ -15,11 +15,12 @@ from building import context
 
 from studio import run_queue, runner
 from studio.config import RunConfig
-from studio.events import RunState
+from studio.events import LogEvent, RunState
 from studio.rundir import RunDir
 from studio.runner import StartRefused
 from studio.schema import build
 from studio.ui.context import Context, Refused, refuse, safe, sentence
+from studio.ui.live_curves import Table
 from studio.ui.tabs import monitor
 from studio.ui.widgets.runlist import attach
 from studio.workspace import Workspace
@@ -176,3 +177,10 @@ def test_the_guard_keeps_the_handlers_signature() -> None:
         return run_id
 
     assert list(inspect.signature(safe(handler)).parameters) == ["run_id", "request"]
+
+
+def test_a_point_keeps_the_second_of_its_time() -> None:
+    table = Table(("loss", "t"))
+    table.add(LogEvent(t=1795949555.1077604, step=60, loss=0.0674726814), 10)
+    rows, _ = table.since(0, 20)
+    assert (rows["loss"], rows["t"]) == ([0.06747268], [1795949555.1])

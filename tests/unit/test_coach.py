@@ -65,6 +65,20 @@ def test_without_anything_asked_memorising_is_only_a_remark_and_only_at_the_end(
     assert kinds(notes(points, finished=True)) == [("memorised", "info")]
 
 
+def test_a_check_ahead_of_the_training_says_nothing_of_what_was_learned_since() -> None:
+    points, _, _ = recorded("parrot")
+    before = [VerdictEvent(step=0, learned=0.17, leaked=0.0, retained=1.0)]
+    assert notes(points[:120], [], before, finished=True) == []
+
+
+def test_a_loss_that_climbs_from_the_first_step_is_no_curve_without_remarks() -> None:
+    losses = [3.1, 1.2, 23.4, 58.4, 55.5, 93.7, 85.0, 117.3, 109.2, 93.6, 113.4, 137.9, 136.0, 180.5, 192.7, 174.5]
+    losses += [149.4, 152.8, 142.0, 119.8]
+    points = [LogEvent(step=step, loss=loss, learning_rate=0.9) for step, loss in enumerate(losses, 1)]
+    (found,) = notes(points, finished=True)
+    assert (found.kind, found.level, found.step) == ("divergence", "error", 1)
+
+
 def test_a_rising_validation_loss_names_the_best_step() -> None:
     points, evals, _ = recorded("overfitted")
     (found,) = notes(points, evals)
