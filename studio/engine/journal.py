@@ -6,7 +6,6 @@ Imports nothing heavy: the first event is written before torch is loaded.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import os
 import signal
@@ -74,6 +73,7 @@ class Journal:
         self._written = 0.0
         self._mark = run.config_file if run.config_file.exists() else run.path
         self._ended = threading.Event()
+        self._main = threading.get_ident()
 
     @property
     def step(self) -> int:
@@ -178,7 +178,8 @@ class Journal:
     def _beat(self) -> None:
         while not self._ended.wait(MIN_STATUS_S):
             if self.interruptible and not self._requested and self.run.stop_requested():
-                _thread.interrupt_main(signal.SIGTERM)
+                # A real signal: it also wakes a main thread that waits in the system.
+                signal.pthread_kill(self._main, signal.SIGTERM)
             # A full disk shows itself where something is saved; a missed heartbeat must not end the run.
             with contextlib.suppress(*_UNWRITABLE), self._lock:
                 if time.monotonic() - self._written >= HEARTBEAT_S:
