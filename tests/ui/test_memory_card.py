@@ -11,7 +11,7 @@ from building import context
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from studio import changes
+from studio import changes, chat_memory, processes, runner
 from studio.config import RunConfig
 from studio.events import Launch, RunError, RunState, Status
 from studio.rundir import RunDir
@@ -62,9 +62,9 @@ def told(workspace: Workspace, run: RunDir, language: str = "en") -> Any:
     return answer.json()
 
 
-def click(workspace: Workspace, asked: Any) -> None:
-    """What happens at the server when the page sends that."""
-    memory_card.treat(context(workspace))(SimpleNamespace(_data=asked))  # type: ignore[arg-type]
+def click(workspace: Workspace, asked: Any) -> Any:
+    """What the server answers when the page sends that."""
+    return memory_card.treat(context(workspace))(SimpleNamespace(_data=asked))  # type: ignore[arg-type]
 
 
 def test_the_page_is_told_what_was_lacking_and_what_would_help(workspace: Workspace, run: RunDir) -> None:
@@ -87,6 +87,27 @@ def test_other_runs_have_no_card(workspace: Workspace, run: RunDir) -> None:
     assert status is not None
     run.write_status(status.model_copy(update={"error": RunError(kind="disk", message="m")}))
     assert told(workspace, run) is None
+
+
+def test_the_memory_that_a_chat_holds_is_asked_for_before_the_run_goes_on(
+    workspace: Workspace, run: RunDir, engine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRUCIBLE_FAKE", json.dumps({"steps": 40, "pace": 0, "slow": 0}))
+    chat = chat_memory.ChatHolder(**processes.record(2**22 + 1), port=5, base="some/Qwen-7B", memory_bytes=7 * GB)
+    released: list[str] = []
+    monkeypatch.setattr(runner, "needs_chat_memory", lambda *_: chat)
+    monkeypatch.setattr(chat_memory, "release", lambda *_: released.append("chat") or [chat])
+    first = next(one for one in told(workspace, run)["remedies"] if one["continues"])
+    question = click(workspace, {"run": run.id, "key": first["key"]})
+    assert (question["model"], question["held"]) == ("Qwen-7B", 7 * GB)
+    assert run.state() is RunState.FAILED
+    assert run.changes() == []
+    assert released == []
+    assert click(workspace, question["again"] | {"release": True}) is None
+    assert released == ["chat"]
+    while run.state().live:
+        pass
+    assert run.state() is RunState.FINISHED
 
 
 def test_one_click_changes_the_run_and_it_goes_on(
