@@ -78,7 +78,9 @@ def _data(error: DataError) -> RunError:
     message = f"{error.field}: {error.message.removeprefix(f'{error.field}: ')}"
     if error.field.startswith("model."):  # the chat template and the tokenizer are read by the same package
         return RunError(kind="model", message=message, field=error.field)
-    return RunError(kind="data", message=message, hint="Correct the data and start a new run.", field=error.field)
+    return RunError(
+        kind="data", message=message, hint="Correct the data, then press Resume or start a new run.", field=error.field
+    )
 
 
 def model_failure(message: str, hint: str, field: str = "model.model_name_or_path") -> EngineError:
