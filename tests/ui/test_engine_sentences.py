@@ -44,7 +44,7 @@ def everything() -> list[tuple[str, str]]:
         for note in notes(points, finished=ended)
     ]
     found += [("by rote", note) for check in CHECKS for note in notes(curve(*LOW), [], [check])]
-    found += [("eval", note) for note in notes(curve(*LOW), [EvalEvent(step=9, eval_loss=3.0)])]
+    found += [("eval", note) for note in notes(curve(*LOW), [EvalEvent(step=len(LOW), eval_loss=3.0)])]
     rising = [EvalEvent(step=10 * n, eval_loss=loss) for n, loss in enumerate((3.0, 1.5, 2.0, 2.5), 1)]
     found += [("rising", note) for note in notes(curve(*[3 - n / 30 for n in range(60)]), rising)]
     return [(name, said) for name, note in found for said in (note.message, note.hint)]
