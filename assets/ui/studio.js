@@ -350,7 +350,13 @@
     const tabs = [...document.querySelectorAll("#nav > .tab-wrapper [role=tab]")];
     for (const tab of tabs) tab.addEventListener("click", () => { if (tab.dataset.tabId) history.replaceState(null, "", location.pathname + location.search + "#" + tab.dataset.tabId); });
     const wanted = location.hash.slice(1);
-    if (wanted) goTab(wanted);
+    // Chat and Export begin with the chosen run, so that they wait until it is known which that is.
+    if (["chat", "export"].includes(wanted)) {
+      let opened = false;
+      const open = () => { if (!opened) { opened = true; goTab(wanted); } };
+      addEventListener("studio:run", () => setTimeout(open, 50), { once: true });
+      setTimeout(open, 2000);
+    } else if (wanted) goTab(wanted);
     return remembered();
   };
 
