@@ -27,9 +27,8 @@ GATES = {
     "imports": ["-c", "from importlinter.cli import lint_imports_command as run; run()"],
 }
 NO_TESTS_COLLECTED = 5
-# Test files are shared out over two processes: each runs on one thread, and machines with fewer cores are rare. The
-# browser tests start processes of their own and stay one after the other.
-IN_PARALLEL = ("unit", "ui", "engine")
+# Test files are shared out over two processes: each runs on one thread, and machines with fewer cores are rare.
+IN_PARALLEL = ("unit", "ui", "engine", "e2e")
 PROCESSES = ("-n", "2", "--dist", "loadfile")
 
 
