@@ -70,10 +70,11 @@ class ChatServer:
 
         "released": it was ended for the run of that id, which needed the memory. Never raises.
         """
+        # Written before the process is ended, which may still be ending when somebody asks.
+        record = read_record(self.record_file)
+        if record and record.pid == self.process.pid and record.released_for:
+            return {"state": "released", "run": record.released_for.strip("-")}
         if not self.alive:
-            record = read_record(self.record_file)
-            if record and record.pid == self.process.pid and record.released_for:
-                return {"state": "released", "run": record.released_for.strip("-")}
             return {"state": "dead", "exit_code": self.process.returncode}
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # loopback never goes through a proxy
         try:

@@ -76,7 +76,8 @@ class Servers:
         """The servers of a run, started if need be; what another run had loaded is ended. Raises StartRefused."""
         with self._lock:
             loaded = self.current(run.id)
-            if loaded and all(server.alive for server in loaded.servers()) and loaded.health()["state"] != "failed":
+            alive = loaded and all(server.alive for server in loaded.servers())
+            if loaded and alive and loaded.health()["state"] not in ("failed", "released"):
                 return loaded
             self._stop()
             self._loaded = Loaded(run.id, self._start(run, config))
