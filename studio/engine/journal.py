@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 
 from filelock import Timeout
@@ -42,6 +43,8 @@ from studio.rundir import RunDir
 MIN_STATUS_S = 0.2
 HEARTBEAT_S = 1.0
 RECORD_PATIENCE_S = 2.0  # within milliseconds of the birth of an engine its process is recorded
+# Told in sentences only, for people read the log too; of any other failure it keeps the whole story.
+_FORESEEN = ("config", "data")
 _CODES = {RunState.FINISHED: ExitCode.FINISHED, RunState.STOPPED: ExitCode.STOPPED}
 
 
@@ -217,6 +220,10 @@ def _to_stderr(say: Callable[[], None]) -> None:
         say()
 
 
+def _tell(error: RunError) -> None:
+    print(f"ERROR: {error.message}", *filter(None, [error.hint]), sep="\n", file=sys.stderr)  # noqa: T201
+
+
 def _claim(run: RunDir) -> int:
     """Which start of the run this is. Whoever made it writes launch.json; if they were killed before, it is done here.
 
@@ -257,5 +264,5 @@ def _outcome(
     except BaseException as problem:
         journal.interruptible = False
         error, code = explain(problem, journal.place)
-        _to_stderr(traceback.print_exc)
+        _to_stderr(partial(_tell, error) if error.kind in _FORESEEN else traceback.print_exc)
         return RunState.FAILED, code, error

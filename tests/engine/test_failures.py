@@ -374,6 +374,16 @@ def test_the_unexpected_is_one_sentence_and_the_rest_is_in_the_log(
     assert "Traceback" in capfd.readouterr().err
 
 
+def test_what_was_foreseen_is_told_in_the_log_in_sentences(
+    make_run: MakeRun, engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error = failure_of(make_run(**{"data.dataset": "gone"}), ExitCode.BAD_INPUT, engine)
+    said = capfd.readouterr().err
+    assert f"ERROR: {error.message}" in said
+    assert error.hint in said
+    assert "Traceback" not in said
+
+
 def test_a_run_directory_that_is_gone(make_run: MakeRun, engine: Engine) -> None:
     run = make_run()
     shutil.rmtree(run.path)
