@@ -21,7 +21,8 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from studio import hardware, runner
+from studio import chat_server, hardware
+from studio.presets import ROOT
 
 HERE = Path(__file__).resolve().parent
 PAGES = ("home", "data", "train", "monitor", "export", "chat")
@@ -32,9 +33,9 @@ SETTLE_MS = 1500
 @contextmanager
 def studio(workspace: Path) -> Iterator[str]:
     """A studio on a free port; yields its address."""
-    port = runner.free_port(7900)
+    port = chat_server.free_port(7900)
     argv = [sys.executable, "-m", "studio.cli", "ui", "--workspace", str(workspace), "--port", str(port)]
-    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=runner.ROOT)
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     address = f"http://127.0.0.1:{port}"
     try:
         while True:
