@@ -95,11 +95,16 @@ def hub_job(arguments: argparse.Namespace, **settings: Any) -> FetchJob:
     return job_for(arguments.dataset, getattr(arguments, "hub", None), **settings)
 
 
-def fetch_and_follow(workspace: Workspace, job: FetchJob) -> FetchStatus:
-    """Starts a fetch and shows it until it has ended; ends it on Ctrl-C. Raises DataError when it fails."""
+def fetch_and_follow(
+    workspace: Workspace, job: FetchJob, title: str = "Starting", again: str = "start it again"
+) -> FetchStatus:
+    """Starts a fetch and shows it until it has ended; ends it on Ctrl-C.
+
+    Raises DataError when it fails; `again` says what to do if it left no reason.
+    """
     fetch = start_fetch(workspace, job)
     try:
-        with progress_bar("Starting") as heard:
+        with progress_bar(title) as heard:
             while (status := fetch.status()).state.live or status.state is RunState.QUEUED:
                 heard(status.done, status.total)
                 time.sleep(POLL_S)
@@ -110,7 +115,7 @@ def fetch_and_follow(workspace: Workspace, job: FetchJob) -> FetchStatus:
         return status
     if status.error:
         raise DataError(status.error.message, field=status.error.field)
-    raise DataError(f"The fetch was {status.state} before it had ended. Read {fetch.log_file} and start it again.")
+    raise DataError(f"The fetch was {status.state} before it had ended. Read {fetch.log_file}; then {again}.")
 
 
 def _report(

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import time
 
 from rich.console import Console
 from rich.table import Table
 
-from studio.cli.follow import POLL_S, print_json
-from studio.cli.progress import progress_bar
+from studio.cli.data_import import fetch_and_follow
+from studio.cli.follow import print_json
 from studio.cli.workspace import add_workspace, open_workspace
-from studio.events import ExitCode, RunState
-from studio.fetchdir import FetchJob, FetchStatus, model_job
-from studio.fetching import start_fetch, stop_fetch
+from studio.events import ExitCode
+from studio.fetchdir import model_job
 from studio.model_cache import offline
 from studio.model_files import facts
 from studio.model_library import FOLDERS, OnDisk, check, folder_of, list_models
 from studio.records.errors import DataError
-from studio.workspace import Workspace
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -70,30 +67,14 @@ def _fetch(arguments: argparse.Namespace) -> int:
     if offline():
         raise DataError("The hubs are switched off (environment variable HF_HUB_OFFLINE). Unset it to fetch a model.")
     job = model_job(arguments.model, arguments.hub, revision=arguments.revision, endpoint=arguments.endpoint)
-    status = _followed(open_workspace(arguments), job)
+    status = fetch_and_follow(
+        open_workspace(arguments), job, f"Fetching {job.id}", "start it again: it goes on where it was"
+    )
     if arguments.json:
         print_json({"id": job.id, "path": status.path, "size_bytes": status.total})
     else:
         print(f"{job.id} is on this machine: {status.path}")
     return ExitCode.FINISHED
-
-
-def _followed(workspace: Workspace, job: FetchJob) -> FetchStatus:
-    """Starts a fetch and shows it until it has ended; ends it on Ctrl-C. Raises DataError when it fails."""
-    fetch = start_fetch(workspace, job)
-    try:
-        with progress_bar(f"Fetching {job.id}") as heard:
-            while (status := fetch.status()).state.live or status.state is RunState.QUEUED:
-                heard(status.done, status.total)
-                time.sleep(POLL_S)
-    except BaseException:
-        stop_fetch(fetch)
-        raise
-    if status.state is RunState.FINISHED:
-        return status
-    if status.error:
-        raise DataError(status.error.message, field=status.error.field)
-    raise DataError(f"The fetch was {status.state} before it had ended. Start it again: it goes on where it was.")
 
 
 def _check(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from studio.cli import runs_library
 from studio.cli.follow import follow_or_leave, print_json
 from studio.cli.memory import remedies_json, remedies_text
 from studio.cli.queued import place_of
-from studio.cli.train import make_room
+from studio.cli.train import make_room, say_started
 from studio.cli.workspace import add_workspace, open_workspace
 from studio.events import ExitCode, RunState
 from studio.library import Line, free_bytes, lines, matches, read_line
@@ -190,5 +190,5 @@ def _resume(arguments: argparse.Namespace) -> int:
         make_room(workspace, run.config())
     runner.resume(run, changes or None)
     if arguments.detach:
-        return runs_library.say_started(workspace, run, as_json=arguments.json, word="goes on")
+        return say_started(workspace, run, as_json=arguments.json, word="goes on")
     return follow_or_leave(workspace, run, as_json=arguments.json)

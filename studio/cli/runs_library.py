@@ -12,8 +12,7 @@ from rich.table import Table
 
 from studio import labels, reruns, runner
 from studio.cli.follow import follow_or_leave, print_json
-from studio.cli.queued import place_of
-from studio.cli.train import make_room
+from studio.cli.train import make_room, say_started
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.compare import check_count, compare
 from studio.config import RunConfig
@@ -23,7 +22,6 @@ from studio.run_card import Words, number, percent, render, seconds, size
 from studio.run_deletion import delete_runs
 from studio.rundir import RunDir, write_atomic
 from studio.schema import ConfigError, FieldError, dump_yaml, parse_overrides, walk
-from studio.workspace import Workspace
 
 PIPED_WIDTH = 200
 RUN = "run id, the part of it after the time, or `last`"
@@ -101,20 +99,8 @@ def _again(arguments: argparse.Namespace) -> int:
     make_room(workspace, config)
     run = runner.submit(workspace, config)
     if arguments.detach:
-        return say_started(workspace, run, as_json=arguments.json, word="has started")
+        return say_started(workspace, run, as_json=arguments.json)
     return follow_or_leave(workspace, run, as_json=arguments.json)
-
-
-def say_started(workspace: Workspace, run: RunDir, *, as_json: bool, word: str) -> int:
-    """Say that a run is at work or at which place of the queue it waits."""
-    place = place_of(workspace, run)
-    if as_json:
-        print_json({"id": run.id, "path": str(run.path), "place": place[0] if place else None})
-    elif place:
-        print(f"{run.id} waits at place {place[0]} of the queue: {place[1]}; see it: queue list")
-    else:
-        print(f"{run.id} {word}; watch it: runs follow {run.id}")
-    return ExitCode.FINISHED
 
 
 # ---- labels, deleting ------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def _train(arguments: argparse.Namespace) -> int:
     make_room(workspace, config)
     run = runner.submit(workspace, config, gpus=arguments.gpus, gpu_count=arguments.gpu_count)
     if arguments.detach:
-        return _started(workspace, run, as_json=arguments.json)
+        return say_started(workspace, run, as_json=arguments.json)
     return follow_or_leave(workspace, run, as_json=arguments.json)
 
 
@@ -106,12 +106,13 @@ def _fit(found: list[Advice]) -> bool:
     return not any(advice.level == "error" for advice in found)
 
 
-def _started(workspace: Workspace, run: RunDir, *, as_json: bool) -> int:
+def say_started(workspace: Workspace, run: RunDir, *, as_json: bool, word: str = "has started") -> int:
+    """Say that a run is at work or at which place of the queue it waits."""
     place = place_of(workspace, run)
     if as_json:
         print_json({"id": run.id, "path": str(run.path), "place": place[0] if place else None})
     elif place:
         print(f"{run.id} waits at place {place[0]} of the queue: {place[1]}; see it: queue list")
     else:
-        print(f"{run.id} has started; watch it: runs follow {run.id}")
+        print(f"{run.id} {word}; watch it: runs follow {run.id}")
     return ExitCode.FINISHED
