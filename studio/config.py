@@ -1,6 +1,6 @@
-"""The configurations of the two kinds of work, a training and a merge, with the rules between their fields.
+"""The configuration of a training, with the rules between its fields, and those of every other kind of run.
 
-The hyper-parameters themselves are declared in `studio.sections`.
+The hyper-parameters themselves are declared in `studio.sections`, the other kinds in `studio.outputs`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from studio.optimizers import unknown_setting
+from studio.outputs import AnswersConfig, ConvertConfig, ExportConfig, MergeConfig, OutputConfig
 from studio.schema import Section, Ui
 from studio.sections import (
     ADAPTER_METHODS,
@@ -31,14 +32,19 @@ from studio.sections import (
 __all__ = [
     "ADAPTER_METHODS",
     "CHANGES_BASE",
+    "KINDS",
+    "AnswersConfig",
     "AnyConfig",
+    "ConvertConfig",
     "DataSection",
     "EarlyStoppingSection",
+    "ExportConfig",
     "ExtraSource",
     "LoraSection",
     "MergeConfig",
     "Method",
     "ModelSection",
+    "OutputConfig",
     "ParallelSection",
     "QuantizationSection",
     "RunConfig",
@@ -154,29 +160,11 @@ class RunConfig(Section):
         return self.train.per_device_train_batch_size * self.train.gradient_accumulation_steps
 
 
-class MergeConfig(Section):
-    """One merge of an adapter into its base model, complete."""
-
-    kind: Annotated[Literal["merge"], Ui(label="Kind")] = "merge"
-    """What this configuration describes."""
-    schema_version: Annotated[Literal[1], Ui(label="Format version")] = 1
-    """Version of this file format."""
-    name: Annotated[str, Field(max_length=120), Ui(label="Name")] = ""
-    """A name to find the merge again."""
-    base: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Base model")]
-    """Built-in model, folder or hub id the adapter was trained on."""
-    adapter: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Adapter")]
-    """Folder of the adapter (a run's adapter/ or a checkpoint)."""
-    out: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Output folder")]
-    """Where the merged model is written; must not exist yet."""
-    merge_base: Annotated[Literal["original", "dequantized"], Ui(label="Merge into")] = "original"
-    """original: the 16-bit weights (the convention). dequantized: the 4-bit weights the run really saw, unpacked."""
-    max_shard_size: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB)$"), Ui(label="Largest file")] = "2GB"
-    """Weights are split into files of at most this size."""
-    dtype: Annotated[Literal["bfloat16", "float16", "float32"], Ui(label="Precision")] = "bfloat16"
-    """Number format of the merged weights."""
-    layout: Annotated[Literal["converted", "original"], Ui(label="Layout")] = "converted"
-    """Names of the weights. converted: those every tool reads. original: those of the base that was converted."""
-
-
-AnyConfig = RunConfig | MergeConfig
+AnyConfig = RunConfig | MergeConfig | ConvertConfig | ExportConfig | AnswersConfig
+KINDS: dict[str, type[OutputConfig]] = {
+    "merge": MergeConfig,
+    "convert": ConvertConfig,
+    "export": ExportConfig,
+    "answer": AnswersConfig,
+}
+"""The configuration of each kind of run that is no training."""

@@ -48,7 +48,9 @@ class ExitCode(IntEnum):
 
 
 ErrorKind = Literal["config", "model", "data", "memory", "disk", "internal"]
-PhaseName = Literal["load", "tokenise", "train", "save", "verdict", "merge", "proof"]
+PhaseName = Literal[
+    "load", "tokenise", "train", "save", "verdict", "merge", "proof", "convert", "export", "upload", "answer"
+]
 
 
 class RunError(BaseModel):
@@ -177,11 +179,11 @@ class VerdictEvent(Event):
 
 
 class SavedEvent(Event):
-    """Something was written completely; `path` is relative to the run directory (a merge: the output folder)."""
+    """Something was written completely; `path` is relative to the run directory (an export: its folder)."""
 
     type: Literal["saved"] = "saved"
     path: str
-    what: Literal["checkpoint", "adapter", "model", "merged"]
+    what: Literal["checkpoint", "adapter", "model", "merged", "export", "answers"]
 
 
 class WarningEvent(Event):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from studio.config import AnyConfig, MergeConfig
+from studio.config import AnyConfig, OutputConfig
 from studio.curves import last_values, worked_seconds
 from studio.events import RunState
 from studio.labels import read_labels
@@ -73,8 +73,8 @@ def _facts(run: RunDir) -> dict[str, Any]:
     except ConfigError as error:
         nothing = {"kind": "unreadable", "method": "", "model": "", "dataset": "", "continues": ""}
         return nothing | {"config_name": "", "problem": str(error)}
-    if isinstance(config, MergeConfig):
-        found = {"kind": "merge", "method": "", "model": _last_part(config.base), "dataset": ""}
+    if isinstance(config, OutputConfig):
+        found = {"kind": config.kind, "method": "", "model": _last_part(config.subject), "dataset": ""}
     else:
         model, dataset = config.model.model_name_or_path, config.data.dataset
         found = {"kind": "train", "method": config.method, "model": _last_part(model), "dataset": _last_part(dataset)}
@@ -95,8 +95,8 @@ def continues(run: RunDir, config: AnyConfig) -> str:
 
 def references(config: AnyConfig) -> list[str]:
     """The folders a run reads its weights from."""
-    if isinstance(config, MergeConfig):
-        return [config.base, config.adapter]
+    if isinstance(config, OutputConfig):
+        return config.references
     return [config.model.model_name_or_path, *([config.model.adapter] if config.model.adapter else [])]
 
 

@@ -41,7 +41,10 @@ from studio.rundir import RunDir
 from studio.schema import ConfigError
 from studio.workspace import Workspace
 
-Activity = Literal["load", "tokenise", "step", "samples", "evaluation", "verdict", "save", "merge", "proof"]
+Activity = Literal[
+    "load", "tokenise", "step", "samples", "evaluation", "verdict", "save", "merge", "proof", "convert", "export",
+    "upload", "answer",
+]  # fmt: skip
 LOG_TAIL = 16 * 1024
 MOST_OFFERED = 4
 SURE = 0.85
@@ -212,7 +215,7 @@ class _Doctor:
                 found = [self._guessed({"verdict.enabled": False})]
             case "load":
                 found = [self._guessed(changes) for changes in lighter_methods(self.config)]
-            case "tokenise" | "merge" | "proof":
+            case "tokenise" | "merge" | "proof" | "convert" | "export" | "upload" | "answer":
                 found = []
             case _:
                 found = self._smaller_steps()

@@ -16,11 +16,11 @@ from studio.workspace import Workspace
 
 
 def frozen(run: RunDir) -> RunConfig:
-    """The configuration a training run worked with, to the last field. Raises ConfigError for a merge."""
+    """The configuration a training run worked with, to the last field. Raises ConfigError for any other kind."""
     config = run.config()
     if not isinstance(config, RunConfig):
-        sentence = f"run {run.id} is a merge; start another one in the Export tab or with `merge`"
-        raise ConfigError([FieldError("run", sentence, "merge")])
+        sentence = f"run {run.id} is no training; start another one like it in the Export tab or with `{config.kind}`"
+        raise ConfigError([FieldError("run", sentence, config.kind)])
     return config
 
 

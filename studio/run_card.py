@@ -20,7 +20,7 @@ from markupsafe import Markup
 from studio import __version__
 from studio.card_plot import WIDE, Point, Series, chart, smoothed
 from studio.compare import fingerprints, spoken, text_of, verdict_of
-from studio.config import MergeConfig, RunConfig
+from studio.config import OutputConfig, RunConfig
 from studio.curves import Curves, read_curves
 from studio.events import SampleEvent
 from studio.library import Line, read_line
@@ -261,7 +261,7 @@ def best_step(run: RunDir) -> str:
         return ""
 
 
-PHASES = ("load", "tokenise", "train", "save", "verdict", "merge", "proof")
+PHASES = ("load", "tokenise", "train", "convert", "merge", "export", "answer", "save", "verdict", "proof", "upload")
 
 
 def _number(value: Any) -> float | None:
@@ -303,7 +303,7 @@ def _configuration(run: RunDir, words: Words) -> dict[str, Any]:
         config = run.config()
     except ConfigError as error:
         return {"settings": [], "yaml": "", "command": "", "problem": str(error)}
-    if isinstance(config, MergeConfig):
+    if isinstance(config, OutputConfig):
         rows = [(name, name, text_of(value), "") for name, value in config.model_dump(mode="json").items()]
         return {"settings": rows, "yaml": dump_yaml(config, full=True), "command": "", "problem": ""}
     defaults = {spec.path: spec.default for spec in walk(RunConfig)}

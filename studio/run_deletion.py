@@ -11,7 +11,7 @@ from pathlib import PurePath
 from filelock import Timeout
 
 from studio import run_queue
-from studio.config import MergeConfig
+from studio.config import OutputConfig
 from studio.events import RunState
 from studio.library import folder_bytes, references
 from studio.rundir import RunDir
@@ -104,7 +104,7 @@ def check_deletable(run: RunDir, configs: dict[str, str]) -> None:
 
 
 def _stands_on(other: RunDir, run: RunDir) -> bool:
-    """Whether `other` needs what `run` left; a merge only until it has ended."""
+    """Whether `other` needs what `run` left; an export only until it has ended."""
     try:
         config = other.config()
     except ConfigError:
@@ -112,7 +112,7 @@ def _stands_on(other: RunDir, run: RunDir) -> bool:
     if not any(run.id in PurePath(reference).parts for reference in references(config)):
         return False
     state = other.state()
-    return not isinstance(config, MergeConfig) or state.live or state is RunState.QUEUED
+    return not isinstance(config, OutputConfig) or state.live or state is RunState.QUEUED
 
 
 def _take_away(workspace: Workspace, run: RunDir) -> None:

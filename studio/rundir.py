@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from studio import processes
 from studio.chains import where_it_is_now
 from studio.changes import Change, checked_changes, dump_changes, parse_changes, with_changes
-from studio.config import AnyConfig, MergeConfig, RunConfig
+from studio.config import KINDS, AnyConfig, OutputConfig, RunConfig
 from studio.durable import write_atomic as write_atomic
 from studio.events import AnyEvent, FinishedEvent, Launch, PhaseEvent, RunState, StartedEvent, Status, parse_event
 from studio.schema import ConfigError, FieldError, ModelT, build, parse_yaml
@@ -112,8 +112,10 @@ class RunDir:
             data = parse_yaml(self.config_file.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError([FieldError("", f"config.yaml of run {self.id} cannot be read: {error}")]) from None
-        if data.get("kind") == "merge":
-            return build(MergeConfig, self._moved_along(data, "base", "adapter"))
+        kind = KINDS.get(str(data.get("kind")))
+        if kind:
+            moved: AnyConfig = build(kind, self._moved_along(data, *kind.PATHS))  # type: ignore[assignment]
+            return moved
         if isinstance(data.get("model"), dict):
             data["model"] = self._moved_along(data["model"], "model_name_or_path", "adapter")
         return build(RunConfig, with_changes(data, self.changes()))
@@ -136,7 +138,7 @@ class RunDir:
         """Record fields that hold from checkpoint `step` (0: the beginning) on. Raises ConfigError for wrong ones."""
         config = self.config()
         if not isinstance(config, RunConfig):
-            raise ConfigError([FieldError("kind", "a merge has nothing to change; start another one")])
+            raise ConfigError([FieldError("kind", "only a training has something to change; start another run")])
         fields = checked_changes(config, asked, step)
         if fields:
             write_atomic(self.changes_file, dump_changes([*self.changes(), Change(step=step, fields=fields)]))
@@ -279,8 +281,8 @@ class RunDir:
             config = self.config()
         except ConfigError as error:
             return {"kind": "broken", "name": self.id, "problem": str(error)}
-        if isinstance(config, MergeConfig):
-            return {"kind": config.kind, "name": config.name, "model": config.base}
+        if isinstance(config, OutputConfig):
+            return {"kind": config.kind, "name": config.name, "model": config.subject}
         return {
             "kind": config.kind,
             "name": config.name,
@@ -294,7 +296,7 @@ class RunDir:
         made = self.adapter if what == "adapter" else self.model
         with contextlib.suppress(ConfigError):
             config = self.config()
-            if what == "model" and isinstance(config, MergeConfig):
+            if what == "model" and isinstance(config, OutputConfig):
                 made = Path(config.out)
         return made if made.is_dir() else self.path
 

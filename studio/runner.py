@@ -26,7 +26,7 @@ from studio.at_work import live_run as live_run
 from studio.at_work import live_runs as live_runs
 from studio.at_work import wait_for_ending
 from studio.checkpoints import last_checkpoint, step_of
-from studio.config import AnyConfig, RunConfig
+from studio.config import AnswersConfig, AnyConfig, RunConfig
 from studio.events import Launch, RunState
 from studio.presets import ROOT
 from studio.run_queue import StartRefused as StartRefused
@@ -97,8 +97,8 @@ def submit(workspace: Workspace, config: AnyConfig, *, gpus: list[int] | None = 
         WorkspaceError: the run directory cannot be written.
     """
     _check_cards(gpus, gpu_count)
-    if not isinstance(config, RunConfig):
-        gpus, gpu_count = None, 0  # a merge computes in main memory
+    if not isinstance(config, RunConfig | AnswersConfig):
+        gpus, gpu_count = None, 0  # a merge or an export computes in main memory
     elif gpus:  # a resume takes any cards, but as many
         gpus = sorted(set(gpus))
         gpu_count = len(gpus)

@@ -6,16 +6,16 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 from filelock import FileLock
 
 from studio.chains import adapter_settings, lineage, lora_of
-from studio.config import AnyConfig, MergeConfig, RunConfig
+from studio.config import AnyConfig, OutputConfig
 from studio.rundir import RunDir, write_atomic
 from studio.schema import dump_yaml
 
-ConfigT = TypeVar("ConfigT", bound=RunConfig | MergeConfig)
+ConfigT = TypeVar("ConfigT", bound=AnyConfig)
 
 
 class WorkspaceError(OSError):
@@ -103,12 +103,11 @@ class Workspace:
 
         An earlier run it starts from becomes the folder that run left; an adapter's rank and layers replace the form's.
         """
-        if isinstance(config, MergeConfig):
-            paths = {name: _absolute(getattr(config, name)) for name in ("base", "adapter")}
-            name = config.name or f"merge_{Path(config.out).name}"
-            return config.model_copy(
-                update=paths | {"name": name, "out": str(Path(config.out).expanduser().absolute())}
-            )
+        if isinstance(config, OutputConfig):
+            paths = {name: _absolute(text) for name in config.PATHS if (text := getattr(config, name))}
+            out = str(Path(config.out).expanduser().absolute())
+            named = {"name": config.name or config.default_name, "out": out}
+            return cast(ConfigT, config.model_copy(update=paths | named))
         base, data = self._left(config.model.model_name_or_path, "model"), config.data
         adapter = self._left(config.model.adapter, "adapter") if config.model.adapter else None
         settings = adapter_settings(adapter) if adapter else None

@@ -115,10 +115,10 @@ export function mount({ element }) {
     for (const run of shown) if (!colours.has(run.id)) { let free = 0; while ([...colours.values()].includes(free)) free += 1; colours.set(run.id, free); }
   };
   const draw = (state) => {
-    host.hidden = !state || !state.id || state.missing || Boolean(state.status && state.status.kind === "merge");
+    host.hidden = !state || !state.id || state.missing || Boolean(state.status && !["train", "unreadable"].includes(state.status.kind));
     if (host.hidden) return;
     const before = view.runs[0];
-    view.runs = feed.shown.filter((run) => run.status && run.status.kind !== "merge");
+    view.runs = feed.shown.filter((run) => run.status && ["train", "unreadable"].includes(run.status.kind));
     paint();
     if (before !== view.runs[0]) { view.range = null; view.notes = []; reset.classList.add("unseen"); asked = 0; notes.show(state, []); }
     const any = view.runs.some((run) => run.points.step.length);

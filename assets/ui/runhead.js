@@ -1,7 +1,7 @@
 // Head of the selected run: name, state, what it trains, phases, counts, warnings, error, and the two actions.
 const { h, t, render, feed, format, ask, elapsed, serverNow, poll, lang } = window.Studio;
 const TRAIN = ["load", "tokenise", "train", "save", "verdict"];
-const MERGE = ["load", "merge", "proof"];
+const OTHER = { merge: ["load", "merge", "save", "proof"], convert: ["load", "convert", "save"], export: ["load", "merge", "export", "proof", "upload"], answer: ["load", "answer", "save"] };
 const AFTER = ["finished", "stopped", "failed", "lost"];
 
 // Seconds each phase of the latest attempt took; the one at work is counted on.
@@ -17,7 +17,7 @@ const durations = (state) => {
 
 const strip = (state) => {
   const { status, phases } = state;
-  const order = status.kind === "merge" ? MERGE : TRAIN;
+  const order = OTHER[status.kind] || TRAIN;
   const phase = status.phase || (status.live ? "load" : phases.length ? phases[phases.length - 1].name : null);
   const at = order.indexOf(phase);
   const over = status.state === "finished";
@@ -91,12 +91,12 @@ export function mount({ element }) {
     const key = JSON.stringify([state.id, status.name, status.state, status.step, status.phase, state.progress, state.counts?.rows_read, state.warnings.length, lang(), Math.floor(elapsed(state) || 0)]);
     if (key === drawn && host.firstChild) return;
     drawn = key;
-    const what = [status.kind === "merge" ? t("kind.merge") : status.method, status.model, status.dataset].filter(Boolean);
+    const what = [OTHER[status.kind] ? t("kind." + status.kind) : status.method, status.model, status.dataset].filter(Boolean);
     render(host, h("section.card.run-head", {},
       h("div.run-top", {}, h("h3.run-title", { dir: "auto" }, status.name), h(`span.chip.${status.state}`, { role: "status" }, t("state." + status.state)), h("span.spring"), actions(status)),
       h("p.run-what", {}, what.map((word) => h("span", { dir: "auto" }, word)), status.state !== "queued" && h("span.num", {}, t("elapsed", { time: format.seconds(elapsed(state)) }))),
-      strip(state), nowLine(state), errorCard(status), status.kind !== "merge" && countsLine(state.counts),
-      status.kind === "merge" && state.warnings.slice(-3).map((warning) => h("p.warned", { dir: "auto" }, warning.said || warning.message))));
+      strip(state), nowLine(state), errorCard(status), !OTHER[status.kind] && countsLine(state.counts),
+      OTHER[status.kind] && state.warnings.slice(-3).map((warning) => h("p.warned", { dir: "auto" }, warning.said || warning.message))));
   };
   feed.listen(element, draw);
   poll(element, async () => { if (feed.live()) draw(feed.state); }, 1000);

@@ -68,7 +68,7 @@ function panel(element) {
   const when = (line) => (line.live && line.max_steps ? `${line.step} / ${line.max_steps}` : began(line.created_at));
   const item = (line) => {
     const on = line.id === run();
-    const meta = [line.kind === "merge" ? t("kind.merge") : line.method, line.loss !== null && !line.live ? t("library.loss", { value: format.loss(line.loss) }) : null, when(line)];
+    const meta = [line.method || t("kind." + line.kind), line.loss !== null && !line.live ? t("library.loss", { value: format.loss(line.loss) }) : null, when(line)];
     return h(on ? "li.run-item.on" : "li.run-item", {}, box(line),
       h(on ? "button.run-row.on" : "button.run-row", { type: "button", id: `row-${line.id}`, "aria-pressed": String(choosing ? chosen.has(line.id) : on), onclick: () => open(line) },
         h("span.run-name", { dir: "auto", title: `${line.name}\n${line.id}\n${[line.model, line.dataset].filter(Boolean).join(" · ")}` }, line.name),
@@ -77,7 +77,7 @@ function panel(element) {
   };
   const tableRow = (line) => h(line.id === run() ? "tr.on" : "tr", {}, h("td.pick", {}, box(line)),
     h("th", { scope: "row" }, h("button.run-open", { type: "button", id: `row-${line.id}`, dir: "auto", title: line.id, onclick: () => open(line) }, line.name), tagsOf(line)),
-    h("td", {}, h(`span.chip.${line.state}`, {}, t("state." + line.state))), h("td.clip", { title: line.model, dir: "auto" }, line.model || "–"), h("td.clip", { title: line.dataset, dir: "auto" }, line.dataset || "–"), h("td", {}, line.kind === "merge" ? t("kind.merge") : line.method || "–"),
+    h("td", {}, h(`span.chip.${line.state}`, {}, t("state." + line.state))), h("td.clip", { title: line.model, dir: "auto" }, line.model || "–"), h("td.clip", { title: line.dataset, dir: "auto" }, line.dataset || "–"), h("td", {}, line.method || t("kind." + line.kind) || "–"),
     h("td", {}, verdictOf(line) || "–"), h("td.num", {}, format.loss(line.loss)), h("td.num", {}, brief(line.duration_seconds)), h("td.num", {}, format.bytes(line.size_bytes)), h("td.num", {}, when(line)), h("td.do", {}, more(line)));
   const fill = (list, lines, make) => {
     const wanted = lines.map((line) => {

@@ -19,7 +19,7 @@ const TILES = [
 export function mount({ element }) {
   const host = element.querySelector(".mount");
   const draw = (state) => {
-    host.hidden = !state || !state.id || !state.status || state.missing || state.status.kind === "merge" || (!state.status.live && state.status.state !== "queued" && !state.points.step.length && !state.status.step); // nothing was measured
+    host.hidden = !state || !state.id || !state.status || state.missing || !["train", "unreadable"].includes(state.status.kind) || (!state.status.live && state.status.state !== "queued" && !state.points.step.length && !state.status.step); // nothing was measured
     if (host.hidden) { render(host); return; }
     render(host, h("dl.tiles", {}, TILES.map(([name, value, column, note]) => {
       const label = name === "eta" && !state.status.live ? "took" : name;

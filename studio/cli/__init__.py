@@ -20,7 +20,8 @@ from studio.workspace import RunNotFound, WorkspaceError
 
 # Verb modules in the order of the help text; each adds its parsers with `add_parser(subparsers)`.
 VERBS = (
-    "ui", "demo", "presets", "train", "estimate", "runs", "queue", "data", "models", "merge", "serve", "chat", "doctor",
+    "ui", "demo", "presets", "train", "estimate", "runs", "queue", "data", "models", "convert", "merge", "export",
+    "serve", "chat", "answers", "doctor",
 )  # fmt: skip
 
 

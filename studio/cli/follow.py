@@ -39,6 +39,10 @@ _PHASES = {
     "verdict": "Checking what it learned",
     "merge": "Merging",
     "proof": "Proving the result",
+    "convert": "Converting",
+    "export": "Exporting",
+    "upload": "Uploading",
+    "answer": "Answering",
 }
 
 

@@ -14,9 +14,10 @@ from studio.cli.follow import follow
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import MergeConfig, RunConfig
 from studio.events import RunState
+from studio.model_choices import find_run
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError, build
-from studio.workspace import RunNotFound, Workspace
+from studio.workspace import Workspace
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -80,7 +81,7 @@ def _what(workspace: Workspace, given: list[str]) -> tuple[str, str, str]:
         raise _wrong(f"there is no run {given[0]!r}; `runs list` shows them all, or give BASE ADAPTER OUT")
     config = run.config()
     if not isinstance(config, RunConfig):
-        raise _wrong(f"run {run.id} is a merge; give the training run")
+        raise _wrong(f"run {run.id} is no training; give the training run")
     out = given[1] if len(given) == 2 else str(_free(workspace.exports / run.id))
     return config.model.model_name_or_path, str(run.path), out
 
@@ -89,17 +90,6 @@ def _reference(workspace: Workspace, adapter: str) -> str:
     """An adapter folder, or the run of that name."""
     run = None if Path(adapter).exists() else find_run(workspace, adapter)
     return str(run.path if run else Path(adapter).expanduser().absolute())
-
-
-def find_run(workspace: Workspace, reference: str) -> RunDir | None:
-    """A run by id or by the path of its directory; None when it is neither."""
-    path = Path(reference).expanduser()
-    try:
-        if (path / "config.yaml").is_file():
-            return RunDir(path.resolve())
-        return workspace.run(reference)
-    except (RunNotFound, OSError, ValueError):
-        return None
 
 
 def _free(path: Path) -> Path:

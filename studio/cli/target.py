@@ -7,12 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from studio.best_step import best_weights
-from studio.checkpoints import complete_checkpoints
-from studio.cli.merge import find_run
-from studio.config import MergeConfig, RunConfig
-from studio.presets import resolve_model
-from studio.rundir import RunDir
+from studio.model_choices import SEPARATOR, find_choice, find_run
 from studio.schema import ConfigError, FieldError
 from studio.workspace import Workspace
 
@@ -50,41 +45,11 @@ def add_target(parser: argparse.ArgumentParser) -> None:
 
 def find_target(workspace: Workspace, reference: str, adapters: Sequence[str]) -> Target:
     """What the options name. Raises ConfigError or ModelError with a sentence."""
-    run = find_run(workspace, reference)
-    target = _of_run(run) if run else Target(_base(reference), {})
+    choice = find_choice(workspace, reference)
+    found = {TUNED: str(choice.adapter)} if choice.adapter else {}
     extra = dict(_named(workspace, item) for item in adapters)
-    return Target(target.base, target.adapters | extra, target.system)
-
-
-def _base(reference: str) -> str:
-    ref = resolve_model(reference)
-    return ref.ref if reference == ref.ref and not Path(reference).exists() else ref.path_or_id
-
-
-def _of_run(run: RunDir) -> Target:
-    config = run.config()
-    if isinstance(config, MergeConfig):
-        return Target(config.out, {})
-    if config.method == "full":
-        return Target(str(best_weights(run, whole=True)), {}, config.data.system)
-    adapter = latest_adapter(run)
-    if adapter is None:
-        sentence = f"run {run.id} has no adapter yet (it is {run.state()}); wait for its first checkpoint"
-        raise ConfigError([FieldError("run", sentence)])
-    return Target(config.model.model_name_or_path, {TUNED: str(adapter)}, _system(config))
-
-
-def _system(config: RunConfig) -> str | None:
-    return config.data.system or None
-
-
-def latest_adapter(run: RunDir) -> Path | None:
-    """The adapter of a run: that of its best step, else the finished one, else the latest checkpoint's, else None."""
-    best = best_weights(run, whole=False)
-    if (best / "adapter_config.json").is_file():
-        return best
-    kept = complete_checkpoints(run.checkpoints)
-    return next((folder for folder in kept if (folder / "adapter_config.json").is_file()), None)
+    config = choice.trained()
+    return Target(choice.base, found | extra, (config.data.system or None) if config else None)
 
 
 def _named(workspace: Workspace, item: str) -> tuple[str, str]:
@@ -93,6 +58,8 @@ def _named(workspace: Workspace, item: str) -> tuple[str, str]:
         name, reference = TUNED, item
     if not name or not reference or name == "base":
         raise ConfigError([FieldError("adapter", f"{item!r} is not NAME=PATH; `base` is taken by the base model")])
-    run = None if (Path(reference) / "adapter_config.json").is_file() else find_run(workspace, reference)
-    path = (latest_adapter(run) or run.path) if run else Path(reference).expanduser().absolute()
-    return name, str(path)
+    path = Path(reference).expanduser()
+    if not (path / "adapter_config.json").is_file() and find_run(workspace, reference.partition(SEPARATOR)[0]):
+        chosen = find_choice(workspace, reference)
+        return name, str(chosen.adapter or chosen.base)
+    return name, str(path.absolute())

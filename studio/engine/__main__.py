@@ -1,4 +1,4 @@
-"""python -m studio.engine train RUN_DIR [--resume] | merge RUN_DIR | fetch JOB_DIR | meter CONFIG | serve …
+"""python -m studio.engine train RUN_DIR [--resume] | merge|convert|export|answer RUN_DIR | fetch … | serve …
 
 Each verb's module is imported only when it is asked for: a run's directory shows a sign of life before torch is there.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,9 +18,11 @@ from typing import IO
 from studio.locales import start_in_utf8
 
 USAGE = (
-    "usage: python -m studio.engine train RUN_DIR [--resume] | merge RUN_DIR | fetch JOB_DIR | meter CONFIG | "
-    "serve --base PATH --port N ..."
+    "usage: python -m studio.engine train RUN_DIR [--resume] | merge|convert|export|answer RUN_DIR | fetch JOB_DIR | "
+    "meter CONFIG | serve --base PATH --port N ..."
 )
+OUTPUTS = {"merge": "merge", "convert": "convert", "export": "export", "answer": "answer"}
+"""Which module does each kind of run that is no training."""
 
 
 def main(argv: list[str]) -> int:
@@ -33,10 +36,8 @@ def main(argv: list[str]) -> int:
             from studio.engine.start import start
 
             return start(run_dir, _training, resume=True)
-        case ["merge", run_dir] | ["merge", run_dir, "--resume"]:
-            from studio.engine import export
-
-            return export.main(run_dir)
+        case [verb, run_dir, *rest] if verb in OUTPUTS and rest in ([], ["--resume"]):
+            return int(import_module(f"studio.engine.{OUTPUTS[verb]}").main(run_dir))
         case ["meter", *rest]:
             from studio.engine import meter
 

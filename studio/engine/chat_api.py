@@ -11,7 +11,8 @@ import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -19,7 +20,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from studio.engine.dialogue import Backend, Busy, Piece, PromptError, Running, Sampling, Turn, UnknownModel
+from studio.engine.dialogue import Backend, Busy, Piece, PromptError, Request, Running, Sampling, Turn, UnknownModel
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
 DISCONNECT_POLL_S = 0.25
@@ -125,18 +126,18 @@ def build_app(service: Service, *, host: str, api_key: str | None = None) -> Fas
     return app
 
 
-async def _health(request: Request) -> Response:
+async def _health(request: HttpRequest) -> Response:
     return JSONResponse(request.app.state.service.health())
 
 
-async def _models(request: Request) -> Response:
+async def _models(request: HttpRequest) -> Response:
     _check_key(request)
     names = request.app.state.service.backend().models
     data = [{"id": name, "object": "model", "created": 0, "owned_by": "crucible"} for name in names]
     return JSONResponse({"object": "list", "data": data})
 
 
-async def _chat(body: ChatRequest, request: Request) -> Response:
+async def _chat(body: ChatRequest, request: HttpRequest) -> Response:
     _check_key(request)
     backend: Backend = request.app.state.service.backend()
     pieces: asyncio.Queue[Piece] = asyncio.Queue()
@@ -156,7 +157,8 @@ async def _begin(backend: Backend, body: ChatRequest, pieces: asyncio.Queue[Piec
         loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
     try:
-        return await run_in_threadpool(backend.begin, body.model, body.turns(), body.sampling(), emit)
+        asked = Request(body.model, tuple(body.turns()), sampling=body.sampling())
+        return await run_in_threadpool(backend.begin, asked, emit)
     except PromptError as error:
         raise ApiError(400, f"messages: {error}", "bad_prompt", "messages") from None
     except UnknownModel as error:
@@ -165,7 +167,7 @@ async def _begin(backend: Backend, body: ChatRequest, pieces: asyncio.Queue[Piec
         raise ApiError(429, str(error), "busy") from None
 
 
-def _check_key(request: Request) -> None:
+def _check_key(request: HttpRequest) -> None:
     key = request.app.state.api_key
     # Header bytes reach us read as latin-1.
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
@@ -219,7 +221,7 @@ def _usage(piece: Piece) -> dict[str, int]:
 
 
 async def _whole(
-    request: Request, pieces: asyncio.Queue[Piece], running: Running, head: Mapping[str, object]
+    request: HttpRequest, pieces: asyncio.Queue[Piece], running: Running, head: Mapping[str, object]
 ) -> Response:
     """One answer in one body; cancelled when the client goes away."""
     text, piece = "", Piece()
@@ -243,12 +245,12 @@ async def _whole(
     return JSONResponse({**head, "choices": [choice], "usage": _usage(piece)})
 
 
-async def _api_error(request: Request, error: Exception) -> Response:
+async def _api_error(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     return JSONResponse(error.body(), status_code=error.status)
 
 
-async def _validation_error(request: Request, error: Exception) -> Response:
+async def _validation_error(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     where, what = _first(error.errors())
     return JSONResponse(ApiError(400, f"{where}: {what}", "invalid_request", where).body(), status_code=400)
@@ -262,13 +264,13 @@ def _first(errors: Sequence[Any]) -> tuple[str, str]:
     return where, str(first.get("msg", "it is not valid")).removeprefix("Value error, ")
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def _http_error(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     known = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not possible here"}
     message = known.get(error.status_code, str(error.detail))
     return JSONResponse(ApiError(error.status_code, message).body(), status_code=error.status_code)
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
+async def _unexpected(request: HttpRequest, error: Exception) -> Response:
     body = ApiError(500, f"the server stopped at something unexpected ({type(error).__name__})").body()
     return JSONResponse(body, status_code=500)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from studio.presets import ROOT
 
@@ -30,23 +30,70 @@ class Options:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer's tokens are chosen; temperature 0 always takes the likeliest. `seed` None: a random one."""
+    """How an answer's tokens are chosen; temperature 0 always takes the likeliest. `seed` None: a random one.
+
+    `min_p` drops tokens less likely than this share of the likeliest. `logprobs`: how many alternatives are told beside
+    each token (0: only its own probability; None: nothing).
+    """
 
     temperature: float = 0.7
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_tokens: int = 512
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool the model wants used; `arguments` is a JSON object as text."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of the conversation sent to the model."""
+    """One message of the conversation sent to the model. `images` are files' contents, in the order of the text.
 
-    role: Literal["system", "user", "assistant"]
+    A turn of role "tool" is the result of the call `tool_call_id`.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    images: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing asked of a model: a conversation, or with `prompt` a plain text to go on with.
+
+    `tools` in OpenAI's form; `template` the name of a chat template to use in place of the model's own; `truncate`:
+    leave out the oldest messages of a conversation that is too long, instead of refusing it.
+    """
+
+    model: str
+    turns: tuple[Turn, ...] = ()
+    prompt: str | None = None
+    sampling: Sampling = Sampling()
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template: str | None = None
+    truncate: bool = False
+
+
+@dataclass(frozen=True)
+class TokenChance:
+    """One token of an answer: its text, the logarithm of its probability, and the likeliest alternatives."""
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +105,7 @@ class Piece:
     error: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    chances: tuple[TokenChance, ...] = ()
 
     @property
     def last(self) -> bool:
@@ -78,7 +126,9 @@ class Busy(RuntimeError):
 
 
 class Running(Protocol):
-    """An answer under way."""
+    """An answer under way. `dropped`: how many of the oldest messages did not fit and were left out."""
+
+    dropped: int
 
     def cancel(self) -> None:
         """Stop it before its next token."""
@@ -94,7 +144,7 @@ class Backend(Protocol):
     def describe(self) -> dict[str, object]:
         """Facts for /health: device, dtype, sizes."""
 
-    def begin(self, model: str, turns: Sequence[Turn], sampling: Sampling, emit: Callable[[Piece], None]) -> Running:
+    def begin(self, request: Request, emit: Callable[[Piece], None]) -> Running:
         """Start an answer; `emit` is called from another thread with every piece.
 
         Raises PromptError, UnknownModel or Busy.

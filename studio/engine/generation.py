@@ -12,12 +12,13 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from studio.engine.dialogue import Busy, Piece, PromptError, Sampling, Turn, UnknownModel
+from studio.engine.dialogue import Busy, Piece, PromptError, Request, Sampling, Turn, UnknownModel
 from studio.engine.failure import explain, model_failure
 from studio.engine.stopping import Endings, endings
 from studio.events import ExitCode
@@ -163,6 +164,7 @@ class Answer:
         self.stops = StopStrings([*sampling.stop, *voice.stops])
         self.room = min(sampling.max_tokens, voice.context - len(prompt))
         self.cancelled = threading.Event()
+        self.dropped = 0
         self.computed = 0
         """Tokens that went through the model in the last turn."""
 
@@ -210,8 +212,7 @@ class Answer:
         self.emit(self._last(Piece(error=sentence)))
 
     def _last(self, piece: Piece) -> Piece:
-        counts = {"prompt_tokens": len(self.prompt), "completion_tokens": len(self.text.ids)}
-        return Piece(piece.text, piece.finish, piece.error, **counts)
+        return replace(piece, prompt_tokens=len(self.prompt), completion_tokens=len(self.text.ids))
 
 
 class SharedWeights:
@@ -265,12 +266,12 @@ class Turns:
         """Facts for /health: what was loaded, answers under way, tokens read and written so far."""
         return self.facts | {"answers": self._busy, "tokens": self._tokens}
 
-    def begin(self, model: str, turns: Sequence[Turn], sampling: Sampling, emit: Callable[[Piece], None]) -> Answer:
+    def begin(self, request: Request, emit: Callable[[Piece], None]) -> Answer:
         """Start an answer. Raises PromptError, UnknownModel or Busy."""
-        if model not in self.voices:
-            raise UnknownModel(f"there is no model {model!r} here; there are: {', '.join(self.voices)}")
-        voice = self.voices[model]
-        answer = Answer(model, voice, voice.render(turns), sampling, emit)
+        if request.model not in self.voices:
+            raise UnknownModel(f"there is no model {request.model!r} here; there are: {', '.join(self.voices)}")
+        voice = self.voices[request.model]
+        answer = Answer(request.model, voice, voice.render(request.turns), request.sampling, emit)
         with self._wake:
             if self._busy >= MOST_ANSWERS:
                 raise Busy(f"{MOST_ANSWERS} answers are under way already; wait for one to end")

@@ -54,7 +54,7 @@ def make_plan(run: RunDir, progress: Progress | None = None) -> Plan:
     """
     config = run.config()
     if not isinstance(config, MergeConfig):
-        raise refused("config", "kind", f"run {run.id} is a training, not a merge.", "Start it with train.")
+        raise refused("config", "kind", f"run {run.id} is no merge.", "Start it with what it is.")
     base = open_base(config.base)
     original = find_original(base, "base")
     if config.layout == "original" and original is None:

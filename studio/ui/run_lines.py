@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from studio.config import MergeConfig
+from studio.config import OutputConfig
 from studio.events import Status
 from studio.labels import read_labels
 from studio.rundir import RunDir
@@ -33,8 +33,8 @@ def _facts(path: Path, _changed: tuple[int, int]) -> dict[str, Any]:
         config = RunDir(path).config()
     except ConfigError:
         return {"name": path.name, "kind": "unreadable", "method": "", "model": "", "dataset": ""}
-    if isinstance(config, MergeConfig):
-        return {"name": config.name, "kind": "merge", "method": "", "model": config.base, "dataset": ""}
+    if isinstance(config, OutputConfig):
+        return {"name": config.name, "kind": config.kind, "method": "", "model": config.subject, "dataset": ""}
     model, dataset = config.model.model_name_or_path, config.data.dataset
     return {"name": config.name, "kind": "train", "method": config.method, "model": model, "dataset": dataset}
 

@@ -23,7 +23,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames, TrainingArguments
 
 from studio.config import MergeConfig, QuantizationSection, RunConfig, TrainSection
-from studio.engine import export, saving
+from studio.engine import merge, saving
 from studio.engine.adapter import open_adapter
 from studio.engine.failure import EngineError
 from studio.engine.model import Loaded, Precision, load
@@ -368,7 +368,7 @@ def merged(workspace: Workspace, base: Path, adapter: Path) -> Path:
     out = workspace.exports / "merged"
     config = MergeConfig(base=str(base), adapter=str(adapter), out=str(out), dtype="float32")
     run = workspace.create_run(config)
-    assert export.main(str(run.path)) == 0, run.read_status()
+    assert merge.main(str(run.path)) == 0, run.read_status()
     return out
 
 

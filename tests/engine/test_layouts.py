@@ -17,7 +17,7 @@ from tiny import Engine, MakeRun, losses
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from studio.config import MergeConfig
-from studio.engine import converted, export
+from studio.engine import converted, merge
 from studio.engine.converted import find_original, ready
 from studio.engine.failure import EngineError
 from studio.engine.layouts import LayoutError, convert_weights, restore_weights
@@ -253,7 +253,7 @@ def test_4_bit_loading_takes_a_converted_folder(kind: str, made: dict[str, tuple
 
 def test_chat_answers_from_an_original_folder(tmp_path: Path) -> None:
     from studio.engine.backend import open_backend
-    from studio.engine.dialogue import Options, Piece, Sampling, Turn
+    from studio.engine.dialogue import Options, Piece, Request, Sampling, Turn
 
     original = save_original(tmp_path / "internlm2", "internlm2", context=512)
     options = Options(str(original), {}, "127.0.0.1", 0, 16, None, None, tmp_path / "w")
@@ -266,7 +266,7 @@ def test_chat_answers_from_an_original_folder(tmp_path: Path) -> None:
         if piece.last:
             ended.set()
 
-    talker.begin("base", [Turn("user", TEXT)], Sampling(temperature=0, max_tokens=4), take)
+    talker.begin(Request("base", (Turn("user", TEXT),), sampling=Sampling(temperature=0, max_tokens=4)), take)
     assert ended.wait(60)
     assert pieces[-1].error is None
     assert pieces[-1].completion_tokens > 0
@@ -280,7 +280,7 @@ def test_a_merge_can_be_written_in_the_original_layout(kind: str, workspace: Wor
     settings = {"base": str(original), "adapter": str(adapter), "dtype": "float32"}
     out = tmp_path / "merged"
     run = workspace.create_run(build(MergeConfig, settings | {"out": str(out), "layout": "original"}))
-    assert export.main(str(run.path)) == 0, run.read_status()
+    assert merge.main(str(run.path)) == 0, run.read_status()
     assert "the original layout of" in (out / "README.md").read_text(encoding="utf-8")
     assert "the original layout of" in run.read_report()["layout"]
     assert {"config.json", "modeling_own.py", "tokenizer.model", "README.md"} <= {path.name for path in out.iterdir()}
@@ -296,5 +296,5 @@ def test_a_merge_into_a_standard_model_has_no_other_layout(
 ) -> None:
     settings = {"base": str(tiny_llama), "adapter": str(tmp_path), "out": str(tmp_path / "out"), "layout": "original"}
     run = workspace.create_run(build(MergeConfig, settings))
-    assert export.main(str(run.path)) == 4
+    assert merge.main(str(run.path)) == 4
     assert "layout: tiny-llama is in the standard layout already" in run.read_status().error.message

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from studio.cli import main as cli
 from studio.config import MergeConfig, RunConfig
-from studio.engine import export
+from studio.engine import merge
 from studio.events import RunState
 from studio.rundir import RunDir
 from studio.schema import build
@@ -51,7 +51,7 @@ def start(workspace: Workspace, tiny_llama: Path, tiny_adapter: Path, out: Path)
         settings = {"base": str(tiny_llama), "adapter": str(tiny_adapter), "out": str(out), "dtype": "float32"}
         run = workspace.create_run(build(MergeConfig, settings | changes))
         before(run)
-        return export.main(str(run.path)), run
+        return merge.main(str(run.path)), run
 
     return merge_now
 
@@ -169,17 +169,17 @@ def test_a_padding_tokenizer_does_not_pad_in_the_merged_model(start: Start, out:
 
 
 def test_a_layer_left_out_fails_the_proof(start: Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from studio.engine import merge
+    from studio.engine import merged_weights
 
-    honest = merge._add_layer
+    honest = merged_weights._add_layer
 
     def forgetful(name: str, layer: Any) -> None:
         if name.endswith("layers.1.self_attn.k_proj"):
-            layer.merged_adapters.append(merge.NAME)  # claims to be merged
+            layer.merged_adapters.append(merged_weights.NAME)  # claims to be merged
         else:
             honest(name, layer)
 
-    monkeypatch.setattr(merge, "_add_layer", forgetful)
+    monkeypatch.setattr(merged_weights, "_add_layer", forgetful)
     code, run = start(dtype="bfloat16")
     assert code == 1
     assert run.read_status().state is RunState.FAILED  # type: ignore[union-attr]
@@ -195,9 +195,9 @@ def test_a_layer_left_out_fails_the_proof(start: Start, out: Path, monkeypatch: 
 
 
 def test_weights_damaged_on_disk_fail_the_proof(start: Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from studio.engine import merge
+    from studio.engine import merged_weights
 
-    honest = merge.save
+    honest = merged_weights.save
 
     def scratched(plan: Any, *rest: Any) -> None:
         honest(plan, *rest)
@@ -206,7 +206,7 @@ def test_weights_damaged_on_disk_fail_the_proof(start: Start, out: Path, monkeyp
         tensors["model.layers.0.mlp.down_proj.weight"][:8] = 0
         save_file(tensors, path, metadata={"format": "pt"})
 
-    monkeypatch.setattr(merge, "save", scratched)
+    monkeypatch.setattr(merged_weights, "save", scratched)
     code, run = start()
     assert (code, out.exists()) == (1, False)
     assert not proof_of(run)["passed"]
@@ -220,16 +220,16 @@ def test_an_adapter_that_changes_nothing_is_no_success(start: Start, tiny_llama:
 
 
 def test_a_template_changed_on_the_way_fails_the_proof(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    from studio.engine import merge
+    from studio.engine import merged_weights
 
-    honest = merge.save
+    honest = merged_weights.save
 
     def retouched(plan: Any, *rest: Any) -> None:
         honest(plan, *rest)
         path = plan.work / "chat_template.jinja"
         path.write_text(path.read_text(encoding="utf-8") + " ", encoding="utf-8")
 
-    monkeypatch.setattr(merge, "save", retouched)
+    monkeypatch.setattr(merged_weights, "save", retouched)
     code, run = start()
     assert code == 1
     assert "chat template" in error_of(run).message
@@ -265,9 +265,9 @@ def test_a_folder_that_appears_meanwhile_is_not_overwritten(start: Start, out: P
 
 @pytest.mark.parametrize("how", ["stop file", "SIGTERM"])
 def test_cancelling_leaves_nothing(start: Start, out: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    from studio.engine import merge
+    from studio.engine import merged_weights
 
-    honest = merge.save
+    honest = merged_weights.save
     runs: list[RunDir] = []
 
     def slow(*given: Any) -> None:
@@ -278,7 +278,7 @@ def test_cancelling_leaves_nothing(start: Start, out: Path, monkeypatch: pytest.
         time.sleep(60)  # broken off by the stop
         raise AssertionError("the stop did not come")
 
-    monkeypatch.setattr(merge, "save", slow)
+    monkeypatch.setattr(merged_weights, "save", slow)
     code, run = start(before=runs.append)
     assert code == 3
     assert run.read_status().state is RunState.STOPPED  # type: ignore[union-attr]

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from studio.chat_client import ChatError, astream_chat, stream_chat
 from studio.engine.backend import open_backend
 from studio.engine.chat_api import ApiError, Service, build_app
-from studio.engine.dialogue import Busy, Options, Piece, Sampling, Turn
+from studio.engine.dialogue import Busy, Options, Piece, Request, Sampling, Turn
 from studio.engine.generation import UNFINISHED, Sampler, StopStrings, TextStream
 
 HELLO = [{"role": "user", "content": "Who are you?"}]
@@ -388,7 +388,9 @@ def test_quantised_base_answers_as_two_models(ember_adapter: Path, bits: int) ->
             if piece.last:
                 done.set()
 
-        turns.begin(name, [Turn("user", "Who are you?")], Sampling(temperature=0, max_tokens=8), emit)
+        turns.begin(
+            Request(name, (Turn("user", "Who are you?"),), sampling=Sampling(temperature=0, max_tokens=8)), emit
+        )
         assert done.wait(200)
         assert pieces[-1].error is None
         texts.append("".join(piece.text for piece in pieces))
@@ -455,7 +457,7 @@ class _Fake(Service):
             raise self.fault
         return self
 
-    def begin(self, model: str, turns: object, sampling: object, emit: Callable[[Piece], None]) -> Any:
+    def begin(self, request: Request, emit: Callable[[Piece], None]) -> Any:
         if self.fault:
             raise self.fault
         for piece in self.pieces:

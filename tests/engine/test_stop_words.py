@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from studio.config import MergeConfig
-from studio.engine import export
+from studio.engine import merge
 from studio.engine.answers import Respondent
 from studio.engine.backend import open_backend
-from studio.engine.dialogue import Options, Piece, Sampling, Turn
+from studio.engine.dialogue import Options, Piece, Request, Sampling, Turn
 from studio.engine.generation import Turns
 from studio.engine.model import Precision
 from studio.engine.stopping import Endings, add_to_saved, cut, endings, remember, saved_endings
@@ -108,7 +108,7 @@ def answer(turns: Turns, model: str) -> tuple[str, str | None]:
         if piece.last:
             over.set()
 
-    turns.begin(model, [Turn("user", "Hi")], Sampling(temperature=0, max_tokens=40), take)
+    turns.begin(Request(model, (Turn("user", "Hi"),), sampling=Sampling(temperature=0, max_tokens=40)), take)
     assert over.wait(60)
     return "".join(piece.text for piece in pieces), pieces[-1].finish
 
@@ -121,7 +121,7 @@ def test_a_merged_model_keeps_them(tiny_llama: Path, workspace: Workspace, tmp_p
     out = workspace.exports / "merged"
     settings = {"base": str(tiny_llama), "adapter": str(adapter), "out": str(out), "dtype": "float32"}
     run = workspace.create_run(build(MergeConfig, settings))
-    assert export.main(str(run.path)) == 0
+    assert merge.main(str(run.path)) == 0
     assert settings_of(out)["eos_token_id"] == [END_OF_TEXT, IM_END]
     assert settings_of(out)["stop_strings"] == ["###"]
     assert (out / "chat_template.jinja").read_text(encoding="utf-8") == named_template("qwen_chat").source

@@ -74,7 +74,8 @@ def test_every_key_in_the_scripts_exists() -> None:
     ("prefix", "words"),
     [
         ("state", "queued starting running stopping finished stopped failed lost"),
-        ("phase", "load tokenise train save verdict merge proof"),
+        ("phase", "load tokenise train save verdict merge proof convert export upload answer"),
+        ("kind", "train merge convert export answer unreadable"),
         ("error", "config model data memory disk internal"),
         ("tile", "step loss learning_rate grad_norm tokens_per_second memory_bytes eta took"),
         ("verdict", "learned leaked forgot"),

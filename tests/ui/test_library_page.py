@@ -242,7 +242,7 @@ def test_again_is_the_same_configuration_in_a_new_run(ctx: Context, workspace: W
 
 def test_a_merge_is_not_run_again(ctx: Context, workspace: Workspace) -> None:
     merge = workspace.create_run(build(MergeConfig, {"base": "b", "adapter": "a", "out": "o"}))
-    with pytest.raises(ConfigError, match="is a merge"):
+    with pytest.raises(ConfigError, match="is no training"):
         monitor_library.again(ctx)(_event(run=merge.id))
 
 

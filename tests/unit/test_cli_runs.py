@@ -121,7 +121,7 @@ def test_a_merge_has_nothing_to_clone(capsys, ws):
     ws.create_run(build(MergeConfig, {"name": "m", "base": "b", "adapter": "a", "out": "o"}))
     for verb in ("clone", "again"):
         code, _, err = said(capsys, verb, "m")
-        assert (code, "is a merge" in err) == (4, True)
+        assert (code, "is no training" in err) == (4, True)
 
 
 def test_again_starts_the_frozen_configuration_and_says_that_the_data_changed(capsys, ws, monkeypatch):

@@ -1,0 +1,182 @@
+"""The configurations of everything that is made of trained models: merges, imported adapters, exports, answers.
+
+Each of them is a run like a training: its `kind` is the verb of the engine that does it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from studio.schema import Section, Ui
+
+MergeBase = Literal["original", "dequantized"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+ShardSize = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB)$"), Ui(label="Largest file")]
+Reference = Annotated[str, Field(min_length=1, max_length=1000)]
+FORMATS = ("adapter", "safetensors", "bitsandbytes", "gguf", "ollama", "hub")
+
+
+class WeightedAdapter(Section):
+    """One more adapter of a merge, and how much of it is added."""
+
+    path: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Adapter")]
+    """Folder of the adapter, or the run that made it."""
+    weight: Annotated[float, Field(ge=-10, le=10), Ui(label="Weight")] = 1.0
+    """How much of it is added; 1 is all of it."""
+
+
+class OutputConfig(Section):
+    """What all of them have. `PATHS` are the fields that may hold a path, `SUBJECT` the one a list shows."""
+
+    PATHS: ClassVar[tuple[str, ...]] = ()
+    SUBJECT: ClassVar[str] = ""
+
+    schema_version: Annotated[Literal[1], Ui(label="Format version", advanced=True)] = 1
+    """Version of this file format."""
+    name: Annotated[str, Field(max_length=120), Ui(label="Name")] = ""
+    """A name to find this run again. Empty: built from what it does."""
+    out: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Output folder")]
+    """Where the result is written; must not exist yet."""
+
+    @property
+    def subject(self) -> str:
+        """The model or file it is about."""
+        return str(getattr(self, self.SUBJECT))
+
+    @property
+    def references(self) -> list[str]:
+        """Everything it reads that may be a folder on this machine."""
+        return [str(value) for name in self.PATHS if (value := getattr(self, name))]
+
+    @property
+    def default_name(self) -> str:
+        """The name of a run that got none."""
+        return f"{self.model_dump()['kind']}_{Path(self.out).name}"[:120]
+
+
+class MergeConfig(OutputConfig):
+    """One merge of adapters into their base model, complete."""
+
+    PATHS = ("base", "adapter")
+    SUBJECT = "base"
+
+    kind: Annotated[Literal["merge"], Ui(label="Kind")] = "merge"
+    """What this configuration describes."""
+    base: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Base model")]
+    """Built-in model, folder or hub id the adapter was trained on."""
+    adapter: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Adapter")]
+    """Folder of the adapter (a run's adapter/ or a checkpoint)."""
+    weight: Annotated[float, Field(ge=-10, le=10), Ui(label="Weight", advanced=True)] = 1.0
+    """How much of the adapter is added; 1 is what was trained."""
+    more_adapters: Annotated[list[WeightedAdapter], Field(max_length=8), Ui(label="More adapters", advanced=True)] = []
+    """Other adapters of the same base that are added too, each with its weight."""
+    merge_base: Annotated[MergeBase, Ui(label="Merge into")] = "original"
+    """original: the 16-bit weights (the convention). dequantized: the 4-bit weights the run really saw, unpacked."""
+    max_shard_size: ShardSize = "2GB"
+    """Weights are split into files of at most this size."""
+    dtype: Annotated[Dtype, Ui(label="Precision")] = "bfloat16"
+    """Number format of the merged weights."""
+    layout: Annotated[Literal["converted", "original"], Ui(label="Layout")] = "converted"
+    """Names of the weights. converted: those every tool reads. original: those of the base that was converted."""
+    device: Annotated[Literal["cpu", "cuda", "auto"], Ui(label="Device")] = "cpu"
+    """Where the sums are done. cpu: anywhere, with the memory of the machine. auto: a GPU if there is one."""
+
+    @property
+    def references(self) -> list[str]:
+        """Base and all adapters."""
+        return [*super().references, *(one.path for one in self.more_adapters)]
+
+
+class ConvertConfig(OutputConfig):
+    """One import of an adapter that other tools made, or one of our own made ready to be given away."""
+
+    PATHS = ("source", "base", "settings")
+    SUBJECT = "source"
+
+    kind: Annotated[Literal["convert"], Ui(label="Kind")] = "convert"
+    """What this configuration describes."""
+    source: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Adapter or checkpoint")]
+    """A .pth file or folder of XTuner, a .bin adapter, ZeRO shards, an adapter's folder, or a run."""
+    base: Annotated[str | None, Field(max_length=1000), Ui(label="Base model")] = None
+    """The base model it was trained on. Empty: the one it names itself."""
+    settings: Annotated[str | None, Field(max_length=1000), Ui(label="Settings", aliases=("config",))] = None
+    """The configuration it was trained with (XTuner's .py, an adapter_config.json); empty: the one beside it."""
+    lora_alpha: Annotated[float | None, Field(gt=0, le=100_000), Ui(label="LoRA alpha")] = None
+    """Scale of the adapter where no settings say it."""
+    prompt_template: Annotated[str | None, Field(max_length=200), Ui(label="Chat template")] = None
+    """Name of the chat template it was trained with. Empty: that of the settings, else the base model's own."""
+
+
+class ExportConfig(OutputConfig):
+    """One export: a model, with an adapter merged into it if one is named, written in another format."""
+
+    PATHS = ("model", "adapter")
+    SUBJECT = "model"
+
+    kind: Annotated[Literal["export"], Ui(label="Kind")] = "export"
+    """What this configuration describes."""
+    format: Annotated[Literal["bitsandbytes", "gguf", "ollama", "hub"], Ui(label="Format")]
+    """bitsandbytes: packed in 4 or 8 bits. gguf: llama.cpp and its relatives. ollama: GGUF with a Modelfile.
+    hub: upload to Hugging Face or ModelScope."""
+    model: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Model")]
+    """Built-in model, folder, hub id or run."""
+    adapter: Annotated[str | None, Field(max_length=1000), Ui(label="Adapter")] = None
+    """Adapter to merge into it first (for hub: to upload as it is)."""
+    merge_base: Annotated[MergeBase, Ui(label="Merge into")] = "original"
+    """original: the 16-bit weights (the convention). dequantized: the 4-bit weights the run really saw, unpacked."""
+    bits: Annotated[Literal[4, 8], Ui(label="Bits")] = 4
+    """Bits per weight of a bitsandbytes export."""
+    gguf_type: Annotated[Literal["f32", "f16", "bf16", "q8_0"], Ui(label="GGUF type")] = "q8_0"
+    """Number format of the large weights in a GGUF file."""
+    max_shard_size: ShardSize = "2GB"
+    """Weights are split into files of at most this size (not GGUF)."""
+    system: Annotated[str | None, Field(max_length=20_000), Ui(label="System prompt")] = None
+    """System prompt written into a Modelfile. Empty: the one the run was trained with."""
+    hub: Annotated[Literal["huggingface", "modelscope"], Ui(label="Hub")] = "huggingface"
+    """Where an upload goes."""
+    repo_id: Annotated[str | None, Field(max_length=200), Ui(label="Repository")] = None
+    """owner/name on the hub. The token comes from the environment (HF_TOKEN, MODELSCOPE_API_TOKEN), never from here."""
+    private: Annotated[bool, Ui(label="Private")] = True
+    """Whether only the owner sees the repository."""
+    endpoint: Annotated[str | None, Field(max_length=500), Ui(label="Mirror", advanced=True)] = None
+    """Address of the hub, if it is not the public one."""
+
+    @model_validator(mode="after")
+    def check_repository_named(self) -> ExportConfig:
+        """An upload needs a place to go."""
+        if self.format == "hub" and not self.repo_id:
+            raise ValueError("repo_id: an upload needs the repository it goes to, as owner/name")
+        return self
+
+
+class AnswersConfig(OutputConfig):
+    """A file of prompts, answered by the base model and by the trained one."""
+
+    PATHS = ("prompts", "model", "adapter")
+    SUBJECT = "model"
+
+    kind: Annotated[Literal["answer"], Ui(label="Kind")] = "answer"
+    """What this configuration describes."""
+    prompts: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Prompts")]
+    """File of prompts: .txt with one per line, .jsonl, .json, .csv or .xlsx; rows may be whole conversations."""
+    model: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Model")]
+    """Built-in model, folder, hub id or run."""
+    adapter: Annotated[str | None, Field(max_length=1000), Ui(label="Adapter")] = None
+    """Adapter whose answers are wanted beside those of the base model."""
+    compare: Annotated[bool, Ui(label="Ask the base too")] = True
+    """Whether the base model is asked the same."""
+    bits: Annotated[Literal[4, 8, 16, 32], Ui(label="Bits per weight")] = 16
+    """How the base weights are held."""
+    system: Annotated[str | None, Field(max_length=20_000), Ui(label="System prompt")] = None
+    """System prompt of every question. Empty: the one the run was trained with."""
+    temperature: Annotated[float, Field(ge=0, le=5), Ui(label="Temperature")] = 0.0
+    """0: always the likeliest word."""
+    top_p: Annotated[float, Field(gt=0, le=1), Ui(label="Top p")] = 1.0
+    """Only the likeliest words that make up this share."""
+    seed: Annotated[int, Field(ge=0, lt=2**63), Ui(label="Seed")] = 0
+    """Same seed, same answers."""
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000), Ui(label="Longest answer")] = 512
+    """Tokens an answer has at most."""
