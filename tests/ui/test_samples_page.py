@@ -120,7 +120,7 @@ def test_a_clone_is_shown_before_it_is_made(page: TestClient, run: RunDir, works
     [
         ("{", "cannot be read"),
         ("", "cannot be read"),
-        ([1], "a merge"),
+        ([1], "no training"),
         ({"train.num_train_epochs": 3}, "already"),
         ({"train.nope": 1}, "nope"),
         ({"train.learning_rate": -1}, "learning_rate"),
@@ -129,7 +129,7 @@ def test_a_clone_is_shown_before_it_is_made(page: TestClient, run: RunDir, works
 def test_a_clone_that_cannot_be_is_refused_in_a_sentence(
     page: TestClient, run: RunDir, merge: RunDir, changes: Any, said: str
 ) -> None:
-    found = offer(page, merge if said == "a merge" else run, {"lr": 1} if said == "a merge" else changes)
+    found = offer(page, merge if said == "no training" else run, {"lr": 1} if said == "no training" else changes)
     assert list(found) == ["problem"]
     assert said in found["problem"]
 
@@ -191,5 +191,5 @@ def test_a_clone_nobody_can_make_is_refused(
 
 
 def test_a_merge_is_not_cloned(ctx: Context, merge: RunDir) -> None:
-    with pytest.raises(Refused, match="merge"):
+    with pytest.raises(Refused, match="no training"):
         clone(ctx, merge.id, {"lr": 1e-3})

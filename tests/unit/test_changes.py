@@ -118,5 +118,5 @@ def test_a_broken_file_is_said_not_skipped(tmp_path: Path, text: str) -> None:
 def test_a_merge_has_nothing_to_change(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     run.config_file.write_text(dump_yaml(MergeConfig(base="a", adapter="b", out="c"), full=True), encoding="utf-8")
-    with pytest.raises(ConfigError, match="merge"):
+    with pytest.raises(ConfigError, match="only a training"):
         run.change({changes.BATCH: 2}, step=0)
