@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -16,7 +16,11 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class Options:
-    """What to serve, and where. `adapters` maps model names to folders; `workspace` keeps converted models."""
+    """What to serve, and where. `adapters` maps model names to folders; `workspace` keeps converted models.
+
+    `idle_minutes` after the last answer the weights are let go until the next request (0: never). `with_system`:
+    conversations without a system message get the one their model was trained with.
+    """
 
     base: str
     adapters: dict[str, str]
@@ -26,6 +30,8 @@ class Options:
     status: Path | None
     api_key: str | None
     workspace: Path = ROOT / "workspace"
+    idle_minutes: float = 0.0
+    with_system: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of the conversation sent to the model. `images` are files' contents, in the order of the text.
+    """One message of the conversation sent to the model. `images` are files' contents; they stand before the text.
 
     A turn of role "tool" is the result of the call `tool_call_id`.
     """
@@ -74,8 +80,10 @@ class Turn:
 class Request:
     """One thing asked of a model: a conversation, or with `prompt` a plain text to go on with.
 
-    `tools` in OpenAI's form; `template` the name of a chat template to use in place of the model's own; `truncate`:
-    leave out the oldest messages of a conversation that is too long, instead of refusing it.
+    `tools` in OpenAI's form; `template` the name of a chat template to use in place of the model's own;
+    `template_arguments` are variables it may read (enable_thinking, …); `truncate`: leave out the oldest messages of a
+    conversation that is too long, instead of refusing it. `opening`: text the answer begins with, written for the model
+    and not repeated in the pieces.
     """
 
     model: str
@@ -85,6 +93,8 @@ class Request:
     tools: tuple[Mapping[str, Any], ...] = ()
     template: str | None = None
     truncate: bool = False
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    opening: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,14 @@ class Piece:
 
 
 class PromptError(ValueError):
-    """A conversation the model cannot answer: too long, or not what its chat template accepts."""
+    """A request the model cannot answer: too long, or not what its chat template accepts.
+
+    `field` is the key of the request that is wrong; empty: what was asked (messages or prompt).
+    """
+
+    def __init__(self, sentence: str, field: str = "") -> None:
+        super().__init__(sentence)
+        self.field = field
 
 
 class UnknownModel(LookupError):
@@ -123,6 +140,24 @@ class UnknownModel(LookupError):
 
 class Busy(RuntimeError):
     """Too many answers are under way."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of one served model.
+
+    `template` is the Jinja source of its chat template (None: it holds no conversations), `system` the system prompt it
+    was trained with, `context_length` in tokens, `images`: whether it sees pictures.
+    """
+
+    template: str | None = None
+    system: str | None = None
+    context_length: int = 0
+    images: bool = False
+
+
+class Unavailable(RuntimeError):
+    """What was let go while nobody asked could not be loaded again; the message is a sentence."""
 
 
 class Running(Protocol):
@@ -144,8 +179,14 @@ class Backend(Protocol):
     def describe(self) -> dict[str, object]:
         """Facts for /health: device, dtype, sizes."""
 
+    def facts(self, model: str) -> ModelFacts:
+        """What is known of one model. Raises UnknownModel."""
+
     def begin(self, request: Request, emit: Callable[[Piece], None]) -> Running:
         """Start an answer; `emit` is called from another thread with every piece.
 
-        Raises PromptError, UnknownModel or Busy.
+        Raises PromptError, UnknownModel, Busy or Unavailable.
         """
+
+    def close(self) -> None:
+        """End the answers under way and let go of the weights; nothing can be asked any more."""
