@@ -10,13 +10,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from studio.engine.failure import EngineError, explain
 from studio.engine.journal import Journal
 from studio.events import ErrorKind, ExitCode, RunError, RunState, SavedEvent
 from studio.rundir import RunDir, write_atomic
 
+What = Literal["adapter", "merged", "export", "answers"]
 SPARE_BYTES = 64 * 2**20  # tokenizer, model card, and room for the disk to breathe
 
 
@@ -44,7 +45,7 @@ def open_goal(text: str) -> Path:
 
 def taken_already(out: Path) -> EngineError:
     """Nothing is overwritten."""
-    sentence = f"out: {out} exists already, and it is never overwritten."
+    sentence = f"out: {out} exists already, and what is there is never overwritten."
     return refused("config", "out", sentence, f"Choose another, like {free_name(out)}.")
 
 
@@ -81,7 +82,7 @@ def said_size(count: int) -> str:
 
 @contextlib.contextmanager
 def filling(work: Path, journal: Journal) -> Iterator[None]:
-    """The folder `work` is there to be filled; gone afterwards, however this ends (unless it has been given its name)."""
+    """`work` is there to be filled, and gone afterwards, however this ends, unless it was given its name."""
     shutil.rmtree(work, ignore_errors=True)  # left by an engine that was killed
     try:
         work.mkdir()
@@ -121,24 +122,27 @@ def name_folder(journal: Journal, work: Path, goal: Path) -> None:
     work.rename(goal)
 
 
-def settle(journal: Journal, work: Path, out: Path, report: dict[str, Any]) -> RunState:
-    """Name a proven result and write its report. `report["proof"]` has `passed` and `reason`.
+def settle(
+    journal: Journal, folders: tuple[Path, Path], report: dict[str, Any], what: What, hint: str = ""
+) -> RunState:
+    """Name a proven result and write its report. `folders`: (filled, goal). `report["proof"]` has `passed`, `reason`.
 
     Raises EngineError when the proof failed: the folder is kept under a name nobody takes for a good result.
     """
+    work, out = folders
     passed = bool(report["proof"]["passed"])
     goal = out if passed else free_name(out.with_name(f"{out.name}.unproven"))
     name_folder(journal, work, goal)
     report["out"] = str(goal)
     write_atomic(journal.run.report_file, json.dumps(report, ensure_ascii=False, indent=1))
     if passed:
-        journal.emit(SavedEvent(path=str(goal), what="export"))
+        journal.emit(SavedEvent(path=str(goal), what=what))
         return RunState.FINISHED
     raise EngineError(
         RunError(
             kind="model",
             message=f"out: the result does not pass the proof: {report['proof']['reason']}.",
-            hint=f"It is kept in {goal} to be looked at; do not use it.",
+            hint=f"It is kept in {goal} to be looked at; do not use it. {hint}".strip(),
         ),
         ExitCode.INTERNAL,
     )

@@ -288,7 +288,7 @@ def test_cancelling_leaves_nothing(start: Start, out: Path, monkeypatch: pytest.
 
 def test_what_a_killed_engine_left_is_cleared_away(start: Start, out: Path) -> None:
     def litter(run: RunDir) -> None:
-        left = out.parent / f".merge-{run.id}"
+        left = out.parent / f".{run.id}.part"
         left.mkdir()
         (left / "model.safetensors").write_bytes(b"half")
 
@@ -456,7 +456,7 @@ def test_the_verb_merges_a_run_and_names_what_is_wrong(
     assert (out / "config.json").is_file()
     three = [str(tiny_llama), str(tiny_adapter), str(out)]
     assert cli(["merge", *three, *where]) == 4
-    assert "never overwrites" in capfd.readouterr().err
+    assert "never overwritten" in capfd.readouterr().err
     assert cli(["merge", "no such run", *where]) == 4
     assert cli(["merge", *three, "--dtype", "int3", *where]) == 4
     assert "dtype" in capfd.readouterr().err
