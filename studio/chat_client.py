@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -18,18 +19,35 @@ class ChatError(RuntimeError):
     """The answer cannot be had, or broke off; the message is one sentence for a person."""
 
 
-def stream_chat(
-    base_url: str, model: str, messages: Sequence[Mapping[str, str]], *, api_key: str | None = None, **sampling: Any
-) -> Iterator[str]:
-    """The pieces of an answer as they come.
+@dataclass(frozen=True)
+class Delta:
+    """What one event of an answer says; most say one thing.
 
-    `base_url` with or without /v1; `messages` of {"role", "content"}; `sampling` of temperature, top_p, top_k,
-    repetition_penalty, max_tokens, seed, stop (None: the server's default). Closing the generator stops the answer.
+    `tool_calls` are whole calls in OpenAI's form ({"id", "type", "function": {"name", "arguments": JSON text}});
+    `logprobs` the tokens of this piece in OpenAI's form; `finish` stop, length or tool_calls; `usage` the token counts
+    (prompt_tokens, completion_tokens), `timings` in milliseconds (see `studio.engine.chat_api`), both at the end;
+    `dropped` how many of the oldest messages were left out, at the beginning.
+    """
+
+    text: str = ""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    logprobs: tuple[dict[str, Any], ...] = ()
+    finish: str | None = None
+    usage: dict[str, int] | None = None
+    timings: dict[str, float] | None = None
+    dropped: int = 0
+
+
+def stream_events(base_url: str, body: Mapping[str, Any], *, api_key: str | None = None) -> Iterator[Delta]:
+    """The events of an answer as they come.
+
+    `base_url` with or without /v1; `body` is a request of the protocol: model, messages, tools, temperature and so on
+    (None: the server's default). Closing the generator stops the answer.
 
     Raises:
         ChatError: the server refuses, is not there, or goes away in the middle.
     """
-    request = _request(base_url, model, messages, api_key, sampling)
+    request = _request(base_url, body, api_key)
     lines = _Lines()
     try:
         with (
@@ -40,7 +58,7 @@ def stream_chat(
                 response.read()
                 raise ChatError(_refusal(response))
             for line in response.iter_lines():
-                yield from lines.text(line)
+                yield from lines.deltas(line)
                 if lines.done:
                     return
     except httpx.HTTPError as error:
@@ -48,11 +66,9 @@ def stream_chat(
     raise ChatError(_cut_short())
 
 
-async def astream_chat(
-    base_url: str, model: str, messages: Sequence[Mapping[str, str]], *, api_key: str | None = None, **sampling: Any
-) -> AsyncIterator[str]:
-    """`stream_chat` for an event loop. Cancelling the task or closing the generator stops the answer."""
-    request = _request(base_url, model, messages, api_key, sampling)
+async def astream_events(base_url: str, body: Mapping[str, Any], *, api_key: str | None = None) -> AsyncIterator[Delta]:
+    """`stream_events` for an event loop. Cancelling the task or closing the generator stops the answer."""
+    request = _request(base_url, body, api_key)
     lines = _Lines()
     try:
         async with (
@@ -63,8 +79,8 @@ async def astream_chat(
                 await response.aread()
                 raise ChatError(_refusal(response))
             async for line in response.aiter_lines():
-                for piece in lines.text(line):
-                    yield piece
+                for delta in lines.deltas(line):
+                    yield delta
                 if lines.done:
                     return
     except httpx.HTTPError as error:
@@ -72,14 +88,36 @@ async def astream_chat(
     raise ChatError(_cut_short())
 
 
+def stream_chat(
+    base_url: str, model: str, messages: Sequence[Mapping[str, Any]], *, api_key: str | None = None, **sampling: Any
+) -> Iterator[str]:
+    """The text of an answer as it comes; `sampling` are further keys of the request. As `stream_events` otherwise."""
+    events = stream_events(base_url, {"model": model, "messages": messages, **sampling}, api_key=api_key)
+    with contextlib.closing(events):  # type: ignore[type-var]
+        for delta in events:
+            if delta.text:
+                yield delta.text
+
+
+async def astream_chat(
+    base_url: str, model: str, messages: Sequence[Mapping[str, Any]], *, api_key: str | None = None, **sampling: Any
+) -> AsyncIterator[str]:
+    """`stream_chat` for an event loop. Cancelling the task or closing the generator stops the answer."""
+    events = astream_events(base_url, {"model": model, "messages": messages, **sampling}, api_key=api_key)
+    async with contextlib.aclosing(events):  # type: ignore[type-var]
+        async for delta in events:
+            if delta.text:
+                yield delta.text
+
+
 class _Lines:
-    """Server-sent events, line by line, to text."""
+    """Server-sent events, line by line, to deltas."""
 
     def __init__(self) -> None:
         self.done = False
 
-    def text(self, line: str) -> Iterator[str]:
-        """The text in one line, if any. Raises ChatError when the server reports a fault."""
+    def deltas(self, line: str) -> Iterator[Delta]:
+        """What one line says, if anything. Raises ChatError when the server reports a fault."""
         if not line.startswith("data:"):
             return
         data = line[5:].strip()
@@ -94,20 +132,31 @@ class _Lines:
             ) from None
         if "error" in event:
             raise ChatError(_sentence(event))
-        for choice in event.get("choices", ()):
-            piece = choice.get("delta", {}).get("content")
-            if piece:
-                yield piece
+        delta = _delta(event)
+        if delta != Delta():
+            yield delta
 
 
-def _request(
-    base_url: str, model: str, messages: Sequence[Mapping[str, str]], api_key: str | None, sampling: Mapping[str, Any]
-) -> dict[str, Any]:
+def _delta(event: Mapping[str, Any]) -> Delta:
+    choice = next(iter(event.get("choices") or ()), {})
+    said = choice.get("delta") or {}
+    return Delta(
+        text=said.get("content") or "",
+        tool_calls=tuple(said.get("tool_calls") or ()),
+        logprobs=tuple((choice.get("logprobs") or {}).get("content") or ()),
+        finish=choice.get("finish_reason"),
+        usage=event.get("usage"),
+        timings=event.get("timings"),
+        dropped=event.get("dropped_messages") or 0,
+    )
+
+
+def _request(base_url: str, body: Mapping[str, Any], api_key: str | None) -> dict[str, Any]:
     root = base_url.rstrip("/").removesuffix("/v1")
-    wishes = {key: value for key, value in sampling.items() if value is not None}
-    body = {"model": model, "messages": [dict(m) for m in messages], "stream": True, **wishes}
+    wishes = {key: value for key, value in body.items() if value is not None}
+    wishes |= {"stream": True, "stream_options": {"include_usage": True}}
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return {"url": f"{root}/v1/chat/completions", "json": body, "headers": headers}
+    return {"url": f"{root}/v1/chat/completions", "json": wishes, "headers": headers}
 
 
 def _timeout() -> httpx.Timeout:
