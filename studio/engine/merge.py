@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
+from studio.config import MergeConfig
 from studio.engine.converted import write_back
+from studio.engine.failure import EngineError
 from studio.engine.journal import Journal, supervise
-from studio.engine.mergeplan import make_plan
-from studio.engine.output_folder import filling, settle, shortages_named
-from studio.events import RunState
+from studio.engine.mergeplan import Plan, make_plan
+from studio.engine.output_folder import filling, open_goal, refused, settle, shortages_named, work_folder
+from studio.events import ExitCode, RunError, RunState
 from studio.rundir import RunDir
 
 HINT = "Try precision float32 or the other base."
@@ -28,18 +31,46 @@ def main(run_dir: str) -> int:
 def merge_run(journal: Journal) -> RunState:
     """The whole merge. Raises EngineError with everything a person needs, StopRequested when asked to stop."""
     journal.begin()
+    config = journal.run.config()
+    if not isinstance(config, MergeConfig):
+        raise refused("config", "kind", f"kind: run {journal.run.id} is no merge.", "Start it with what it is.")
     with shortages_named("the merged model", "base"):
-        plan = make_plan(journal.run, lambda done, total: journal.progress(done, total, "tensors converted"))
+        out = open_goal(config.out)
+        work = work_folder(journal.run, out)
+        plan = _plan(config, journal, work)
         started = time.time()
-        with filling(plan.work, journal):
-            journal.phase("load", f"{plan.base.ref}, {plan.adapter.folder.name}")
-            from studio.engine import merged_weights, proof  # seconds to import
-
-            merged = merged_weights.build(plan, journal)
-            report = proof.prove(plan, merged, journal) | ({"layout": plan.layout} if plan.layout else {})
-            if plan.config.layout == "original" and plan.original and report["proof"]["passed"]:
-                journal.phase("save", plan.layout)
-                write_back(plan.original, plan.work)
+        with filling(work, journal):
+            report = _merge(plan, journal)
             journal.interruptible = False  # from here on it is done; a late stop must not call it stopped
             report["seconds"] = round(time.time() - started, 1)
-            return settle(journal, (plan.work, plan.out), report, "merged", HINT)
+            return settle(journal, (work, out), report, "merged", HINT)
+
+
+def merge_folder(config: MergeConfig, journal: Journal, folder: Path) -> dict[str, Any]:
+    """Merge into `folder`, an empty one the caller made and clears away, and prove it; returns the report.
+
+    `config.out` is only the name on the model's card. Raises EngineError as a merge does, and when the proof fails.
+    """
+    report = _merge(_plan(config, journal, folder), journal)
+    if not report["proof"]["passed"]:
+        sentence = f"adapter: the merged model does not pass the proof: {report['proof']['reason']}."
+        raise EngineError(RunError(kind="model", message=sentence, hint=HINT, field="adapter"), ExitCode.INTERNAL)
+    return report
+
+
+def _plan(config: MergeConfig, journal: Journal, folder: Path) -> Plan:
+    workspace = journal.run.path.parent.parent
+    return make_plan(config, folder, workspace, lambda done, all_: journal.progress(done, all_, "tensors converted"))
+
+
+def _merge(plan: Plan, journal: Journal) -> dict[str, Any]:
+    """Fill the folder of the plan; returns the report, whether the proof passed or not."""
+    journal.phase("load", f"{plan.base.ref}, {plan.adapter.folder.name}")
+    from studio.engine import merged_weights, proof  # seconds to import
+
+    merged = merged_weights.build(plan, journal)
+    report = proof.prove(plan, merged, journal) | ({"layout": plan.layout} if plan.layout else {})
+    if plan.config.layout == "original" and plan.original and report["proof"]["passed"]:
+        journal.phase("save", plan.layout)
+        write_back(plan.original, plan.work)
+    return report

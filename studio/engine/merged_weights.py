@@ -40,7 +40,7 @@ def build(plan: Plan, journal: Journal) -> Merged:
     samples = probe_weights(model, dtype)
     whole = add(model, journal)
     del model
-    journal.phase("save", plan.out.name)
+    journal.phase("save", plan.name)
     save(plan, whole.to(dtype), tokenizer)
     shards = sorted(plan.work.glob("*.safetensors"))
     size = sum(file.stat().st_size for file in plan.work.rglob("*") if file.is_file())
@@ -165,7 +165,7 @@ def model_card(plan: Plan) -> str:
         "tags: [crucible, merged]",
         "---",
         "",
-        f"# {plan.out.name}",
+        f"# {plan.name}",
         "",
         f"`{base}` with a LoRA adapter merged into it by Crucible {__version__} on {time.strftime('%Y-%m-%d')}.",
         "",

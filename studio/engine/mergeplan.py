@@ -11,16 +11,15 @@ from studio.config import MergeConfig
 from studio.engine.adapter import AdapterFiles, open_adapter, open_base
 from studio.engine.converted import Original, Progress, find_original, ready
 from studio.engine.failure import model_failure
-from studio.engine.output_folder import check_disk, open_goal, refused, work_folder
+from studio.engine.output_folder import check_disk, refused
 from studio.presets import ModelRef
-from studio.rundir import RunDir
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A merge that can begin: inputs checked, `out` free, `work` the folder beside it that is filled first.
+    """A merge that can begin: inputs checked, `work` the folder to fill.
 
     `original` is where the base was converted from, if it was.
     """
@@ -28,9 +27,13 @@ class Plan:
     config: MergeConfig
     base: ModelRef
     adapter: AdapterFiles
-    out: Path
     work: Path
     original: Original | None = None
+
+    @property
+    def name(self) -> str:
+        """What the merged model is called."""
+        return Path(self.config.out).name
 
     @property
     def layout(self) -> str:
@@ -43,28 +46,23 @@ class Plan:
         return f"{family.becomes}, converted from the layout of {family.title}"
 
 
-def make_plan(run: RunDir, progress: Progress | None = None) -> Plan:
-    """Check base, adapter, goal and disk; convert the base if its layout is not the library's.
+def make_plan(config: MergeConfig, work: Path, workspace: Path, progress: Progress | None = None) -> Plan:
+    """Check base, adapter and disk; convert the base if its layout is not the library's.
 
-    Raises:
-        EngineError: kind model (base, adapter), config (out) or disk (out), naming the field.
-        ConfigError: config.yaml cannot be used.
+    `work` is the folder to fill, or where it will be made; `workspace` keeps a converted base for the next time.
+
+    Raises EngineError: kind model (base, adapter), config (layout) or disk (out), naming the field.
     """
-    config = run.config()
-    if not isinstance(config, MergeConfig):
-        raise refused("config", "kind", f"run {run.id} is no merge.", "Start it with what it is.")
     base = open_base(config.base)
     original = find_original(base, "base")
     if config.layout == "original" and original is None:
         sentence = f"layout: {Path(base.ref).name} is in the standard layout already; there is no other."
         raise refused("config", "layout", sentence, "Choose converted.")
     adapter = open_adapter(config.adapter)
-    out = open_goal(config.out)
-    work = work_folder(run, out)
-    base = ready(base, run.path.parent.parent, progress, "base")
+    base = ready(base, workspace, progress, "base")
     copies = 2 if config.layout == "original" else 1
-    check_disk(out, copies * _expected_bytes(base, config), "the merged model")
-    return Plan(config, base, adapter, out, work, original)
+    check_disk(work, copies * _expected_bytes(base, config), "the merged model")
+    return Plan(config, base, adapter, work, original)
 
 
 def _expected_bytes(base: ModelRef, config: MergeConfig) -> int:

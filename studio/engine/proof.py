@@ -20,7 +20,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from studio.engine.dialogue import PromptError, Turn
-from studio.engine.generation import Voice
+from studio.engine.generation_voice import Voice
 from studio.engine.journal import Journal
 from studio.engine.loading import Holding, load_base, load_tokenizer, read_template
 from studio.engine.mergeplan import Plan
@@ -186,7 +186,7 @@ def prove(plan: Plan, merged: Merged, journal: Journal) -> dict[str, Any]:
     proof["passed"] = not proof["reason"]
     return {
         "proof": proof,
-        "out": str(plan.out),
+        "out": plan.config.out,
         "size_bytes": merged.size_bytes,
         "shards": merged.shards,
         "base": plan.config.base,
