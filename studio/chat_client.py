@@ -138,7 +138,7 @@ class _Lines:
 
 
 def _delta(event: Mapping[str, Any]) -> Delta:
-    choice = next(iter(event.get("choices") or ()), {})
+    choice: Mapping[str, Any] = next(iter(event.get("choices") or ()), {})
     said = choice.get("delta") or {}
     return Delta(
         text=said.get("content") or "",
