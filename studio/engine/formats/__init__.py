@@ -1,0 +1,1 @@
+"""Formats a finished model is written in for other programs."""
