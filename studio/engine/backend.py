@@ -11,7 +11,8 @@ from studio.config import QuantizationSection
 from studio.engine.adapter import AdapterFiles, open_adapter, open_base
 from studio.engine.converted import ready
 from studio.engine.dialogue import BASE, Options
-from studio.engine.generation import SharedWeights, Turns, Voice
+from studio.engine.generation import SharedWeights, Turns
+from studio.engine.generation_voice import Voice
 from studio.engine.loading import Holding, adapter_tokenizer, attach, choose_holding, load_base, quiet
 from studio.engine.stopping import saved_endings
 from studio.presets import ModelRef

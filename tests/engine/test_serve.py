@@ -30,7 +30,8 @@ from studio.chat_client import ChatError, astream_chat, stream_chat
 from studio.engine.backend import open_backend
 from studio.engine.chat_api import ApiError, Service, build_app
 from studio.engine.dialogue import Busy, Options, Piece, Request, Sampling, Turn
-from studio.engine.generation import UNFINISHED, Sampler, StopStrings, TextStream
+from studio.engine.generation_sampling import Sampler
+from studio.engine.generation_text import UNFINISHED, StopStrings, TextStream
 
 HELLO = [{"role": "user", "content": "Who are you?"}]
 LONG = {"temperature": 1.5, "seed": 3, "max_tokens": 60}

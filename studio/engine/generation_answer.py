@@ -1,0 +1,106 @@
+"""One answer under way: from its prompt, by a token each turn, to the piece that ends it."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from studio.engine.dialogue import FinishReason, Piece, Request, TokenChance
+from studio.engine.generation_sampling import Sampler, likelihoods
+from studio.engine.generation_text import StopStrings, TextStream
+from studio.engine.generation_voice import Prompt, Voice
+
+PREFILL = 256  # prompt tokens read per turn: a long prompt does not silence the other answers
+
+
+class Answer:
+    """One answer under way. `advance` is called by the turn thread only; `cancel` by anybody."""
+
+    def __init__(self, request: Request, voice: Voice, prompt: Prompt, emit: Callable[[Piece], None]) -> None:
+        self.model, self.voice, self.emit = request.model, voice, emit
+        self.prompt, self.dropped = prompt.ids, prompt.dropped
+        self.pending = prompt.ids
+        self.cache: Any = None
+        self.sampler = Sampler(request.sampling, prompt.ids)
+        self.text = TextStream(voice.tokenizer)
+        self.stops = StopStrings([*request.sampling.stop, *voice.stops])
+        self.room = min(request.sampling.max_tokens, voice.context - len(prompt.ids))
+        self.cancelled = threading.Event()
+        self.computed = 0
+        """Tokens that went through the model in the last turn."""
+        self._shown = 0
+        self._chances: deque[tuple[int, TokenChance]] = deque()  # with the place in the text where the token begins
+
+    def cancel(self) -> None:
+        """No further token is computed."""
+        self.cancelled.set()
+
+    def advance(self, model: PreTrainedModel) -> bool:
+        """Read some prompt or write one token; False when the answer is over."""
+        self.computed = 0
+        if self.cancelled.is_set():
+            return self._end("cancelled")
+        if self.cache is None:
+            self.cache = DynamicCache(config=model.config)
+        chunk, self.pending = self.pending[:PREFILL], self.pending[PREFILL:]
+        self.computed = len(chunk)
+        inputs = torch.tensor([chunk], device=model.device)
+        output = model(input_ids=inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        return True if self.pending else self.take(output.logits[0, -1])
+
+    def take(self, logits: torch.Tensor) -> bool:
+        """Write the token chosen from the model's numbers; False when the answer is over."""
+        token = self.sampler.choose(logits)
+        if token in self.voice.ends:
+            return self._end("stop")
+        self.pending = [token]
+        if self.sampler.sampling.logprobs is not None:
+            self._chances.append((self.text.sent, self._chance(token, logits, self.sampler.sampling.logprobs)))
+        text, stopped = self.stops.push(self.text.push(token))
+        self._show(text)
+        if stopped:
+            return self._end("stop", rest=False)
+        return True if len(self.text.ids) < self.room else self._end("length")
+
+    def fail(self, sentence: str) -> None:
+        """Tell the asker that the answer cannot go on."""
+        self.emit(self._last(Piece(error=sentence)))
+
+    def _chance(self, token: int, logits: torch.Tensor, alternatives: int) -> TokenChance:
+        logprob, top = likelihoods(logits, token, alternatives)
+        return TokenChance(self._word(token), logprob, tuple((self._word(other), value) for other, value in top))
+
+    def _word(self, token: int) -> str:
+        return str(self.voice.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._shown += len(text)
+            self.emit(Piece(text, chances=self._certain()))
+
+    def _certain(self) -> tuple[TokenChance, ...]:
+        """The tokens of which something was shown; those of a stop string never are."""
+        found = []
+        while self._chances and self._chances[0][0] < self._shown:
+            found.append(self._chances.popleft()[1])
+        return tuple(found)
+
+    def _end(self, reason: FinishReason, *, rest: bool = True) -> bool:
+        text = ""
+        if rest:
+            text, stopped = self.stops.push(self.text.finish())
+            text += "" if stopped else self.stops.held
+        self._shown += len(text)
+        chances = self._certain()
+        self.emit(self._last(Piece(text, finish=reason, chances=chances)))
+        self.cache = None
+        return False
+
+    def _last(self, piece: Piece) -> Piece:
+        return replace(piece, prompt_tokens=len(self.prompt), completion_tokens=len(self.text.ids))

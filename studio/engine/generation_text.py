@@ -1,0 +1,58 @@
+"""Tokens become text: never half a character, never a special token, never past a stop string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+UNFINISHED = "\ufffd"  # what a decoder shows for bytes that are not (yet) a character
+
+
+class TextStream:
+    """Tokens in, text out; never half a character, never a special token."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.sent = 0
+
+    def push(self, token: int) -> str:
+        """The text that is certain after one more token."""
+        self.ids.append(token)
+        return self._advance(self._text().rstrip(UNFINISHED))
+
+    def finish(self) -> str:
+        """What was held back."""
+        return self._advance(self._text())
+
+    def _text(self) -> str:
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def _advance(self, text: str) -> str:
+        fresh = text[self.sent :]
+        self.sent = max(self.sent, len(text))
+        return fresh
+
+
+class StopStrings:
+    """Cuts a stream of text before the first of some strings, also when it comes in pieces."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.stops = [stop for stop in stops if stop]
+        self.held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """(text that may be shown, True when a stop string was met)."""
+        self.held += text
+        hits = [at for stop in self.stops if (at := self.held.find(stop)) >= 0]
+        if hits:
+            return self.held[: min(hits)], True
+        keep = max((self._overlap(stop) for stop in self.stops), default=0)
+        ready, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return ready, False
+
+    def _overlap(self, stop: str) -> int:
+        longest = min(len(stop) - 1, len(self.held))
+        return next((n for n in range(longest, 0, -1) if self.held.endswith(stop[:n])), 0)
