@@ -5,6 +5,7 @@ Each of them is a run like a training: its `kind` is the verb of the engine that
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -15,8 +16,7 @@ from studio.schema import Section, Ui
 MergeBase = Literal["original", "dequantized"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 ShardSize = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB)$"), Ui(label="Largest file")]
-Reference = Annotated[str, Field(min_length=1, max_length=1000)]
-FORMATS = ("adapter", "safetensors", "bitsandbytes", "gguf", "ollama", "hub")
+_REPOSITORY = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 
 
 class WeightedAdapter(Section):
@@ -144,12 +144,23 @@ class ExportConfig(OutputConfig):
     endpoint: Annotated[str | None, Field(max_length=500), Ui(label="Mirror", advanced=True)] = None
     """Address of the hub, if it is not the public one."""
 
+    out: Annotated[str, Field(max_length=1000), Ui(label="Output folder")] = ""
+    """Where the result is written; must not exist yet. An upload writes nothing here."""
+
     @model_validator(mode="after")
-    def check_repository_named(self) -> ExportConfig:
-        """An upload needs a place to go."""
-        if self.format == "hub" and not self.repo_id:
-            raise ValueError("repo_id: an upload needs the repository it goes to, as owner/name")
+    def check_goal_named(self) -> ExportConfig:
+        """An upload needs a repository to go to, everything else a folder."""
+        if self.format == "hub":
+            if not re.fullmatch(_REPOSITORY, self.repo_id or ""):
+                raise ValueError("repo_id: name the repository an upload goes to as owner/name")
+        elif not self.out:
+            raise ValueError("out: name the folder the export is written to")
         return self
+
+    @property
+    def default_name(self) -> str:
+        """The format, and where it goes."""
+        return f"{self.format}_{Path(self.out or self.repo_id or '').name}"[:120]
 
 
 class AnswersConfig(OutputConfig):

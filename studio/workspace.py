@@ -105,7 +105,7 @@ class Workspace:
         """
         if isinstance(config, OutputConfig):
             paths = {name: _absolute(text) for name in config.PATHS if (text := getattr(config, name))}
-            out = str(Path(config.out).expanduser().absolute())
+            out = str(Path(config.out).expanduser().absolute()) if config.out else ""
             named = {"name": config.name or config.default_name, "out": out}
             return cast(ConfigT, config.model_copy(update=paths | named))
         base, data = self._left(config.model.model_name_or_path, "model"), config.data

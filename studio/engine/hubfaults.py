@@ -14,7 +14,7 @@ HUBS = {"huggingface": "Hugging Face", "modelscope": "ModelScope", "folder": "th
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 _NOT_THERE = {"DatasetNotFoundError", "RepositoryNotFoundError", "NotExistError", "HFValidationError"}
 _NO_FILES = {"EmptyDatasetError", "DataFilesNotFoundError"}
-_UNREACHED = {
+UNREACHED = {
     "ConnectionError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ReadError", "RemoteProtocolError",
     "ProxyError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "NetworkError", "TimeoutException",
     "NewConnectionError", "MaxRetryError", "gaierror", "TransportError",
@@ -39,11 +39,21 @@ def explained(job: FetchJob) -> Iterator[None]:
         raise DataError(_sentence(error, job), field=ID_FIELDS[job.what]) from None
 
 
-def _sentence(error: Exception, job: FetchJob) -> str:
+def names_of(error: Exception) -> set[str]:
+    """The names of the classes of an error and of everything that caused it."""
+    return {kind.__name__ for item in _chain(error) for kind in type(item).__mro__}
+
+
+def _chain(error: Exception) -> list[Exception]:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and isinstance(cause, Exception):
         chain.append(cause)
-    names = {kind.__name__ for item in chain for kind in type(item).__mro__}
+    return chain
+
+
+def _sentence(error: Exception, job: FetchJob) -> str:
+    chain = _chain(error)
+    names = names_of(error)
     said = " ".join(str(item) for item in chain)
     name = shown(job.id if job.hub != "folder" else job.name, 100)
     hub = HUBS[job.hub]
@@ -82,7 +92,7 @@ def _about_content(names: set[str], said: str, name: str) -> str | None:
 
 def _about_network(names: set[str], said: str, job: FetchJob) -> str | None:
     hub = job.endpoint or HUBS[job.hub]
-    if names & _UNREACHED:
+    if names & UNREACHED:
         mirror = ", or name a mirror in the environment variable HF_ENDPOINT" if job.hub == "huggingface" else ""
         elsewhere = "import them" if job.what == "dataset" else "give their folder"
         return (

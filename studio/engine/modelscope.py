@@ -11,6 +11,12 @@ from studio.records.errors import DataError
 PIN = "modelscope==1.40.2"  # the `hub` extra in pyproject.toml
 
 
+def hub_api() -> Any:
+    """The class whose objects create repositories and upload to them. Raises DataError where it is not installed."""
+    client()
+    return importlib.import_module("modelscope.hub.api").HubApi
+
+
 def client() -> Any:
     """The package. Raises DataError where it is not installed."""
     try:
