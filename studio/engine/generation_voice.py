@@ -13,8 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from studio.engine.dialogue import PromptError, Request, ToolCall, Turn
 from studio.engine.stopping import Endings, endings
-from studio.records.errors import DataError
+from studio.records.errors import shown
 from studio.records.template import choose_template, named_templates
+from studio.records.template_names import template_names
 
 ANSWER_SHARE = 4  # a shortened conversation leaves at least a quarter of the context to the answer, if it is wanted
 
@@ -53,12 +54,11 @@ class Voice:
         return self._others[template]
 
     def _with(self, template: str) -> Voice:
-        try:
-            chosen = choose_template(named_templates(self.tokenizer.chat_template), template, "")
-        except DataError as error:
-            raise PromptError(f"chat_template: {error}") from None
-        if not chosen.name:
-            raise PromptError("chat_template: give the name of a chat template, not its text")
+        own = named_templates(self.tokenizer.chat_template)
+        known = sorted({*template_names(), *own})
+        if template not in known:
+            raise PromptError(f"there is no chat template {shown(template)!r}; there are: {', '.join(known)}")
+        chosen = choose_template(own, template, "")
         tokenizer = copy.copy(self.tokenizer)
         tokenizer.chat_template = chosen.source
         settings: Any = self._settings
