@@ -111,7 +111,7 @@ def _source(plan: Plan, journal: Journal) -> tuple[Path, dict[str, Any]]:
     folder.mkdir()
     dtype = _MERGE_DTYPE.get(config.gguf_type, "bfloat16") if config.format != "bitsandbytes" else "bfloat16"
     settings = {"base": config.model, "adapter": str(config.adapter), "merge_base": config.merge_base, "dtype": dtype}
-    merging = MergeConfig(out=str(plan.out), max_shard_size=config.max_shard_size, **settings)  # type: ignore[arg-type]
+    merging = MergeConfig(out=str(plan.out), max_shard_size=config.max_shard_size, **settings)
     report = merge.merge_folder(merging, journal, folder)
     if not report["proof"]["passed"]:
         sentence = f"adapter: the merged model does not pass the proof: {report['proof']['reason']}."

@@ -19,7 +19,8 @@ from studio.engine.failure import EngineError, model_failure
 from studio.engine.journal import Journal
 from studio.engine.loading import Holding, adapter_tokenizer, attach, blaming, count_parameters, load_base, quiet
 from studio.engine.mergeplan import Plan
-from studio.engine.proof import Merged, ask, probe_prompts, probe_weights
+from studio.engine.proof import Merged, probe_prompts, probe_weights
+from studio.engine.questions import ask
 from studio.engine.stopping import add_to_saved, saved_endings
 
 NAME = "merging"
