@@ -3,8 +3,124 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+
+from studio import runner
+from studio.cli.follow import follow
+from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
+from studio.config import ExportConfig
+from studio.events import RunState
+from studio.export_targets import Hub, advice, uses
+from studio.model_choices import ModelChoice, find_choice
+from studio.outputs import MergeBase
+from studio.rundir import RunDir
+from studio.schema import ConfigError, FieldError, build
+from studio.workspace import Workspace, slug
+
+GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
-    del verbs
+    parser = verbs.add_parser("export", help="write a model as GGUF, for Ollama or in 4/8 bits, or upload it to a hub")
+    formats = parser.add_subparsers(title="formats", metavar="FORMAT", required=True)
+    packed = _format(formats, "bitsandbytes", "weights packed in 4 or 8 bits, for transformers and vLLM")
+    packed.add_argument("--bits", type=int, choices=(4, 8), default=4, help="bits per weight (default: 4)")
+    packed.add_argument("--max-shard-size", default="2GB", metavar="SIZE", help="largest file (default: 2GB)")
+    for name, about in (("gguf", "one file for llama.cpp and its relatives"), ("ollama", "GGUF and its Modelfile")):
+        gguf = _format(formats, name, about)
+        gguf.add_argument("--type", dest="gguf_type", choices=GGUF_TYPES, default="q8_0", help="default: q8_0")
+    gguf.add_argument("--system", default=None, help="system prompt (default: the one the run was trained with)")
+    hub = _format(formats, "hub", "upload an adapter or a model as it is", out=False)
+    hub.add_argument("repo_id", metavar="OWNER/NAME", help="repository on the hub; made if it is not there")
+    hub.add_argument("--hub", choices=get_args(Hub), default="huggingface", help="default: huggingface")
+    hub.add_argument("--public", action="store_true", help="everybody may see it (default: only the owner)")
+    hub.add_argument("--endpoint", default=None, metavar="URL", help="address of the hub, if it is not the public one")
+
+
+def _format(formats: Any, name: str, about: str, *, out: bool = True) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = formats.add_parser(name, help=about)
+    parser.add_argument("model", metavar="MODEL|RUN", help="a model, an adapter's folder, a run, or RUN#checkpoint-N")
+    if out:
+        parser.add_argument("out", metavar="OUT", nargs="?", default=None, help="folder to make (default: in exports/)")
+        parser.add_argument("--merge-base", choices=get_args(MergeBase), default="original", help="default: original")
+    parser.add_argument("--adapter", default=None, metavar="PATH", help="adapter for the model, if it has none itself")
+    parser.add_argument("--json", action="store_true", help="print every event as one line of JSON")
+    add_remote_code(parser)
+    add_workspace(parser)
+    parser.set_defaults(func=_export, format=name)
+    return parser
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    workspace = open_workspace(arguments)
+    choice = _choice(workspace, arguments)
+    for one in advice(choice, arguments.format, hub=getattr(arguments, "hub", "huggingface")):
+        if one.level == "error":
+            raise ConfigError([FieldError(one.field, f"{one.message}; {one.fix}")])
+        print(f"{one.level}: {one}", file=sys.stderr)
+    run = runner.submit(workspace, build(ExportConfig, _settings(workspace, arguments, choice)))
+    try:
+        code = follow(run, as_json=arguments.json)
+    except KeyboardInterrupt:
+        print("\nstopping the export", file=sys.stderr)
+        runner.stop(run)
+        return 130
+    if run.state() is RunState.FINISHED and not arguments.json:
+        _report(run, choice)
+    return code
+
+
+def _choice(workspace: Workspace, arguments: argparse.Namespace) -> ModelChoice:
+    """What is exported; an upload may also be any folder of files. Raises ConfigError or ModelError."""
+    folder = Path(arguments.model).expanduser()
+    if arguments.format == "hub" and folder.is_dir() and any(folder.glob("*.gguf")):
+        return ModelChoice(str(folder.absolute()), "model", folder.name, str(folder.absolute()))
+    choice = find_choice(workspace, arguments.model)
+    if arguments.adapter is None:
+        return choice
+    adapter = find_choice(workspace, arguments.adapter).adapter
+    if adapter is None:
+        raise ConfigError(
+            [FieldError("adapter", f"{arguments.adapter!r} is no adapter; give an adapter's folder or a run")]
+        )
+    return ModelChoice(choice.key, "adapter", choice.name, choice.base, adapter, run=choice.run)
+
+
+def _settings(workspace: Workspace, arguments: argparse.Namespace, choice: ModelChoice) -> dict[str, Any]:
+    names = ("format", "bits", "gguf_type", "max_shard_size", "merge_base", "system", "repo_id", "hub", "endpoint")
+    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+    given |= {"model": choice.base, "adapter": str(choice.adapter) if choice.adapter else None}
+    if arguments.format == "hub":
+        return given | {"private": not arguments.public}
+    return given | {
+        "out": str(Path(arguments.out).expanduser().absolute() if arguments.out else _free(workspace, given))
+    }
+
+
+def _free(workspace: Workspace, given: dict[str, Any]) -> Path:
+    """A folder among the exports that does not exist yet."""
+    kind = {"bitsandbytes": f"{given.get('bits', 4)}bit"}.get(given["format"], given["format"])
+    name = slug(f"{Path(given['adapter'] or given['model']).name}-{kind}")
+    number, path = 1, workspace.exports / name
+    while path.exists():
+        number += 1
+        path = workspace.exports / f"{name}-{number}"
+    return path
+
+
+def _report(run: RunDir, choice: ModelChoice) -> None:
+    report: dict[str, Any] = run.read_report() or {}
+    config = run.config()
+    assert isinstance(config, ExportConfig)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(f"exported: {report.get('out')} ({report.get('size_bytes', 0) / 1e6:.0f} MB)")
+    proof = report.get("proof", {})
+    if "answers_equal" in proof:
+        console.print(f"proof: {proof['answers_equal']} of {proof.get('prompts')} answers equal")
+    for use in uses(config.format, Path(config.out), base=choice.base, repo_id=config.repo_id or "", hub=config.hub):
+        console.print(f"{use.program}: {use.command}")
