@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from studio import __version__
 from studio.engine.dialogue import Turn
 from studio.engine.export import Plan
 from studio.engine.journal import Journal
@@ -22,17 +23,20 @@ from studio.presets import ModelRef
 
 SAME = 1e-4  # share of the largest logit: rounding between two loads of the same packed numbers
 QUESTIONS = 6
-KEPT = ("generation_config.json", "chat_template.jinja", "README.md")
+KEPT = ("generation_config.json", "chat_template.jinja")
 
 
 def export(plan: Plan, source: Path, journal: Journal) -> dict[str, Any]:
     """Fill `plan.work`/result with the packed model; returns the report with its proof."""
     quiet()
     result = plan.work / "result"
-    prompts = [(Turn("user", text),) for text in BUILT_IN[:QUESTIONS]]
-    before = _answers(source, choose_holding(16, _ref(source)), prompts, journal, "as it was")
-    packed = load_base(_ref(source), _packing(plan.config.bits), "model", device="cpu")
+    prompts: list[tuple[Turn, ...]] = [(Turn("user", text),) for text in BUILT_IN[:QUESTIONS]]
     tokenizer = load_tokenizer(str(source), field="model")
+    plain = load_base(_ref(source), choose_holding(16, _ref(source)), "model", device="cpu")
+    before = ask(plain, tokenizer, prompts, journal, "as it was")
+    del plain
+    gc.collect()
+    packed = load_base(_ref(source), _packing(plan.config.bits), "model", device="cpu")
     traces = ask(packed, tokenizer, prompts, journal, "packed")
     price = compare(packed, before)
     layers = _packed_layers(packed)
@@ -41,6 +45,7 @@ def export(plan: Plan, source: Path, journal: Journal) -> dict[str, Any]:
     for name in KEPT:  # as they were, byte for byte
         if (source / name).is_file():
             shutil.copyfile(source / name, result / name)
+    _write_card(plan, source, result)
     del packed
     gc.collect()
     journal.phase("proof", f"{len(traces)} questions")
@@ -52,6 +57,16 @@ def export(plan: Plan, source: Path, journal: Journal) -> dict[str, Any]:
     }
 
 
+def _write_card(plan: Plan, source: Path, result: Path) -> None:
+    """README.md: that of the model, if it has one, and what was done to it."""
+    own = source / "README.md"
+    text = own.read_text(encoding="utf-8") if own.is_file() else f"# {plan.out.name}\n"
+    packed = (
+        f"Packed in {plan.config.bits} bits with bitsandbytes by Crucible {__version__}; load it with transformers."
+    )
+    (result / "README.md").write_text(f"{text.rstrip()}\n\n{packed}\n", encoding="utf-8")
+
+
 def _ref(folder: Path) -> ModelRef:
     return ModelRef(str(folder), str(folder), local=True)
 
@@ -61,19 +76,9 @@ def _packing(bits: int) -> Holding:
     return Holding(bits, dtype)
 
 
-def _answers(
-    folder: Path, holding: Holding, prompts: list[tuple[Turn, ...]], journal: Journal, label: str
-) -> list[Trace]:
-    model = load_base(_ref(folder), holding, "model", device="cpu")
-    traces = ask(model, load_tokenizer(str(folder), field="model"), prompts, journal, label)
-    del model
-    gc.collect()
-    return traces
-
-
 def _packed_layers(model: torch.nn.Module) -> int:
     """How many layers hold packed weights."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     return sum(isinstance(module, Linear4bit | Linear8bitLt) for module in model.modules())
 
