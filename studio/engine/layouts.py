@@ -5,9 +5,10 @@ No more than one output file's worth of tensors is held in memory.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from studio.engine.layout_rules import Rule, Sizes, rules_for
 from studio.layouts import Layout
 
 SHARD_BYTES = 10**9
+SLICE_NUMBERS = 2**24  # how many numbers of a large tensor are converted at a time
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 Progress = Callable[[int, int], None]
@@ -29,27 +31,21 @@ class LayoutError(ValueError):
 
 
 class Weights:
-    """The tensors of a model folder by name, read one at a time."""
+    """The tensors of a model folder by name, read one at a time.
+
+    A file is opened anew for each of them: what was read of one that stays open counts as memory in use.
+    """
 
     def __init__(self, folder: Path) -> None:
         index = folder / INDEX
         names = _file_names(index) if index.is_file() else [SINGLE]
-        self._stack = ExitStack()
-        self._files: dict[str, Any] = {}
-        try:
-            for name in names:
-                file = self._stack.enter_context(safe_open(folder / name, framework="pt"))
-                self._files |= {key: file for key in file.keys()}  # noqa: SIM118 - no mapping
-        except Exception as error:  # SafetensorError is no class one can name, and the file may be anything
-            self._stack.close()
-            reason = " ".join(str(error).split())[:160]
-            raise LayoutError(f"a weights file is damaged or missing ({reason})") from error
-
-    def __enter__(self) -> Weights:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._files: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name in names:
+            with _damage_named(), safe_open(folder / name, framework="pt") as file:
+                for key in file.keys():  # noqa: SIM118 - no mapping
+                    self._files[key] = folder / name
+                    self.shapes[key] = tuple(file.get_slice(key).get_shape())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -58,10 +54,39 @@ class Weights:
         return name in self._files
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        with self._open(name) as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+
+    def read(self, name: str, dtype: torch.dtype, device: str = "cpu") -> torch.Tensor:
+        """A tensor in another number format, read in slices: it is held once, and only a slice of it as it was."""
+        shape = self.shapes.get(name, ())
+        rows = max(1, SLICE_NUMBERS // max(1, math.prod(shape[1:])))
+        if not shape or rows >= shape[0]:
+            return self[name].to(device, dtype)
+        found = torch.empty(shape, dtype=dtype, device=device)
+        for start in range(0, shape[0], rows):
+            with self._open(name) as file:
+                found[start : start + rows] = file.get_slice(name)[start : start + rows]
+        return found
+
+    @contextlib.contextmanager
+    def _open(self, name: str) -> Iterator[Any]:
         if name not in self._files:
             raise LayoutError(f"the tensor {name} is missing")
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
-        return tensor
+        with _damage_named(), safe_open(self._files[name], framework="pt") as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _damage_named() -> Iterator[None]:
+    try:
+        yield
+    except (LayoutError, MemoryError):
+        raise
+    except Exception as error:  # SafetensorError is no class one can name, and the file may be anything
+        reason = " ".join(str(error).split())[:160]
+        raise LayoutError(f"a weights file is damaged or missing ({reason})") from error
 
 
 def _file_names(index: Path) -> list[str]:
@@ -74,10 +99,11 @@ def _file_names(index: Path) -> list[str]:
 
 
 class ShardWriter:
-    """Collects tensors and writes them to numbered files of about SHARD_BYTES, then the index."""
+    """Collects tensors and writes them to numbered files of at most `shard_bytes`, then the index."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
         self.folder = folder
+        self.shard_bytes = shard_bytes
         self._pending: dict[str, torch.Tensor] = {}
         self._bytes = self._total = 0
         self._shards: list[list[str]] = []
@@ -85,7 +111,7 @@ class ShardWriter:
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """One more tensor. Raises OSError when the disk is full."""
         size = tensor.numel() * tensor.element_size()
-        if self._pending and self._bytes + size > SHARD_BYTES:
+        if self._pending and self._bytes + size > self.shard_bytes:
             self._flush()
         self._pending[name] = tensor.contiguous()
         self._bytes += size
@@ -117,19 +143,33 @@ def convert_weights(source: Path, target: Path, layout: Layout, progress: Progre
         OSError: the disk is full.
     """
     converter = _Converter(layout)
-    with Weights(source) as weights:
-        writer, names = ShardWriter(target), list(weights)
-        for done, name in enumerate(names, start=1):
-            for part, tensor in converter.split(name, weights[name]):
-                writer.add(part, tensor)
-            if progress:
-                progress(done, len(names))
-        writer.close()
+    weights = Weights(source)
+    writer, names = ShardWriter(target), list(weights)
+    for done, name in enumerate(names, start=1):
+        for part, tensor in converter.split(name, weights[name]):
+            writer.add(part, tensor)
+        if progress:
+            progress(done, len(names))
+    writer.close()
 
 
-def restore_weights(merged: Path, source: Path, target: Path, layout: Layout) -> int:
+def converted_tensors(weights: Weights, layout: Layout) -> dict[str, Callable[[], torch.Tensor]]:
+    """What reads each converted tensor of the model behind `weights`, by its converted name.
+
+    Raises LayoutError for a tensor the layout does not know.
+    """
+    converter = _Converter(layout)
+    return {part: partial(_part, converter, weights, name, part) for name in weights for part in converter.names(name)}
+
+
+def _part(converter: _Converter, weights: Weights, name: str, part: str) -> torch.Tensor:
+    return dict(converter.split(name, weights[name]))[part]
+
+
+def restore_weights(merged: Path, source: Path, target: Path, layout: Layout, shard_bytes: int = SHARD_BYTES) -> int:
     """Write the tensors of `merged`, a converted model, into `target` in the original layout of `source`.
 
+    No file is larger than `shard_bytes` unless one tensor is.
     Every tensor is converted once more and compared to the bit; returns how many there are.
 
     Raises:
@@ -137,17 +177,17 @@ def restore_weights(merged: Path, source: Path, target: Path, layout: Layout) ->
         OSError: the disk is full.
     """
     converter = _Converter(layout)
-    with Weights(merged) as changed, Weights(source) as original:
-        writer, names = ShardWriter(target), list(original)
-        used: set[str] = set()
-        for name in names:
-            parts = converter.parts_of(name, changed)
-            used |= parts.keys()
-            writer.add(name, converter.join(name, parts, original[name]))
-        left = sorted(set(changed) - used)
-        if left:
-            raise LayoutError(f"the original layout has no place for {left[0]}")
-        writer.close()
+    changed, original = Weights(merged), Weights(source)
+    writer, names = ShardWriter(target, shard_bytes), list(original)
+    used: set[str] = set()
+    for name in names:
+        parts = converter.parts_of(name, changed)
+        used |= parts.keys()
+        writer.add(name, converter.join(name, parts, original[name]))
+    left = sorted(set(changed) - used)
+    if left:
+        raise LayoutError(f"the original layout has no place for {left[0]}")
+    writer.close()
     return len(names)
 
 
@@ -160,6 +200,10 @@ class _Converter:
         self.rules = rules_for(layout.family.key, layout.config)
         self.title = layout.family.title
         self.tied = bool(config["tie_word_embeddings"])
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """The names of the converted tensors of an original one."""
+        return self._find(name)[1]
 
     def split(self, name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
         """The converted tensors of an original one, with their names."""
