@@ -48,6 +48,12 @@ class Weights:
                     self._files[key] = folder / name
                     self.shapes[key] = tuple(file.get_slice(key).get_shape())
 
+    def __enter__(self) -> Weights:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open between two reads."""
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
 
@@ -100,11 +106,11 @@ def _file_names(index: Path) -> list[str]:
 
 
 class ShardWriter:
-    """Collects tensors and writes them to numbered files of at most `shard_bytes`, then the index."""
+    """Collects tensors and writes them to numbered files of at most `shard_bytes` (1 GB), then the index."""
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(self, folder: Path, shard_bytes: int | None = None) -> None:
         self.folder = folder
-        self.shard_bytes = shard_bytes
+        self.shard_bytes = shard_bytes or SHARD_BYTES
         self._pending: dict[str, torch.Tensor] = {}
         self._bytes = self._total = 0
         self._shards: list[list[str]] = []
@@ -167,10 +173,10 @@ def _part(converter: _Converter, weights: Weights, name: str, part: str) -> torc
     return dict(converter.split(name, weights[name]))[part]
 
 
-def restore_weights(merged: Path, source: Path, target: Path, layout: Layout, shard_bytes: int = SHARD_BYTES) -> int:
+def restore_weights(merged: Path, source: Path, target: Path, layout: Layout, shard_bytes: int | None = None) -> int:
     """Write the tensors of `merged`, a converted model, into `target` in the original layout of `source`.
 
-    No file is larger than `shard_bytes` unless one tensor is.
+    No file is larger than `shard_bytes` (1 GB) unless one tensor is.
     Every tensor is converted once more and compared to the bit; returns how many there are.
 
     Raises:
