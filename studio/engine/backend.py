@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from studio.config import QuantizationSection
-from studio.engine.adapter import AdapterFiles, open_adapter, open_base
+from studio.config import QuantizationSection, RunConfig
+from studio.engine.adapter import AdapterFiles, open_adapter, open_base, training_config
 from studio.engine.converted import ready
-from studio.engine.dialogue import BASE, Options
+from studio.engine.dialogue import BASE, ModelFacts, Options
 from studio.engine.generation import SharedWeights, Turns
 from studio.engine.generation_voice import Voice
 from studio.engine.loading import Holding, adapter_tokenizer, attach, choose_holding, load_base, quiet
+from studio.engine.resident import Loaded, Resident
 from studio.engine.stopping import saved_endings
 from studio.presets import ModelRef
 
 
-def open_backend(options: Options, enter: Callable[[str], None]) -> Turns:
-    """Everything loaded and tried once; `enter` is told each phase.
+def open_backend(options: Options, enter: Callable[[str], None]) -> Resident:
+    """Everything loaded and tried once; `enter` is told each phase, now and whenever it is loaded again.
 
     Raises:
         EngineError: base or adapter missing, incomplete, damaged, or not made for each other.
     """
     quiet()
+    load = partial(_load, options, enter)
+    return Resident(load, idle_s=options.idle_minutes * 60, with_system=options.with_system)
+
+
+def _load(options: Options, enter: Callable[[str], None]) -> Loaded:
     enter("model")
     ref = ready(open_base(options.base), options.workspace, field="base")
     files = {name: open_adapter(path) for name, path in options.adapters.items()}
@@ -39,8 +48,23 @@ def open_backend(options: Options, enter: Callable[[str], None]) -> Turns:
     enter("first word")
     weights = SharedWeights(model, inner)
     _warm_up(weights)
-    facts = _facts(model, holding) | {"context_length": voices[BASE].context, "type": base_config.model_type}
-    return Turns(weights, voices, facts)
+    told = _told(model, holding) | {"context_length": voices[BASE].context, "type": base_config.model_type}
+    systems = {BASE: _system(training_config(Path(ref.path_or_id))) if ref.local else None}
+    systems |= {name: _system(one.trained) for name, one in files.items()}
+    known = {name: _facts(voice, systems[name]) for name, voice in voices.items()}
+    enter("ready")
+    return Loaded(Turns(weights, voices, told), known)
+
+
+def _system(trained: RunConfig | None) -> str | None:
+    return (trained.data.system or None) if trained else None
+
+
+def _facts(voice: Voice, system: str | None) -> ModelFacts:
+    template: Any = voice.tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("tool_use") or template.get("default")
+    return ModelFacts(template, system, voice.context)
 
 
 def _as_trained(holding: Holding, files: dict[str, AdapterFiles]) -> Holding:
@@ -68,7 +92,7 @@ def _warm_up(weights: SharedWeights) -> None:
         weights.model(input_ids=torch.tensor([[0]], device=weights.model.device), use_cache=False)
 
 
-def _facts(model: PreTrainedModel, holding: Holding) -> dict[str, object]:
+def _told(model: PreTrainedModel, holding: Holding) -> dict[str, object]:
     return {
         "device": model.device.type,
         "dtype": str(holding.dtype).removeprefix("torch."),

@@ -1,103 +1,61 @@
-"""The OpenAI chat-completions protocol over a backend; loads nothing heavy, so it answers while the model loads."""
+"""The OpenAI protocol over a backend; loads nothing heavy, so it answers while the model loads.
+
+    GET  /health                       how far the server is; needs no key
+    GET  /v1/models, /v1/models/NAME   what can be asked: `base`, and one name per adapter
+    POST /v1/chat/completions          messages -> an answer, streamed or whole
+    POST /v1/completions               a text -> its continuation, without a chat template
+
+Honoured of OpenAI's chat request: model, messages (text, `image_url` parts with data: URLs, `tool_calls`, role tool),
+stream, stream_options.include_usage, temperature, top_p, max_tokens, max_completion_tokens, seed, stop, logprobs,
+top_logprobs, tools, tool_choice, parallel_tool_calls. A key that would change the answer and is not honoured is refused
+(400); others are ignored.
+
+Extensions in a request (`extra_body` of OpenAI's own client):
+
+    top_k, min_p, repetition_penalty
+    chat_template         the name of a template (chatml, qwen_chat, …) in place of the model's own
+    chat_template_kwargs  variables for the template, like {"enable_thinking": false}
+    truncation            "disabled" (default): a conversation that is too long is refused. "auto": its oldest messages
+                          are left out, and the answer says how many.
+
+Extensions in an answer:
+
+    dropped_messages      in the body, and in every chunk of a stream: how many of the oldest messages were left out
+    timings               beside `usage`: prompt_ms, predicted_ms, predicted_per_second (tokens a second)
+    in /v1/models         context_length, system (the prompt its run was trained with), images, tools (whether its
+                          template can write them)
+
+A system message with empty content means: no system prompt, also where the server was told to add that of the run.
+In a stream `tool_calls` come as whole calls, one delta for all of them, before the chunk with the finish_reason or with
+it. finish_reason is stop, length, tool_calls, or cancelled. A fault in the middle of a stream is an event {"error": …}
+and the end, without [DONE].
+
+/health: {"state": "loading" | "ready" | "failed", "phase", "models", "error", "answers", "tokens", …}; with
+`--idle-minutes` also `loaded`: false after the weights were let go; the next request loads them again and waits.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import secrets
-import time
-import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from studio.engine.dialogue import Backend, Busy, Piece, PromptError, Request, Running, Sampling, Turn, UnknownModel
+from studio.engine.chat_api_answers import ChatShape, Course, EventStream, Shape, TextShape, whole_answer
+from studio.engine.chat_api_body import BodyLimit
+from studio.engine.chat_api_errors import ApiError, add_handlers
+from studio.engine.chat_api_requests import ChatRequest, CompletionRequest, Wishes
+from studio.engine.chat_api_tools import Calling, calling
+from studio.engine.dialogue import Backend, Busy, ModelFacts, Piece, PromptError, Request, Unavailable, UnknownModel
+from studio.tool_calls import style_of
 
+__all__ = ["LOOPBACK", "ApiError", "Service", "build_app"]
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
-DISCONNECT_POLL_S = 0.25
-
-
-class Message(BaseModel):
-    """One message of a request; the content may be text or a list of text parts."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, Field(max_length=1_000_000)]
-
-    @field_validator("content", mode="before")
-    @classmethod
-    def join_parts(cls, value: Any) -> Any:
-        """`[{"type": "text", "text": …}, …]` is one text."""
-        if not isinstance(value, list):
-            return value
-        if not all(isinstance(part, Mapping) and part.get("type") == "text" for part in value):
-            raise ValueError("only text parts are understood")
-        return "".join(str(part.get("text", "")) for part in value)
-
-
-class StreamOptions(BaseModel):
-    """What else a stream should tell."""
-
-    include_usage: bool = False
-
-
-class ChatRequest(BaseModel):
-    """The part of OpenAI's request that is honoured; other keys are ignored, as clients send many."""
-
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
-
-    model: str
-    messages: Annotated[list[Message], Field(min_length=1, max_length=2000)]
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=5)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-
-    def sampling(self) -> Sampling:
-        """The wishes of the request; what it leaves open takes our defaults."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        wishes = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "repetition_penalty": self.repetition_penalty,
-            "max_tokens": self.max_completion_tokens or self.max_tokens,
-            "seed": self.seed,
-            "stop": tuple(stop),
-        }
-        return Sampling(**{key: value for key, value in wishes.items() if value is not None})  # type: ignore[arg-type]
-
-    def turns(self) -> list[Turn]:
-        """The conversation."""
-        return [Turn("system" if m.role == "developer" else m.role, m.content) for m in self.messages]
-
-
-class ApiError(Exception):
-    """An answer in OpenAI's error shape."""
-
-    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-
-    def body(self) -> dict[str, object]:
-        """The JSON body."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
 
 class Service(Protocol):
@@ -114,15 +72,15 @@ def build_app(service: Service, *, host: str, api_key: str | None = None) -> Fas
     """The web application. With `api_key` every route but /health wants it as bearer token."""
     app = FastAPI(title="Crucible chat server", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service, app.state.api_key = service, api_key
+    app.add_middleware(BodyLimit)
     if host in LOOPBACK:  # a page from elsewhere that points its own name at this machine is refused
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
     app.add_api_route("/health", _health, methods=["GET"])
     app.add_api_route("/v1/models", _models, methods=["GET"])
-    app.add_api_route("/v1/chat/completions", _chat, methods=["POST"])
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_api_route("/v1/models/{name:path}", _model, methods=["GET"])
+    app.add_api_route("/v1/chat/completions", _chat, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/completions", _complete, methods=["POST"], response_model=None)
+    add_handlers(app)
     return app
 
 
@@ -131,40 +89,90 @@ async def _health(request: HttpRequest) -> Response:
 
 
 async def _models(request: HttpRequest) -> Response:
-    _check_key(request)
-    names = request.app.state.service.backend().models
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "crucible"} for name in names]
+    backend = _backend(request)
+    data = [_described(name, backend.facts(name)) for name in backend.models]
     return JSONResponse({"object": "list", "data": data})
 
 
+async def _model(name: str, request: HttpRequest) -> Response:
+    return JSONResponse(_described(name, _facts(_backend(request), name)))
+
+
+def _described(name: str, facts: ModelFacts) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "crucible",
+        "context_length": facts.context_length,
+        "system": facts.system,
+        "images": facts.images,
+        "tools": bool(style_of(facts.template or "")),
+    }
+
+
 async def _chat(body: ChatRequest, request: HttpRequest) -> Response:
-    _check_key(request)
-    backend: Backend = request.app.state.service.backend()
-    pieces: asyncio.Queue[Piece] = asyncio.Queue()
-    running = await _begin(backend, body, pieces)
-    head = _head(body.model, stream=body.stream)
+    backend = _backend(request)
+    facts = _facts(backend, body.model)
+    if any(message.content.images for message in body.messages) and not facts.images:
+        raise ApiError(400, f"messages: {body.model} sees no pictures; send text only", "no_images", "messages")
+    tools: Calling | None = calling(body, facts)
+    asked = body.asked()
+    logprobs = asked.sampling.logprobs is not None
+    if tools is None:
+        return await _answer(request, body, asked, ChatShape(logprobs=logprobs))
+    several = body.parallel_tool_calls is not False
+    shape = ChatShape(tools.style, tools.opening, several=several, logprobs=logprobs)
+    return await _answer(request, body, tools.added_to(asked), shape)
+
+
+async def _complete(body: CompletionRequest, request: HttpRequest) -> Response:
+    return await _answer(request, body, body.asked(), TextShape(logprobs=body.logprobs is not None))
+
+
+async def _answer(request: HttpRequest, body: Wishes, asked: Request, shape: Shape) -> Response:
+    course = await _begin(_backend(request), asked)
+    head = shape.head(body.model, course.running.dropped, stream=body.stream)
     if body.stream:
-        usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = _events(pieces, running, head, usage=usage)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-    return await _whole(request, pieces, running, head)
+        return EventStream(course, shape, head, usage=body.wants_usage)
+    return await whole_answer(request, course, shape, head)
 
 
-async def _begin(backend: Backend, body: ChatRequest, pieces: asyncio.Queue[Piece]) -> Running:
+async def _begin(backend: Backend, asked: Request) -> Course:
     loop = asyncio.get_running_loop()
+    pieces: asyncio.Queue[Piece] = asyncio.Queue()
 
     def emit(piece: Piece) -> None:
         loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
     try:
-        asked = Request(body.model, tuple(body.turns()), sampling=body.sampling())
-        return await run_in_threadpool(backend.begin, asked, emit)
+        return Course(pieces, await run_in_threadpool(backend.begin, asked, emit))
     except PromptError as error:
-        raise ApiError(400, f"messages: {error}", "bad_prompt", "messages") from None
+        field = error.field or ("messages" if asked.prompt is None else "prompt")
+        raise ApiError(400, f"{field}: {str(error).removeprefix(f'{field}: ')}", "bad_prompt", field) from None
     except UnknownModel as error:
-        raise ApiError(404, f"model: {error.args[0]}", "model_not_found", "model") from None
+        raise _unknown(error) from None
     except Busy as error:
         raise ApiError(429, str(error), "busy") from None
+    except Unavailable as error:
+        raise ApiError(503, str(error), "load_failed") from None
+
+
+def _backend(request: HttpRequest) -> Backend:
+    _check_key(request)
+    backend: Backend = request.app.state.service.backend()
+    return backend
+
+
+def _facts(backend: Backend, name: str) -> ModelFacts:
+    try:
+        return backend.facts(name)
+    except UnknownModel as error:
+        raise _unknown(error) from None
+
+
+def _unknown(error: UnknownModel) -> ApiError:
+    return ApiError(404, f"model: {error.args[0]}", "model_not_found", "model")
 
 
 def _check_key(request: HttpRequest) -> None:
@@ -173,104 +181,3 @@ def _check_key(request: HttpRequest) -> None:
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
     if key and not secrets.compare_digest(given.encode("latin-1"), key.encode()):
         raise ApiError(401, "authorization: the key is missing or wrong; send it as bearer token", "invalid_api_key")
-
-
-def _head(model: str, *, stream: bool) -> dict[str, object]:
-    kind = "chat.completion.chunk" if stream else "chat.completion"
-    return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
-
-
-async def _events(
-    pieces: asyncio.Queue[Piece], running: Running, head: dict[str, object], *, usage: bool
-) -> AsyncIterator[str]:
-    """Server-sent events of one answer; leaving early (the client has gone) cancels it."""
-    try:
-        yield _chunk(head, {"role": "assistant", "content": ""})
-        while True:
-            piece = await pieces.get()
-            if piece.error:
-                yield _sse(ApiError(500, piece.error, "generation_failed").body())
-                return
-            if piece.text:
-                yield _chunk(head, {"content": piece.text})
-            if piece.last:
-                break
-        yield _chunk(head, {}, finish=piece.finish)
-        if usage:
-            yield _sse({**head, "choices": [], "usage": _usage(piece)})
-        yield "data: [DONE]\n\n"
-    finally:
-        running.cancel()
-
-
-def _chunk(head: Mapping[str, object], delta: Mapping[str, str], finish: str | None = None) -> str:
-    return _sse({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
-
-
-def _sse(data: Mapping[str, object]) -> str:
-    return f"data: {json.dumps(data)}\n\n"
-
-
-def _usage(piece: Piece) -> dict[str, int]:
-    total = piece.prompt_tokens + piece.completion_tokens
-    return {
-        "prompt_tokens": piece.prompt_tokens,
-        "completion_tokens": piece.completion_tokens,
-        "total_tokens": total,
-    }
-
-
-async def _whole(
-    request: HttpRequest, pieces: asyncio.Queue[Piece], running: Running, head: Mapping[str, object]
-) -> Response:
-    """One answer in one body; cancelled when the client goes away."""
-    text, piece = "", Piece()
-    try:
-        looked = time.monotonic()
-        while not piece.last:
-            # Pieces may come faster than any pause in which one could look, so the clock decides.
-            if time.monotonic() - looked >= DISCONNECT_POLL_S:
-                looked = time.monotonic()
-                if await request.is_disconnected():
-                    return Response(status_code=499)
-            with contextlib.suppress(TimeoutError):
-                piece = await asyncio.wait_for(pieces.get(), DISCONNECT_POLL_S)
-                text += piece.text
-    finally:
-        running.cancel()
-    if piece.error:
-        raise ApiError(500, piece.error, "generation_failed")
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": piece.finish}
-    return JSONResponse({**head, "choices": [choice], "usage": _usage(piece)})
-
-
-async def _api_error(request: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return JSONResponse(error.body(), status_code=error.status)
-
-
-async def _validation_error(request: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    where, what = _first(error.errors())
-    return JSONResponse(ApiError(400, f"{where}: {what}", "invalid_request", where).body(), status_code=400)
-
-
-def _first(errors: Sequence[Any]) -> tuple[str, str]:
-    first = errors[0] if errors else {}
-    if first.get("type") == "json_invalid":
-        return "body", "it is not valid JSON"
-    where = ".".join(str(part) for part in first.get("loc", ()) if part != "body") or "body"
-    return where, str(first.get("msg", "it is not valid")).removeprefix("Value error, ")
-
-
-async def _http_error(request: HttpRequest, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    known = {404: f"there is nothing at {request.url.path}", 405: f"{request.method} is not possible here"}
-    message = known.get(error.status_code, str(error.detail))
-    return JSONResponse(ApiError(error.status_code, message).body(), status_code=error.status_code)
-
-
-async def _unexpected(request: HttpRequest, error: Exception) -> Response:
-    body = ApiError(500, f"the server stopped at something unexpected ({type(error).__name__})").body()
-    return JSONResponse(body, status_code=500)

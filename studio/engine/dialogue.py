@@ -169,8 +169,8 @@ class Running(Protocol):
         """Stop it before its next token."""
 
 
-class Backend(Protocol):
-    """What answers."""
+class Speaker(Protocol):
+    """What answers while it is loaded."""
 
     @property
     def models(self) -> Sequence[str]:
@@ -178,9 +178,6 @@ class Backend(Protocol):
 
     def describe(self) -> dict[str, object]:
         """Facts for /health: device, dtype, sizes."""
-
-    def facts(self, model: str) -> ModelFacts:
-        """What is known of one model. Raises UnknownModel."""
 
     def begin(self, request: Request, emit: Callable[[Piece], None]) -> Running:
         """Start an answer; `emit` is called from another thread with every piece.
@@ -190,3 +187,10 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End the answers under way and let go of the weights; nothing can be asked any more."""
+
+
+class Backend(Speaker, Protocol):
+    """What the server asks, loaded or not."""
+
+    def facts(self, model: str) -> ModelFacts:
+        """What is known of one model. Raises UnknownModel."""

@@ -64,6 +64,7 @@ class Turns:
         self._waiting: deque[Answer] = deque()
         self._busy = 0
         self._tokens = 0
+        self._closed = False
         self._wake = threading.Condition()
         threading.Thread(target=self._run, name="turns", daemon=True).start()
 
@@ -90,10 +91,20 @@ class Turns:
             self._wake.notify()
         return answer
 
+    def close(self) -> None:
+        """End the answers under way before their next token, and the thread; nothing can be asked any more."""
+        with self._wake:
+            self._closed = True
+            for answer in self._waiting:
+                answer.cancel()
+            self._wake.notify()
+
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: bool(self._waiting))
+                self._wake.wait_for(lambda: bool(self._waiting) or self._closed)
+                if not self._waiting:
+                    return
                 answer = self._waiting.popleft()
             goes_on = self._turn(answer)
             with self._wake:

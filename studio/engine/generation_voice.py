@@ -6,7 +6,7 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,13 +71,26 @@ class Voice:
         if request.prompt is not None:
             return Prompt(self._checked(self._plain(request.prompt), "prompt"))
         room = min(request.sampling.max_tokens, self.context // ANSWER_SHARE) if request.truncate else 0
-        ids = self.render(request.turns, tools=request.tools)
+        ids = self._of(request, request.turns)
         if not request.truncate or len(ids) + room <= self.context:
             return Prompt(self._checked(ids, "conversation"))
         return self._shortened(request, ids, room)
 
-    def render(self, turns: Sequence[Turn], *, tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """Token ids of a conversation, up to where the answer begins. Raises PromptError."""
+    def _of(self, request: Request, turns: Sequence[Turn]) -> list[int]:
+        return self.render(turns, tools=request.tools, arguments=request.template_arguments, opening=request.opening)
+
+    def render(
+        self,
+        turns: Sequence[Turn],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+        opening: str = "",
+    ) -> list[int]:
+        """Token ids of a conversation, up to where the answer begins; behind `opening`, its given first words.
+
+        `arguments` are further variables of the template. Raises PromptError.
+        """
         template = self.tokenizer.chat_template
         if not template:
             raise PromptError("this model has no chat template, so it cannot hold a conversation")
@@ -89,10 +102,11 @@ class Voice:
                 tools=[dict(tool) for tool in tools] or None,
                 tokenize=False,
                 add_generation_prompt=True,
+                **arguments,
             )
         except Exception as error:  # whatever a template raises about roles and their order
             raise PromptError(f"the model's chat template refuses this conversation ({str(error)[:160]})") from error
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(f"{text}{opening}", add_special_tokens=False)["input_ids"]
         return ids
 
     def _plain(self, text: str) -> list[int]:
@@ -118,7 +132,7 @@ class Voice:
         starts = [n for n, turn in enumerate(turns) if turn.role == "user" and n >= first]
 
         def begun_at(start: int) -> list[int]:
-            return self.render((*turns[:first], *turns[start:]), tools=request.tools)
+            return self._of(request, (*turns[:first], *turns[start:]))
 
         low, high = 0, len(starts) - 1  # the later the start the shorter the text
         while low < high:

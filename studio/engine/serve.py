@@ -33,6 +33,7 @@ from studio.rundir import write_atomic
 
 FAILURE_LINGER_S = 5.0  # a failed server stays to tell why, until it was asked or so long
 FAILURE_TOLD_S = 1.0
+MOST_IDLE_MINUTES = 100_000
 
 
 @dataclass
@@ -127,6 +128,10 @@ def parse(argv: list[str]) -> tuple[Options, bool]:
     parser.add_argument("--workspace", type=Path, default=ROOT / "workspace", help="where converted models are kept")
     parser.add_argument("--status", type=Path, help="file that says how far loading is")
     parser.add_argument("--exit-with-stdin", action="store_true", help="end when standard input ends")
+    parser.add_argument("--idle-minutes", type=float, default=0.0, help="let go of the weights then (0: never)")
+    parser.add_argument(
+        "--with-system", action="store_true", help="conversations without a system prompt get that of their model's run"
+    )
     parser.add_argument("--api-key-env", metavar="VAR", help="environment variable with the key clients must send")
     given = parser.parse_args(argv)
     if not 0 <= given.port < 65536:
@@ -134,8 +139,20 @@ def parse(argv: list[str]) -> tuple[Options, bool]:
     key = os.environ.get(given.api_key_env, "") if given.api_key_env else None
     if key == "":
         parser.error(f"--api-key-env: the environment variable {given.api_key_env} is not set")
-    adapters = _adapters(parser, given.adapter)
-    options = Options(given.base, adapters, given.host, given.port, given.bits, given.status, key, given.workspace)
+    if not 0 <= given.idle_minutes <= MOST_IDLE_MINUTES:
+        parser.error(f"--idle-minutes must be between 0 and {MOST_IDLE_MINUTES}")
+    options = Options(
+        base=given.base,
+        adapters=_adapters(parser, given.adapter),
+        host=given.host,
+        port=given.port,
+        bits=given.bits,
+        status=given.status,
+        api_key=key,
+        workspace=given.workspace,
+        idle_minutes=given.idle_minutes,
+        with_system=given.with_system,
+    )
     return options, given.exit_with_stdin
 
 

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from studio.chat_client import ChatError, astream_chat, stream_chat
 from studio.engine.backend import open_backend
 from studio.engine.chat_api import ApiError, Service, build_app
-from studio.engine.dialogue import Busy, Options, Piece, Request, Sampling, Turn
+from studio.engine.dialogue import Busy, ModelFacts, Options, Piece, Request, Sampling, Turn
 from studio.engine.generation_sampling import Sampler
 from studio.engine.generation_text import UNFINISHED, StopStrings, TextStream
 
@@ -259,7 +259,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
         400,
-        "text parts",
+        "data:image/png;base64",
     ),
     "half a character": ({"messages": [{"role": "user", "content": "\ud83d"}]}, 400, "messages.0.content"),
     "unknown model": ({"model": "nova"}, 404, "base, tuned"),
@@ -449,6 +449,8 @@ class _Fake(Service):
 
     def __init__(self, pieces: Sequence[Piece] = (), fault: Exception | None = None) -> None:
         self.pieces, self.fault, self.models = pieces, fault, ["base"]
+        self.known, self.dropped = ModelFacts(), 0
+        self.asked: Request | None = None
 
     def health(self) -> dict[str, object]:
         return {"state": "ready"}
@@ -458,7 +460,11 @@ class _Fake(Service):
             raise self.fault
         return self
 
+    def facts(self, model: str) -> ModelFacts:
+        return self.known
+
     def begin(self, request: Request, emit: Callable[[Piece], None]) -> Any:
+        self.asked = request
         if self.fault:
             raise self.fault
         for piece in self.pieces:
