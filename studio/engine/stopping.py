@@ -36,7 +36,7 @@ def endings(tokenizer: PreTrainedTokenizerBase, model: Any, stop_words: Sequence
     """
     settings = _from_settings(vars(model.generation_config) if model.generation_config else {})
     own = _ids([model.config.get_text_config().eos_token_id, tokenizer.eos_token_id])
-    return settings | Endings(own | _turn_end(tokenizer)) | _of_words(tokenizer, stop_words)
+    return settings | Endings(own | turn_end(tokenizer)) | _of_words(tokenizer, stop_words)
 
 
 def saved_endings(folder: Path) -> Endings:
@@ -112,7 +112,8 @@ def _ids(named: Iterable[Any]) -> frozenset[int]:
     return frozenset(number for number in flat if isinstance(number, int) and not isinstance(number, bool))
 
 
-def _turn_end(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The token a chat template puts behind an answer; none where that is no token of its own."""
     if not tokenizer.chat_template:
         return frozenset()
     talk = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "Zebra"}]
