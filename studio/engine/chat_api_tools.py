@@ -9,7 +9,7 @@ from studio.engine.chat_api_errors import ApiError
 from studio.engine.chat_api_requests import ChatRequest
 from studio.engine.dialogue import ModelFacts, Request
 from studio.records.template_names import named_template, template_names
-from studio.tool_calls import style_of
+from studio.tool_calls import marks, style_of
 
 HERMES = "hermes"
 
@@ -22,8 +22,8 @@ class Calling:
     opening: str = ""
 
     def added_to(self, asked: Request) -> Request:
-        """The request with the beginning of the answer."""
-        return replace(asked, opening=self.opening)
+        """The request with the beginning of the answer, and with what calls are recognised by left in it."""
+        return replace(asked, opening=self.opening, shown=marks(self.style))
 
 
 def calling(body: ChatRequest, facts: ModelFacts) -> Calling | None:

@@ -83,7 +83,7 @@ class Request:
     `tools` in OpenAI's form; `template` the name of a chat template to use in place of the model's own;
     `template_arguments` are variables it may read (enable_thinking, …); `truncate`: leave out the oldest messages of a
     conversation that is too long, instead of refusing it. `opening`: text the answer begins with, written for the model
-    and not repeated in the pieces.
+    and not repeated in the pieces. `shown`: special tokens that are told as text, which others never are.
     """
 
     model: str
@@ -95,6 +95,7 @@ class Request:
     truncate: bool = False
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     opening: str = ""
+    shown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

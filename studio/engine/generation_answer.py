@@ -20,7 +20,7 @@ PREFILL = 256  # prompt tokens read per turn: a long prompt does not silence the
 
 
 class Answer:
-    """One answer under way. `advance` is called by the turn thread only; `cancel` by anybody."""
+    """One answer under way. everything but `cancel` is called by the turn thread only."""
 
     def __init__(self, request: Request, voice: Voice, prompt: Prompt, emit: Callable[[Piece], None]) -> None:
         self.model, self.voice, self.emit = request.model, voice, emit
@@ -28,12 +28,10 @@ class Answer:
         self.pending = prompt.ids
         self.cache: Any = None
         self.sampler = Sampler(request.sampling, prompt.ids)
-        self.text = TextStream(voice.tokenizer)
+        self.text = TextStream(voice.tokenizer, request.shown)
         self.stops = StopStrings([*request.sampling.stop, *voice.stops])
         self.room = min(request.sampling.max_tokens, voice.context - len(prompt.ids))
         self.cancelled = threading.Event()
-        self.computed = 0
-        """Tokens that went through the model in the last turn."""
         self._shown = 0
         self._chances: deque[tuple[int, TokenChance]] = deque()  # with the place in the text where the token begins
 
@@ -41,21 +39,27 @@ class Answer:
         """No further token is computed."""
         self.cancelled.set()
 
-    def advance(self, model: PreTrainedModel) -> bool:
-        """Read some prompt or write one token; False when the answer is over."""
-        self.computed = 0
-        if self.cancelled.is_set():
-            return self._end("cancelled")
+    @property
+    def length(self) -> int:
+        """Tokens in the cache: all that were read and written but the pending ones."""
+        return len(self.prompt) + len(self.text.ids) - len(self.pending)
+
+    @property
+    def reading(self) -> bool:
+        """True until its first token is written."""
+        return not self.text.ids
+
+    def read(self, model: PreTrainedModel) -> bool:
+        """Read some of the prompt, and write the first token at its end; False when the answer is over."""
         if self.cache is None:
             self.cache = DynamicCache(config=model.config)
         chunk, self.pending = self.pending[:PREFILL], self.pending[PREFILL:]
-        self.computed = len(chunk)
         inputs = torch.tensor([chunk], device=model.device)
         output = model(input_ids=inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        return True if self.pending else self.take(output.logits[0, -1])
+        return True if self.pending else self.take(output.logits[0, -1].float().cpu())
 
     def take(self, logits: torch.Tensor) -> bool:
-        """Write the token chosen from the model's numbers; False when the answer is over."""
+        """Write the token chosen from the model's numbers, in main memory; False when the answer is over."""
         token = self.sampler.choose(logits)
         if token in self.voice.ends:
             return self._end("stop")
@@ -68,8 +72,13 @@ class Answer:
             return self._end("stop", rest=False)
         return True if len(self.text.ids) < self.room else self._end("length")
 
+    def stop(self) -> None:
+        """It ends here because nobody wants more of it."""
+        self._end("cancelled")
+
     def fail(self, sentence: str) -> None:
         """Tell the asker that the answer cannot go on."""
+        self.cache = None
         self.emit(self._last(Piece(error=sentence)))
 
     def _chance(self, token: int, logits: torch.Tensor, alternatives: int) -> TokenChance:

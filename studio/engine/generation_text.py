@@ -10,10 +10,13 @@ UNFINISHED = "\ufffd"  # what a decoder shows for bytes that are not (yet) a cha
 
 
 class TextStream:
-    """Tokens in, text out; never half a character, never a special token."""
+    """Tokens in, text out; never half a character, never a special token but those that are to be `shown`."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, shown: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
+        special = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        some = any(text in shown for text in special.values())
+        self._hidden = {number for number, text in special.items() if text not in shown} if some else None
         self.ids: list[int] = []
         self.sent = 0
 
@@ -27,7 +30,9 @@ class TextStream:
         return self._advance(self._text())
 
     def _text(self) -> str:
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        hidden = self._hidden
+        ids = self.ids if hidden is None else [number for number in self.ids if number not in hidden]
+        text = self.tokenizer.decode(ids, skip_special_tokens=hidden is None, clean_up_tokenization_spaces=False)
         return str(text)
 
     def _advance(self, text: str) -> str:
