@@ -6,15 +6,57 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
+
+from studio.engine.failure import model_failure
+from studio.engine.formats.gguf_model import describe, read_config
+from studio.engine.formats.gguf_tensors import ModelTensors
+from studio.engine.formats.gguf_tokens import read_words, write_words
+from studio.engine.loading import blaming
+from studio.gguf_support import ARCHITECTURES, obstacle
+
 
 def write(source: Path, file: Path, kind: str, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Write the model in `source` to `file`; `kind` is f32, f16, bf16 or q8_0. Returns what was written.
+
+    `progress` is told (tensors written, all of them).
 
     Raises:
         EngineError: kind model, for what GGUF cannot hold.
         OSError: the disk is full.
     """
-    raise NotImplementedError
+    reason = obstacle(source)
+    if reason:
+        raise model_failure(f"model: {reason}", "Choose another format.", "model")
+    with blaming("model"):
+        config = read_config(source)
+        words = read_words(source)
+    architecture = ARCHITECTURES[config.model_type]
+    with ModelTensors(source, config, kind) as model:
+        tensors = list(model)
+        writer = gguf.GGUFWriter(file, architecture)
+        try:
+            describe(writer, config, source.name, kind)
+            write_words(writer, words, config.vocab_size)
+            for tensor in tensors:
+                writer.add_tensor_info(tensor.name, tensor.shape, tensor.plain, tensor.nbytes, tensor.kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for done, tensor in enumerate(tensors, start=1):
+                writer.write_tensor_data(tensor)  # type: ignore[arg-type]  # it asks for nbytes and tofile only
+                progress(done, len(tensors))
+        finally:
+            writer.close()
+    return {
+        "file": file.name,
+        "size_bytes": file.stat().st_size,
+        "type": kind,
+        "architecture": architecture,
+        "tensors": len(tensors),
+        "tokenizer": f"{words.kind.model}/{words.kind.pre}",
+        "notes": list(words.kind.notes),
+    }
 
 
 def prove(source: Path, file: Path) -> dict[str, Any]:

@@ -61,9 +61,7 @@ def _write_card(plan: Plan, source: Path, result: Path) -> None:
     """README.md: that of the model, if it has one, and what was done to it."""
     own = source / "README.md"
     text = own.read_text(encoding="utf-8") if own.is_file() else f"# {plan.out.name}\n"
-    packed = (
-        f"Packed in {plan.config.bits} bits with bitsandbytes by Crucible {__version__}; load it with transformers."
-    )
+    packed = f"Packed in {plan.config.bits} bits by bitsandbytes (Crucible {__version__})."
     (result / "README.md").write_text(f"{text.rstrip()}\n\n{packed}\n", encoding="utf-8")
 
 
