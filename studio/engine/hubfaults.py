@@ -44,6 +44,11 @@ def names_of(error: Exception) -> set[str]:
     return {kind.__name__ for item in _chain(error) for kind in type(item).__mro__}
 
 
+def said_by(error: Exception) -> str:
+    """What an error and everything that caused it say, on one line."""
+    return " ".join(" ".join(str(item) for item in _chain(error)).split())
+
+
 def _chain(error: Exception) -> list[Exception]:
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and isinstance(cause, Exception):
@@ -52,9 +57,7 @@ def _chain(error: Exception) -> list[Exception]:
 
 
 def _sentence(error: Exception, job: FetchJob) -> str:
-    chain = _chain(error)
-    names = names_of(error)
-    said = " ".join(str(item) for item in chain)
+    names, said = names_of(error), said_by(error)
     name = shown(job.id if job.hub != "folder" else job.name, 100)
     hub = HUBS[job.hub]
     if "RevisionNotFoundError" in names:

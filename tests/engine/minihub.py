@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -21,6 +22,9 @@ class MiniHub(ThreadingHTTPServer):
 
     Repositories in `gated` need a token, files in `hanging` never come, of those in `torn` only so many bytes.
     `sent` are (file, first byte) of all that were asked for; `resumes` whether a file can be asked for from its middle.
+
+    What is uploaded with the token in `writer` becomes a repository; `received` are the names of large files that came,
+    `made` what was said of new repositories, `refusing` breaks off every upload of a large file of that SHA-256.
     """
 
     daemon_threads = True
@@ -34,6 +38,11 @@ class MiniHub(ThreadingHTTPServer):
         self.sent: list[tuple[str, int]] = []
         self.resumes = True
         self.authorizations: set[str] = set()
+        self.writer = ""
+        self.made: list[dict[str, Any]] = []
+        self.received: list[str] = []
+        self.refusing = ""
+        self.objects: dict[str, bytes] = {}
         self.asked = threading.Event()
         self.closing = threading.Event()
 
@@ -73,10 +82,21 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(b"")
 
+    def do_PUT(self) -> None:
+        body, name = self.rfile.read(int(self.headers.get("Content-Length", 0))), self.path.rsplit("/", 1)[-1]
+        if name == self.server.refusing:
+            return self._send(403, b"{}")
+        self.server.received.append(name)
+        self.server.objects[name] = body
+        return self._send(200, b"")
+
     def _answer(self, body: bytes) -> None:
         self.server.authorizations.add(self.headers.get("Authorization", ""))
         parts = unquote(urlparse(self.path).path).strip("/").split("/")
         api = parts[0] == "api"
+        upload = self._upload(parts) if self.command == "POST" else ("", "")
+        if upload[0]:
+            return self._write(upload, body)
         owner, name, *rest = parts[2:] if api else parts[1:] if parts[0] == "datasets" else parts
         repository = self.server.root / owner / name
         if not repository.is_dir():
@@ -84,6 +104,61 @@ class _Handler(BaseHTTPRequestHandler):
         if not api and f"{owner}/{name}" in self.server.gated and "Bearer" not in self.headers.get("Authorization", ""):
             return self._send(401, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"})
         return self._list(repository, rest, body) if api else self._file(repository / "/".join(rest[2:]))
+
+    def _upload(self, parts: list[str]) -> tuple[str, str]:
+        """(what is done, to which repository) of an upload; nothing for any other request."""
+        if parts == ["api", "repos", "create"]:
+            return "create", ""
+        if parts[-4:] == ["info", "lfs", "objects", "batch"]:
+            return "batch", ""
+        if parts[-1] == "validate-yaml":
+            return "check", ""
+        if len(parts) > 4 and parts[4] in ("preupload", "commit"):
+            return parts[4], f"{parts[2]}/{parts[3]}"
+        return "", ""
+
+    def _write(self, upload: tuple[str, str], body: bytes) -> None:
+        if self.headers.get("Authorization") != f"Bearer {self.server.writer}":
+            return self._send(401, b'{"error": "Invalid user token"}')
+        return self._send(200, json.dumps(getattr(self, f"_{upload[0]}")(upload[1], body)).encode())
+
+    def _create(self, _: str, body: bytes) -> dict[str, Any]:
+        asked = json.loads(body)
+        self.server.made.append(asked)
+        (self.server.root / asked["organization"] / asked["name"]).mkdir(parents=True, exist_ok=True)
+        return {"url": f"{self.server.address}/{asked['organization']}/{asked['name']}"}
+
+    def _check(self, *_: object) -> dict[str, Any]:
+        """The heading of a card is in order."""
+        return {"errors": [], "warnings": []}
+
+    def _preupload(self, _: str, body: bytes) -> dict[str, Any]:
+        def mode(path: str) -> str:
+            return "lfs" if is_large(Path(path)) else "regular"
+
+        names = [file["path"] for file in json.loads(body)["files"]]
+        return {"files": [{"path": name, "uploadMode": mode(name), "shouldIgnore": False} for name in names]}
+
+    def _batch(self, _: str, body: bytes) -> dict[str, Any]:
+        """Where each file goes; no action for one that has come before."""
+
+        def place(item: dict[str, Any]) -> dict[str, Any]:
+            known = item["oid"] in self.server.objects
+            action = {"upload": {"href": f"{self.server.address}/objects/{item['oid']}"}}
+            return item | ({} if known else {"actions": action})
+
+        return {"transfer": "basic", "objects": [place(item) for item in json.loads(body)["objects"]]}
+
+    def _commit(self, repository: str, body: bytes) -> dict[str, Any]:
+        folder = self.server.root / repository
+        for line in body.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "file":
+                (folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+            elif entry["key"] == "lfsFile":
+                (folder / value["path"]).write_bytes(self.server.objects[value["oid"]])
+        return {"commitUrl": f"{self.server.address}/{repository}/commit/{COMMIT}", "commitOid": COMMIT}
 
     def _list(self, repository: Path, rest: list[str], body: bytes) -> None:
         paths = sorted(repository.rglob("*"))

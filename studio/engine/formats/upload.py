@@ -119,9 +119,7 @@ def explained(config: ExportConfig) -> Iterator[None]:
     except EngineError:
         raise
     except Exception as error:
-        names = hubfaults.names_of(error)
-        said = " ".join(str(error).split())
-        raise _said(config, names, said) from error
+        raise _said(config, hubfaults.names_of(error), hubfaults.said_by(error)) from error
 
 
 def _said(config: ExportConfig, names: set[str], said: str) -> EngineError:
