@@ -14,8 +14,9 @@ from studio.config import QuantizationSection, RunConfig
 from studio.engine.adapter import AdapterFiles, open_adapter, open_base, training_config
 from studio.engine.converted import ready
 from studio.engine.dialogue import BASE, ModelFacts, Options
-from studio.engine.generation import SharedWeights, Turns
+from studio.engine.generation import Turns
 from studio.engine.generation_voice import Voice
+from studio.engine.generation_weights import SharedWeights
 from studio.engine.loading import Holding, adapter_tokenizer, attach, choose_holding, load_base, quiet
 from studio.engine.resident import Loaded, Resident
 from studio.engine.stopping import saved_endings

@@ -1,69 +1,33 @@
 """Answers, token by token, from one copy of the weights.
 
-Every answer under way gets one token per turn, so that base and tuned model stream side by side; the adapter is
-switched between turns, which costs about as much as a fifth of a token on the tiny built-in model and nothing that can
-be seen on a real one.
+Every answer under way gets one token per turn, so that base and tuned model stream side by side. Answers of the same
+model share a pass; between models the adapter is switched, which costs about as much as a fifth of a token on the tiny
+built-in model and nothing that can be seen on a real one.
 """
 
 from __future__ import annotations
 
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable
-from typing import Any
-
-import torch
-from transformers import PreTrainedModel
 
 from studio.engine.dialogue import Busy, Piece, Request, UnknownModel
-from studio.engine.failure import explain
 from studio.engine.generation_answer import Answer
+from studio.engine.generation_schedule import Schedule
 from studio.engine.generation_voice import Voice
-from studio.events import ExitCode
+from studio.engine.generation_weights import SharedWeights
 
 MOST_ANSWERS = 16
 
 
-class SharedWeights:
-    """One copy of the base weights and the adapters that are switched on and off on it.
-
-    `adapters` maps a model name to the adapter's name inside PEFT.
-    """
-
-    def __init__(self, model: PreTrainedModel, adapters: dict[str, str]) -> None:
-        self.model, self.adapters = model, adapters
-        self.layers: list[Any] = []
-        if adapters:
-            from peft.tuners.tuners_utils import BaseTunerLayer
-            from peft.utils.other import AuxiliaryTrainingWrapper
-
-            kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
-            self.layers = [module for module in model.modules() if isinstance(module, kinds)]
-        self.current: str | None = None
-
-    def select(self, name: str) -> None:
-        """Make the weights those of the model called `name`."""
-        if name == self.current:
-            return
-        adapter = self.adapters.get(name)
-        for layer in self.layers:
-            if adapter is None:
-                layer.enable_adapters(False)
-            else:
-                layer.set_adapter(adapter)
-                layer.enable_adapters(True)
-        self.current = name
-
-
 class Turns:
-    """The thread that owns the weights: every answer under way gets one token per turn, in fixed order."""
+    """The thread that owns the weights, and what may be asked of it from others."""
 
     def __init__(self, weights: SharedWeights, voices: dict[str, Voice], facts: dict[str, object]) -> None:
         self.weights, self.voices, self.facts = weights, voices, facts
-        self._waiting: deque[Answer] = deque()
+        self._arrived: deque[Answer] = deque()
+        self._schedule = Schedule(weights)
         self._busy = 0
-        self._tokens = 0
         self._closed = False
         self._wake = threading.Condition()
         threading.Thread(target=self._run, name="turns", daemon=True).start()
@@ -75,7 +39,7 @@ class Turns:
 
     def describe(self) -> dict[str, object]:
         """Facts for /health: what was loaded, answers under way, tokens read and written so far."""
-        return self.facts | {"answers": self._busy, "tokens": self._tokens}
+        return self.facts | {"answers": self._busy, "tokens": self._schedule.tokens}
 
     def begin(self, request: Request, emit: Callable[[Piece], None]) -> Answer:
         """Start an answer. Raises PromptError, UnknownModel or Busy."""
@@ -84,10 +48,10 @@ class Turns:
         voice = self.voices[request.model].speaking(request.template)
         answer = Answer(request, voice, voice.read(request), emit)
         with self._wake:
-            if self._busy >= MOST_ANSWERS:
+            if self._busy >= MOST_ANSWERS or self._closed:
                 raise Busy(f"{MOST_ANSWERS} answers are under way already; wait for one to end")
             self._busy += 1
-            self._waiting.append(answer)
+            self._arrived.append(answer)
             self._wake.notify()
         return answer
 
@@ -95,39 +59,19 @@ class Turns:
         """End the answers under way before their next token, and the thread; nothing can be asked any more."""
         with self._wake:
             self._closed = True
-            for answer in self._waiting:
-                answer.cancel()
             self._wake.notify()
 
     def _run(self) -> None:
+        schedule = self._schedule
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: bool(self._waiting) or self._closed)
-                if not self._waiting:
-                    return
-                answer = self._waiting.popleft()
-            goes_on = self._turn(answer)
+                self._wake.wait_for(lambda: self._arrived or self._busy or self._closed)
+                while self._arrived:
+                    schedule.add(self._arrived.popleft())
+                if self._closed:
+                    schedule.stop()
+            schedule.turn()
             with self._wake:
-                if goes_on:
-                    self._waiting.append(answer)
-                else:
-                    self._busy -= 1
-
-    @torch.inference_mode()
-    def _turn(self, answer: Answer) -> bool:
-        try:
-            self.weights.select(answer.model)
-            goes_on = answer.advance(self.weights.model)
-            self._tokens += answer.computed
-            return goes_on
-        except Exception as error:
-            traceback.print_exc()
-            answer.fail(_sentence(error))
-            return False
-
-
-def _sentence(error: Exception) -> str:
-    known, code = explain(error)
-    if code is ExitCode.OUT_OF_MEMORY:
-        return "The model ran out of memory; shorten the conversation or load the model in fewer bits."
-    return known.message
+                self._busy = schedule.answers + len(self._arrived)
+                if self._closed and not self._busy:
+                    return

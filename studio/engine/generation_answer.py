@@ -20,7 +20,7 @@ PREFILL = 256  # prompt tokens read per turn: a long prompt does not silence the
 
 
 class Answer:
-    """One answer under way. everything but `cancel` is called by the turn thread only."""
+    """One answer under way; everything but `cancel` is called by the turn thread only."""
 
     def __init__(self, request: Request, voice: Voice, prompt: Prompt, emit: Callable[[Piece], None]) -> None:
         self.model, self.voice, self.emit = request.model, voice, emit
@@ -43,6 +43,11 @@ class Answer:
     def length(self) -> int:
         """Tokens in the cache: all that were read and written but the pending ones."""
         return len(self.prompt) + len(self.text.ids) - len(self.pending)
+
+    @property
+    def longest(self) -> int:
+        """Tokens its cache may come to hold."""
+        return len(self.prompt) + self.room
 
     @property
     def reading(self) -> bool:

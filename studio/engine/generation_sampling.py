@@ -23,7 +23,7 @@ class Sampler:
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token id from logits of shape [vocabulary]. Raises EngineError when they are not numbers."""
-        scores = logits.float().cpu()
+        scores = logits.float()
         if not torch.isfinite(scores).any() or torch.isnan(scores).any():
             raise model_failure(
                 "the model's output is not a number.", "Its weights are damaged, or need another number format."
@@ -61,6 +61,6 @@ def likelihoods(logits: torch.Tensor, token: int, alternatives: int) -> tuple[fl
 
     Temperature, penalties and cuts are choices of the asker and are left out.
     """
-    scores = logits.float().cpu().log_softmax(-1)
+    scores = logits.float().log_softmax(-1)
     values, order = scores.topk(min(alternatives, len(scores)))
     return float(scores[token]), list(zip(order.tolist(), values.tolist(), strict=True))

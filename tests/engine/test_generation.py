@@ -13,9 +13,10 @@ from tiny import EMBER, byte_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from studio.engine.dialogue import Piece, PromptError, Request, Sampling, ToolCall, Turn
-from studio.engine.generation import SharedWeights, Turns
+from studio.engine.generation import Turns
 from studio.engine.generation_sampling import Sampler
 from studio.engine.generation_voice import Voice
+from studio.engine.generation_weights import SharedWeights
 
 GREEDY = Sampling(temperature=0, max_tokens=24)
 ADD = {
