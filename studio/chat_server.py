@@ -103,15 +103,18 @@ class ChatServer:
             self.record_file.unlink(missing_ok=True)
 
 
-def start_chat_server(workspace: Workspace, base: str, adapters: dict[str, str], bits: int = 16) -> ChatServer:
+def start_chat_server(
+    workspace: Workspace, base: str, adapters: dict[str, str], bits: int = 16, *, idle_minutes: float = 0.0
+) -> ChatServer:
     """Start `studio.engine serve` on a free loopback port. Returns at once; ask `health()` when it is ready.
 
-    `base` is a base-model reference, `adapters` maps a model name ("tuned") to an adapter folder. Raises StartRefused.
+    `base` is a base-model reference, `adapters` maps a model name ("tuned") to an adapter folder; after
+    `idle_minutes` without a question the weights are let go until the next one (0: never). Raises StartRefused.
     """
     port = free_port()
     log_file = workspace.path / "chat" / f"server-{port}.log"
     argv = [*runner.ENGINE, "serve", "--base", base, "--port", str(port), "--bits", str(bits)]
-    argv += ["--workspace", str(workspace.path)]
+    argv += ["--workspace", str(workspace.path), "--idle-minutes", str(idle_minutes)]
     for name, path in adapters.items():
         argv += ["--adapter", f"{name}={path}"]
     try:

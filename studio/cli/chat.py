@@ -36,7 +36,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _chat(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(arguments)
     target = find_target(workspace, arguments.model, arguments.adapter)
-    server = chat_server.start_chat_server(workspace, target.base, target.adapters, arguments.bits)
+    server = chat_server.start_chat_server(workspace, target.base, target.adapters, arguments.bits or target.bits)
     try:
         fault = _wait_until_ready(server)
         if fault is not None:

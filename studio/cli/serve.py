@@ -21,6 +21,16 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port; the next free one is used if it is taken")
     parser.add_argument("--api-key-env", metavar="VAR", help="environment variable with the key clients must send")
+    parser.add_argument(
+        "--idle-minutes",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="let go of the weights N minutes after the last answer; the next question loads them (default: never)",
+    )
+    parser.add_argument(
+        "--no-system", action="store_true", help="do not add the run's system prompt to conversations without one"
+    )
     add_remote_code(parser)
     add_workspace(parser)
     parser.set_defaults(func=_serve)
@@ -30,8 +40,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(arguments)
     target = find_target(workspace, arguments.model, arguments.adapter)
     port = free_port(arguments.port, arguments.host)
-    argv = [sys.executable, "-m", "studio.engine", "serve", "--base", target.base, "--bits", str(arguments.bits)]
+    bits = arguments.bits or target.bits
+    argv = [sys.executable, "-m", "studio.engine", "serve", "--base", target.base, "--bits", str(bits)]
     argv += ["--host", arguments.host, "--port", str(port), "--workspace", str(workspace.path)]
+    argv += ["--idle-minutes", str(arguments.idle_minutes), *([] if arguments.no_system else ["--with-system"])]
     for name, path in target.adapters.items():
         argv += ["--adapter", f"{name}={path}"]
     if arguments.api_key_env:

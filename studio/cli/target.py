@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from studio.model_choices import SEPARATOR, find_choice, find_run
+from studio.config import RunConfig
+from studio.model_choices import SEPARATOR, find_choice, find_run, training_of
+from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError
 from studio.workspace import Workspace
 
@@ -16,11 +18,12 @@ TUNED = "tuned"
 
 @dataclass(frozen=True)
 class Target:
-    """What is served: a base model, adapters by name, and the system prompt the run was trained with."""
+    """What is served: a base model, adapters by name, and the system prompt and precision of the run's training."""
 
     base: str
     adapters: dict[str, str]
     system: str | None = None
+    bits: int = 16
 
     @property
     def asked(self) -> str:
@@ -39,7 +42,11 @@ def add_target(parser: argparse.ArgumentParser) -> None:
         help="adapter folder or run to load beside the base (name: tuned); may be given again",
     )
     parser.add_argument(
-        "--bits", type=int, choices=(4, 8, 16, 32), default=16, help="bits per weight of the base (default: 16)"
+        "--bits",
+        type=int,
+        choices=(4, 8, 16, 32),
+        default=None,
+        help="bits per weight of the base (default: 4 for a run of method qlora, else 16)",
     )
 
 
@@ -48,8 +55,17 @@ def find_target(workspace: Workspace, reference: str, adapters: Sequence[str]) -
     choice = find_choice(workspace, reference)
     found = {TUNED: str(choice.adapter)} if choice.adapter else {}
     extra = dict(_named(workspace, item) for item in adapters)
-    config = choice.trained()
-    return Target(choice.base, found | extra, (config.data.system or None) if config else None)
+    adapters_found = found | extra
+    config = choice.trained() or next(filter(None, (_training_around(path) for path in adapters_found.values())), None)
+    if config is None:
+        return Target(choice.base, adapters_found)
+    return Target(choice.base, adapters_found, config.data.system or None, 4 if config.method == "qlora" else 16)
+
+
+def _training_around(adapter: str) -> RunConfig | None:
+    """The configuration of the training an adapter's folder lies in, if it lies in one."""
+    owner = next((folder for folder in Path(adapter).parents[:2] if (folder / "config.yaml").is_file()), None)
+    return training_of(RunDir(owner)) if owner else None
 
 
 def _named(workspace: Workspace, item: str) -> tuple[str, str]:
