@@ -139,8 +139,8 @@ def load_tokenizer(folder: str, *, local: bool = True, field: str = "base") -> P
     return tokenizer
 
 
-def attach(model: PreTrainedModel, adapters: Mapping[str, AdapterFiles]) -> PreTrainedModel:
-    """Put adapters on a base model; the first one is active.
+def attach(model: PreTrainedModel, adapters: Mapping[str, AdapterFiles], *, hollow: bool = False) -> PreTrainedModel:
+    """Put adapters on a base model; the first one is active. `hollow`: the weights of the base are still in their files.
 
     Raises EngineError of kind model, naming the tensor, when an adapter was trained on another base.
     """
@@ -151,9 +151,11 @@ def attach(model: PreTrainedModel, adapters: Mapping[str, AdapterFiles]) -> PreT
         check_fits(model if number == 0 else wrapped.get_base_model(), files)
         with blaming("adapter"):
             if number == 0:
-                wrapped = PeftModel.from_pretrained(model, str(files.folder), adapter_name=name)
+                wrapped = PeftModel.from_pretrained(
+                    model, str(files.folder), adapter_name=name, low_cpu_mem_usage=hollow
+                )
             else:
-                wrapped.load_adapter(str(files.folder), adapter_name=name)
+                wrapped.load_adapter(str(files.folder), adapter_name=name, low_cpu_mem_usage=hollow)
         check_all_layers(wrapped, name, files)
     return wrapped.eval()  # type: ignore[no-any-return]
 
