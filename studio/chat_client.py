@@ -42,7 +42,7 @@ def stream_events(base_url: str, body: Mapping[str, Any], *, api_key: str | None
     """The events of an answer as they come.
 
     `base_url` with or without /v1; `body` is a request of the protocol: model, messages, tools, temperature and so on
-    (None: the server's default). Closing the generator stops the answer.
+    (None: the server's default), or with `prompt` in place of messages a plain text to go on with. Closing the generator stops the answer.
 
     Raises:
         ChatError: the server refuses, is not there, or goes away in the middle.
@@ -141,7 +141,7 @@ def _delta(event: Mapping[str, Any]) -> Delta:
     choice: Mapping[str, Any] = next(iter(event.get("choices") or ()), {})
     said = choice.get("delta") or {}
     return Delta(
-        text=said.get("content") or "",
+        text=said.get("content") or choice.get("text") or "",
         tool_calls=tuple(said.get("tool_calls") or ()),
         logprobs=tuple((choice.get("logprobs") or {}).get("content") or ()),
         finish=choice.get("finish_reason"),
@@ -156,7 +156,8 @@ def _request(base_url: str, body: Mapping[str, Any], api_key: str | None) -> dic
     wishes = {key: value for key, value in body.items() if value is not None}
     wishes |= {"stream": True, "stream_options": {"include_usage": True}}
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return {"url": f"{root}/v1/chat/completions", "json": wishes, "headers": headers}
+    route = "completions" if "prompt" in wishes else "chat/completions"
+    return {"url": f"{root}/v1/{route}", "json": wishes, "headers": headers}
 
 
 def _timeout() -> httpx.Timeout:

@@ -1,22 +1,33 @@
 """Answers with tools: the model asks, the tools answer, the model goes on, until it has said what it wants to say.
 
 How tools are spoken of is a protocol: `native` is the chat template's own (the server reads the calls), `react` and
-`moss` are texts that adapters were trained on, or that a model without a place for tools can be asked to write.
+`moss` are the texts of `studio.tool_protocols`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from studio.chat_client import Delta, astream_events
-from studio.tool_calls import Call, style_of
+from studio.tool_calls import Call, CallReader, parse
+from studio.tool_protocols import (
+    MOSS_ANSWER,
+    MOSS_ANSWER_STOPS,
+    MOSS_CALL_STOPS,
+    REACT_STOPS,
+    Protocol,
+    moss_prompt,
+    moss_thought,
+    moss_without_commands,
+    react_messages,
+)
+from studio.tool_protocols import protocol_of as protocol_of
 from studio.tools import Tool, ToolError
 
-Protocol = Literal["native", "react", "moss"]
 ROUNDS = 6
 """How often a model may call before it has to answer."""
 MOST_CALLS = 8
@@ -37,9 +48,9 @@ class Asked:
 class Step:
     """One thing that happened, in order.
 
-    text: a piece of what the model says (`delta`: the event it came with). call: it wants `call`. result: `text` is
-    what the tool said, `failed` when it was a refusal. end: it is done, and `messages` (OpenAI's form) belong behind
-    those it was asked with.
+    text: a piece of what the model says (`delta`: the event it came with, which may hold token counts and no text).
+    call: it wants `call`. result: `text` is what the tool said, `failed` when it was a refusal. end: it is done, and
+    `messages` (OpenAI's form) belong behind those it was asked with.
     """
 
     kind: Literal["text", "call", "result", "end"]
@@ -50,15 +61,12 @@ class Step:
     messages: tuple[dict[str, Any], ...] = ()
 
 
-def protocol_of(template_source: str) -> Protocol:
-    """How tools are spoken of with a chat template."""
-    style = style_of(template_source)
-    return "moss" if style == "moss" else "native" if style else "react"
+Steps = AsyncGenerator[Step, None]
 
 
 async def run(
     asked: Asked, messages: Sequence[Mapping[str, Any]], tools: Sequence[Tool], protocol: Protocol = "native"
-) -> AsyncIterator[Step]:
+) -> Steps:
     """The steps of one answer to `messages` (OpenAI's form, ending with the user's turn).
 
     Closing the generator stops the answer. Raises ChatError as `studio.chat_client` does.
@@ -66,49 +74,109 @@ async def run(
     added: list[dict[str, Any]] = []
     for number in range(ROUNDS + 1):
         said, calls = "", list[Call]()
-        last = number == ROUNDS
-        async with aclosing(_ask(asked, [*messages, *added], [] if last else tools, protocol)) as steps:
+        offered = tools if number < ROUNDS else []  # at last it has to answer
+        async with aclosing(_PROTOCOLS[protocol](asked, [*messages, *added], offered)) as steps:
             async for step in steps:
-                if step.call:
-                    calls.append(step.call)
-                said += step.text if step.kind == "text" else ""
+                calls += [step.call] if step.call else []
+                said += step.text
                 yield step
         if not calls:
-            added.append({"role": "assistant", "content": said})
             break
         added.append({"role": "assistant", "content": said, "tool_calls": [call.as_dict() for call in calls]})
-        for call in calls:
-            result = await _used(call, tools)
-            added.append({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": result.text})
+        for place, call in enumerate(calls):
+            result = await _used(call, tools, too_many=place >= MOST_CALLS)
+            added.append({"role": "tool", "tool_call_id": call.id, "content": result.text})
             yield result
-    yield Step("end", messages=tuple(added))
+    yield Step("end", messages=(*added, {"role": "assistant", "content": said}))
 
 
-async def _ask(
-    asked: Asked, messages: list[Mapping[str, Any]], tools: Sequence[Tool], protocol: Protocol
-) -> AsyncIterator[Step]:
-    """One answer of the model: pieces of text, then its calls."""
-    body = {**asked.options, "model": asked.model, "messages": [dict(message) for message in messages]}
+async def _native(asked: Asked, messages: list[Mapping[str, Any]], tools: Sequence[Tool]) -> Steps:
+    """One answer of a model whose template writes tools: pieces of text, then its calls."""
+    body: dict[str, Any] = {**asked.options, "messages": messages}
     if tools:
         body["tools"] = [tool.schema for tool in tools]
-    async with aclosing(astream_events(asked.base_url, body, api_key=asked.api_key)) as deltas:
+    async with aclosing(_events(asked, body)) as deltas:
         async for delta in deltas:
             yield Step("text", delta.text, delta=delta)
             for call in delta.tool_calls:
-                yield Step("call", call=_call(call), delta=delta)
+                function = call["function"]
+                yield Step("call", call=Call(str(function["name"]), str(function["arguments"]), str(call["id"])))
 
 
-def _call(given: Mapping[str, Any]) -> Call:
-    function = given["function"]
-    return Call(str(function["name"]), str(function["arguments"]), str(given["id"]))
+async def _react(asked: Asked, messages: list[Mapping[str, Any]], tools: Sequence[Tool]) -> Steps:
+    """One answer of a model that is told of tools in plain text."""
+    body = {**asked.options, "messages": react_messages(messages, [tool.schema for tool in tools])}
+    if not tools:
+        async with aclosing(_events(asked, body)) as deltas:
+            async for delta in deltas:
+                yield Step("text", delta.text, delta=delta)
+        return
+    body["stop"] = [*_stops(asked), *REACT_STOPS]
+    reader = CallReader("react")
+    async with aclosing(_events(asked, body)) as deltas:
+        async for delta in deltas:
+            yield Step("text", reader.push(delta.text), delta=delta)
+    rest, calls = reader.finish()
+    yield Step("text", rest)
+    for call in calls:
+        yield Step("call", call=call)
 
 
-async def _used(call: Call, tools: Sequence[Tool]) -> Step:
+async def _moss(asked: Asked, messages: list[Mapping[str, Any]], tools: Sequence[Tool]) -> Steps:
+    """MOSS thinks and commands up to its <eoc>; behind results, or when it commands nothing, it answers."""
+    prompt = moss_prompt(messages, [tool.schema for tool in tools])
+    if not prompt.endswith(MOSS_ANSWER):
+        thoughts = ""
+        body = {**_plain(asked), "prompt": prompt, "stop": [*_stops(asked), *MOSS_CALL_STOPS]}
+        async with aclosing(_events(asked, body)) as deltas:
+            async for delta in deltas:
+                thoughts += delta.text
+                yield Step("text", delta=delta)  # shown when it is known what it is
+        said, calls = parse(thoughts, "moss")
+        if calls or MOSS_ANSWER in thoughts:
+            yield Step("text", moss_thought(said) if calls else thoughts.partition(MOSS_ANSWER)[2].strip())
+            for call in calls:
+                yield Step("call", call=call)
+            return
+        prompt = moss_without_commands(prompt, thoughts)
+    body = {**_plain(asked), "prompt": prompt, "stop": [*_stops(asked), *MOSS_ANSWER_STOPS]}
+    async with aclosing(_events(asked, body)) as deltas:
+        async for delta in deltas:
+            yield Step("text", delta.text, delta=delta)
+
+
+async def _events(asked: Asked, body: Mapping[str, Any]) -> AsyncGenerator[Delta, None]:
+    deltas = astream_events(asked.base_url, {**body, "model": asked.model}, api_key=asked.api_key)
+    async with aclosing(deltas):  # type: ignore[type-var]
+        async for delta in deltas:
+            yield delta
+
+
+def _plain(asked: Asked) -> dict[str, Any]:
+    """The options that a plain text knows too."""
+    return {key: value for key, value in asked.options.items() if not key.startswith("chat_template")}
+
+
+def _stops(asked: Asked) -> list[str]:
+    given = asked.options.get("stop") or []
+    return [given] if isinstance(given, str) else list(given)
+
+
+_PROTOCOLS: dict[Protocol, Callable[[Asked, list[Mapping[str, Any]], Sequence[Tool]], Steps]] = {
+    "native": _native,
+    "react": _react,
+    "moss": _moss,
+}
+
+
+async def _used(call: Call, tools: Sequence[Tool], *, too_many: bool) -> Step:
     """What the tool says to a call; a refusal is a result too, for the model to read."""
     wanted = next((tool for tool in tools if tool.name.lower() == call.name.lower()), None)
     if wanted is None:
         sentence = f"there is no tool {call.name[:60]!r}; there are: {', '.join(tool.name for tool in tools)}"
         return Step("result", sentence, call, failed=True)
+    if too_many:
+        return Step("result", f"only {MOST_CALLS} calls are carried out at once", call, failed=True)
     try:
         return Step("result", await asyncio.to_thread(wanted.use, call.arguments), call)
     except ToolError as error:

@@ -108,6 +108,7 @@ def _described(name: str, facts: ModelFacts) -> dict[str, Any]:
         "system": facts.system,
         "images": facts.images,
         "tools": bool(style_of(facts.template or "")),
+        "tool_style": style_of(facts.template or ""),
     }
 
 

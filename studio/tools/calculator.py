@@ -33,7 +33,7 @@ _OPERATORS: dict[type[ast.operator], Callable[[Any, Any], Number]] = {
     ast.FloorDiv: lambda a, b: Fraction(a // b),
     ast.Mod: operator.mod,
 }
-_SMOOTH = {
+_SMOOTH: dict[str, Callable[..., float]] = {
     name: getattr(math, name)
     for name in (
         "sqrt", "exp", "log", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh",
@@ -56,7 +56,7 @@ _WHOLE: dict[str, Callable[..., int]] = {
     "factorial": math.factorial,
     "comb": math.comb,
 }
-_LARGEST_WHOLE = {"factorial": 1000, "comb": 5000, "gcd": 10**30, "lcm": 10**30}
+_LARGEST_WHOLE: dict[str, int] = {"factorial": 1000, "comb": 5000, "gcd": 10**30, "lcm": 10**30}
 
 
 def calculator() -> Tool:
@@ -116,10 +116,7 @@ def _power(base: Number, exponent: Number) -> Number:
         if base in (0, 1, -1) or abs(exponent) * _bits(base) <= MOST_BITS:
             return base ** int(exponent)
         raise OverflowError
-    result = float(base) ** float(exponent)
-    if isinstance(result, complex):
-        raise ValueError("complex")
-    return result
+    return math.pow(base, exponent)  # which knows no imaginary numbers, and says so
 
 
 def _called(node: ast.Call) -> Number:
@@ -129,7 +126,7 @@ def _called(node: ast.Call) -> Number:
         result = float(_SMOOTH[name](*map(float, given)))
         return round(result, DIGITS) if name in _CIRCULAR else result
     if name in _EXACT:
-        return Fraction(_EXACT[name](*given)) if name in ("floor", "ceil", "sum") else _EXACT[name](*given)
+        return _exact(_EXACT[name](*given))
     if name == "round":
         return Fraction(round(Fraction(given[0]), *map(int, given[1:])))
     if name not in _WHOLE:
@@ -139,12 +136,17 @@ def _called(node: ast.Call) -> Number:
     return Fraction(_WHOLE[name](*(_whole(name, one) for one in given)))
 
 
+def _exact(number: float | Fraction) -> Number:
+    return number if isinstance(number, float) else Fraction(number)
+
+
 def _whole(name: str, number: Number) -> int:
     if number != int(number):
         raise ExpressionError(f"{name} takes whole numbers")
-    if abs(number) > _LARGEST_WHOLE[name]:
+    whole = int(number)
+    if abs(whole) > _LARGEST_WHOLE[name]:
         raise OverflowError
-    return int(number)
+    return whole
 
 
 def _bits(number: Fraction) -> int:

@@ -1,12 +1,13 @@
 """The user's own tools: a description and a JSON schema in `tools/NAME.yaml` of the workspace, and an address to ask.
 
-Only hosts in `tools/hosts.txt` are asked, one `host` or `host:port` a line. That file is written by hand, on the disk of
-the machine, never from a page: whoever can only use the page cannot have this machine ask any other.
+Only hosts in `tools/hosts.txt` are asked, one `host` or `host:port` a line. That file is written by hand, on the disk
+of the machine, never from a page: whoever can only use the page cannot have this machine ask any other.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import socket
 from pathlib import Path
@@ -147,10 +148,10 @@ def _refusal(tool: OwnTool, hosts: frozenset[str]) -> str | None:
     """Why a tool may not be used, before its host is looked up."""
     parts = urlsplit(tool.url)
     host, port = str(parts.hostname), parts.port
+    host = f"[{host}]" if ":" in host else host
     usual = port in (None, 443 if parts.scheme == "https" else 80)
-    names = {f"{host}:{port}"} | ({host} if usual else set())
-    if not names & hosts:
-        line = host if usual else f"{host}:{port}"
+    line = host if usual else f"{host}:{port}"
+    if not {line, f"{host}:{port}"} & hosts:
         return f"{tool.name}: the host {line} is not allowed; write it as a line into tools/{HOSTS} of the workspace"
     if tool.key_env and not os.environ.get(tool.key_env):
         return f"{tool.name}: it needs a key in the variable {tool.key_env}"
@@ -167,9 +168,7 @@ def _asked(tool: OwnTool, arguments: dict[str, Any], hosts: frozenset[str]) -> s
         headers["authorization"] = f"Bearer {os.environ.get(tool.key_env, '')}"
     request: dict[str, Any] = {"headers": headers, "extensions": {"sni_hostname": url.host}}
     if tool.method == "GET":
-        plain = {
-            key: value if isinstance(value, str | int | float) else repr(value) for key, value in arguments.items()
-        }
+        plain = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
         url = url.copy_merge_params(plain)
     else:
         request["json"] = arguments
@@ -186,7 +185,7 @@ def _address(tool: str, host: str, port: int, hosts: frozenset[str]) -> str:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise ToolError(f"{tool}: the host {host} is not found") from None
-    listed = {line.rpartition(":")[0] if line.count(":") == 1 else line for line in hosts}
+    listed = {_host(line) for line in hosts}
     for entry in found:
         address = str(entry[4][0])
         if _public(address) or address in listed or (host == "localhost" and ipaddress.ip_address(address).is_loopback):
@@ -194,6 +193,13 @@ def _address(tool: str, host: str, port: int, hosts: frozenset[str]) -> str:
     raise ToolError(
         f"{tool}: the host {host} has a private address, which is asked only if tools/{HOSTS} names the address itself"
     )
+
+
+def _host(line: str) -> str | None:
+    try:
+        return urlsplit(f"//{line}").hostname
+    except ValueError:
+        return None
 
 
 def _public(text: str) -> bool:
