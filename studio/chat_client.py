@@ -42,7 +42,8 @@ def stream_events(base_url: str, body: Mapping[str, Any], *, api_key: str | None
     """The events of an answer as they come.
 
     `base_url` with or without /v1; `body` is a request of the protocol: model, messages, tools, temperature and so on
-    (None: the server's default), or with `prompt` in place of messages a plain text to go on with. Closing the generator stops the answer.
+    (None: the server's default), or with `prompt` in place of messages a plain text to go on with.
+    Closing the generator stops the answer.
 
     Raises:
         ChatError: the server refuses, is not there, or goes away in the middle.
