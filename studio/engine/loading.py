@@ -140,7 +140,7 @@ def load_tokenizer(folder: str, *, local: bool = True, field: str = "base") -> P
 
 
 def attach(model: PreTrainedModel, adapters: Mapping[str, AdapterFiles], *, hollow: bool = False) -> PreTrainedModel:
-    """Put adapters on a base model; the first one is active. `hollow`: the weights of the base are still in their files.
+    """Put adapters on a base model; the first one is active. `hollow`: its weights are still in their files.
 
     Raises EngineError of kind model, naming the tensor, when an adapter was trained on another base.
     """
