@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -227,3 +228,52 @@ def test_the_verb_exports_and_says_before_what_cannot_be(
     assert cli(["export", "hub", str(workspace.exports / "ember-8bit"), "nova/x", *where]) == 4
     assert "HF_TOKEN" in capfd.readouterr().err
     assert [run.state() for run in workspace.list_runs()] == [RunState.FINISHED]
+
+
+MODELSCOPE = '''
+import json, os
+
+class HubApi:
+    """Stands in for the client of ModelScope: writes down what it is asked."""
+
+    def __init__(self, endpoint=None, **_):
+        self.endpoint = endpoint
+
+    def _told(self, what, **said):
+        with open(os.environ["TOLD"], "a", encoding="utf-8") as file:
+            file.write(json.dumps({"what": what, **said}) + "\\n")
+
+    def create_repo(self, repo_id, *, token, visibility, exist_ok):
+        self._told("create", repo_id=repo_id, token=token, visibility=visibility)
+
+    def upload_file(self, *, repo_id, path_or_fileobj, path_in_repo, token, commit_message):
+        self._told("file", repo_id=repo_id, name=path_in_repo, size=os.path.getsize(path_or_fileobj))
+'''
+
+
+def test_modelscope_gets_a_private_repository_first_and_then_the_files(
+    send: Start, tiny_adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, run = send(hub="modelscope", endpoint=None)
+    assert (code, error_of(run).field) == (4, "hub")
+    assert "pip install modelscope" in error_of(run).message  # not installed here
+    package = tmp_path / "packages" / "modelscope" / "hub"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package.parent / "__init__.py").touch()
+    (package / "api.py").write_text(MODELSCOPE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(package.parents[1]))
+    code, run = send(hub="modelscope", endpoint=None)
+    assert (code, "MODELSCOPE_API_TOKEN" in error_of(run).hint) == (4, True)
+        4,
+        "Start the studio with it in the environment variable MODELSCOPE_API_TOKEN.",
+    )
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms-x")
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    code, run = send(hub="modelscope", endpoint=None)
+    assert code == 0, run.read_status()
+    told = [json.loads(line) for line in (tmp_path / "told").read_text(encoding="utf-8").splitlines()]
+    assert told[0] == {"what": "create", "repo_id": "nova/first", "token": "ms-x", "visibility": "private"}
+    sizes = {file.name: file.stat().st_size for file in tiny_adapter.iterdir()}
+    assert {one["name"]: one["size"] for one in told[1:]}.items() <= sizes.items()
+    assert "adapter_model.safetensors" in {one["name"] for one in told[1:]}
