@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,24 +50,29 @@ def open_adapter(reference: str) -> AdapterFiles:
         if (folder / "adapter_model.bin").exists():
             raise model_failure(
                 f"adapter: {folder.name} holds a pickle file (adapter_model.bin), which is never loaded.",
-                "Save the adapter in safetensors format.",
+                "Import it first (convert), which reads its weights only and saves them in safetensors format.",
                 "adapter",
             )
         raise _incomplete(folder, "adapter_model.safetensors")
+    check_supported(folder.name, config)
+    return AdapterFiles(folder, config, training_config(folder))
+
+
+def check_supported(name: str, config: Mapping[str, Any], field: str = "adapter") -> None:
+    """Raises EngineError, naming `field`, for an adapter that is no LoRA or fits no model but a changed one."""
     if config.get("peft_type") != "LORA":
         raise model_failure(
-            f"adapter: {folder.name} is of type {config.get('peft_type')}, and only LORA is supported.",
+            f"{field}: {name} is of type {config.get('peft_type')}, and only LORA is supported.",
             "Choose a LoRA or QLoRA adapter.",
-            "adapter",
+            field,
         )
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(CHANGES_BASE):
         raise model_failure(
-            f"adapter: {folder.name} fits only the base weights as {start} changed them, to resume its run.",
+            f"{field}: {name} fits only the base weights as {start} changed them, to resume its run.",
             "Choose the adapter that the run saved at its end, which fits the original model.",
-            "adapter",
+            field,
         )
-    return AdapterFiles(folder, config, training_config(folder))
 
 
 def adapter_to_continue(config: RunConfig) -> AdapterFiles | None:

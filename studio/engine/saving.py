@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
 
 from studio.chains import lineage
+from studio.checkpoints import step_of
 from studio.config import RunConfig
 from studio.durable import sync, sync_tree, write_atomic
 from studio.engine.best import Ending
@@ -22,6 +28,9 @@ from studio.rundir import RunDir
 from studio.schema import dump_yaml
 
 CARD = "README.md"
+SectionT = TypeVar("SectionT", bound=BaseModel)
+_PATHS = ("model_name_or_path", "adapter", "dataset", "validation_dataset")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def save_result(run: RunDir, config: RunConfig, loaded: Loaded, card: str) -> SavedEvent:
@@ -37,13 +46,38 @@ def save_result(run: RunDir, config: RunConfig, loaded: Loaded, card: str) -> Sa
             _save_model(loaded, folder)
         else:
             _save_adapter(loaded, folder, config.model.model_name_or_path)
-        # Encoding in batches leaves padding switched on, and it would be written to tokenizer.json.
-        loaded.tokenizer.backend_tokenizer.no_padding()
-        loaded.tokenizer.backend_tokenizer.no_truncation()
-        loaded.tokenizer.save_pretrained(folder)
+        save_tokenizer(loaded.tokenizer, folder)
         loaded.model.generation_config.save_pretrained(folder)
         (folder / CARD).write_text(card, encoding="utf-8")
     return SavedEvent(path=target.name, what="model" if whole else "adapter")
+
+
+def complete_checkpoint(folder: Path, config: RunConfig, loaded: Loaded, datasets: Sequence[tuple[str, str]]) -> None:
+    """Everything a checkpoint lacks to be given away as it is: what ends an answer, the base by its name, a card.
+
+    Raises OSError when the disk is full.
+    """
+    save_tokenizer(loaded.tokenizer, folder)
+    loaded.model.generation_config.save_pretrained(folder)
+    settings = folder / "adapter_config.json"
+    if settings.is_file():  # PEFT writes the folder the base was loaded from
+        known = json.loads(settings.read_text(encoding="utf-8"))
+        known["base_model_name_or_path"] = config.model.model_name_or_path
+        write_atomic(settings, json.dumps(known, indent=2, sort_keys=True))
+    step = step_of(folder)
+    (folder / CARD).write_text(model_card(config, datasets, Ending(step, step, early=False)), encoding="utf-8")
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """A tokenizer that neither pads nor cuts, its chat template byte for byte."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # encoding in batches leaves padding switched on, and it would be written to tokenizer.json
+        backend.no_padding()
+        backend.no_truncation()
+    template = tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    if isinstance(template, str):
+        (folder / "chat_template.jinja").write_bytes(template.encode("utf-8"))
 
 
 def rewrite_card(run: RunDir, config: RunConfig, card: str) -> None:
@@ -56,20 +90,20 @@ def model_card(config: RunConfig, datasets: Sequence[tuple[str, str]], ending: E
     library = "transformers" if config.method == "full" else "peft"
     layout = layout_note(config.model.model_name_or_path)
     facts = (
-        f"Base model: `{_plain(config.model.model_name_or_path)}`",
+        f"Base model: `{plain(public_name(config.model.model_name_or_path))}`",
         *([layout] if layout else []),
-        *(f"Continued from: `{_plain(run)}`" for run in continued_from(config)),
+        *(f"Continued from: `{plain(run)}`" for run in continued_from(config)),
         f"Method: {config.method}",
-        *(f"Dataset: `{_plain(name)}`, SHA-256 `{sha256}`" for name, sha256 in datasets),
+        *(f"Dataset: `{plain(public_name(name))}`, SHA-256 `{sha256}`" for name, sha256 in datasets),
         f"Optimizer updates: {ending.steps}",
         *ending.sentences,
     )
     parts = [
-        f"---\nlibrary_name: {library}\npipeline_tag: text-generation\n---",
-        f"# {_plain(config.name) or 'Fine-tuned model'}",
+        front_matter(config.model.model_name_or_path, library),
+        f"# {plain(config.name) or 'Fine-tuned model'}",
         "\n".join(f"* {fact}" for fact in facts),
         *([f"## Verdict\n\n{summary}"] if summary else []),
-        f"## Configuration\n\n~~~~yaml\n{dump_yaml(config, full=True)}~~~~",
+        f"## Configuration\n\n~~~~yaml\n{dump_yaml(_public(config), full=True)}~~~~",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -81,7 +115,34 @@ def continued_from(config: RunConfig) -> list[str]:
     return [run for run in found if run]
 
 
-def _plain(text: str) -> str:
+def front_matter(base: str, library: str) -> str:
+    """The head of a card that hubs read; a base that only this machine knows is not named there."""
+    known = [f"base_model: {base}"] if _HUB_ID.fullmatch(base) and not base.startswith("crucible/") else []
+    return "\n".join(["---", *known, f"library_name: {library}", "pipeline_tag: text-generation", "---"])
+
+
+def public_name(reference: str) -> str:
+    """A reference as it may be read by others: of a path on this machine only the last name."""
+    path = Path(reference)
+    return path.name if path.is_absolute() or reference.startswith("~") else reference
+
+
+def _public(section: SectionT) -> SectionT:
+    """A configuration without the paths of this machine, in all its sections."""
+    changes: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            changes[name] = _public(value)
+        elif isinstance(value, list):
+            changes[name] = [_public(item) if isinstance(item, BaseModel) else item for item in value]
+        elif name in _PATHS and isinstance(value, str):
+            changes[name] = public_name(value)
+    return section.model_copy(update=changes)
+
+
+def plain(text: str) -> str:
+    """Text for one line of Markdown, inside backquotes too."""
     return " ".join(text.replace("`", "'").split())
 
 

@@ -162,6 +162,7 @@ def _set_up(inputs: Inputs, loaded: Loaded, examples: Prepared, exam: Exam) -> t
     from studio.engine.best import watchers
     from studio.engine.callbacks import Sampler, SampleWhileTraining, Watch
     from studio.engine.pace import Pace
+    from studio.engine.saving import complete_checkpoint
     from studio.engine.trackers import trackers
     from studio.engine.trainer import build_trainer, plan_of, training_arguments, training_data
 
@@ -176,7 +177,9 @@ def _set_up(inputs: Inputs, loaded: Loaded, examples: Prepared, exam: Exam) -> t
     callbacks = [
         *watchers(config, validate=validate), watch, SampleWhileTraining(sampler), *trackers(config, journal)
     ]  # fmt: skip
-    return build_trainer(arguments, loaded, data, callbacks, pace, guard), watch
+    trainer = build_trainer(arguments, loaded, data, callbacks, pace, guard)
+    trainer.complete = lambda folder: complete_checkpoint(folder, config, loaded, inputs.source.sha256)
+    return trainer, watch
 
 
 def _checking(config: RunConfig, exam: Exam, watch: Watch, journal: Journal) -> CheckWhileTraining:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ class Trainer(SFTTrainer):
 
     validation_collator: Collator
     checkpoints_kept: int | None = None
+    complete: Callable[[Path], None] | None = None  # adds to a checkpoint what it takes to use it as it is
     row_sizes: Indices
     pace: Pace
     guard: Guard | None
@@ -139,7 +140,10 @@ class Trainer(SFTTrainer):
     def _finish_checkpoint(self) -> None:
         """The disk has all of the new checkpoint before an older one is deleted."""
         folder, best = Path(str(self.args.output_dir)), self.state.best_model_checkpoint
-        checkpoints.seal(folder / f"checkpoint-{self.state.global_step}")
+        written = folder / f"checkpoint-{self.state.global_step}"
+        if self.complete:
+            self.complete(written)
+        checkpoints.seal(written)
         checkpoints.rotate(folder, self.checkpoints_kept, Path(best) if best else None)
 
     def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,1 @@
+"""Adapters that other programs wrote, read without running anything of theirs."""

@@ -1,0 +1,106 @@
+"""adapter_config.json of an imported adapter: the rank from its shapes, the layers from its names, the rest as told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from studio.engine.failure import EngineError, model_failure
+from studio.engine.foreign.settings import Settings
+from studio.engine.foreign.tensor_names import Named
+from studio.engine.output_folder import refused
+
+
+def peft_settings(found: Named, settings: Settings, alpha: float | None) -> dict[str, Any]:
+    """The arguments of PEFT's LoraConfig but for the layers.
+
+    Raises EngineError, field settings or lora_alpha: nobody says the scale, or the settings are of another adapter.
+    """
+    told = dict(settings.lora) if settings.peft else {}
+    lora = settings.lora
+    ranks = found.ranks
+    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else int(lora.get("r") or 8)
+    _check_bias(lora)
+    _check_rank(settings, ranks)
+    scale = alpha if alpha is not None else lora.get("lora_alpha")
+    if scale is None and ranks:
+        raise refused(
+            "config",
+            "lora_alpha",
+            "lora_alpha: nothing says with which alpha the adapter was trained, and its strength depends on it.",
+            "Name the configuration it was trained with, or give the alpha.",
+        )
+    scale = scale if scale is not None else 8
+    whole = sorted({path.rpartition(".")[2] for path in found.whole})
+    return told | {
+        "peft_type": told.get("peft_type", "LORA"),
+        "task_type": "CAUSAL_LM",
+        "r": usual,
+        "lora_alpha": int(scale) if float(scale).is_integer() else float(scale),
+        "lora_dropout": float(lora.get("lora_dropout") or 0.0),
+        "bias": "none",
+        "use_rslora": bool(lora.get("use_rslora", False)),
+        "use_dora": found.magnitudes,
+        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != usual},
+        "alpha_pattern": dict(told.get("alpha_pattern") or {}),
+        "modules_to_save": whole or None,
+        "inference_mode": True,
+    }
+
+
+def _check_bias(lora: Mapping[str, Any]) -> None:
+    bias = lora.get("bias") or "none"
+    if bias != "none":
+        raise model_failure(
+            f"source: the adapter was trained with biases of the base model (bias={bias}), which is not supported.",
+            "Choose an adapter that was trained with bias none.",
+            "source",
+        )
+
+
+def _check_rank(settings: Settings, ranks: Mapping[str, int]) -> None:
+    said = settings.lora.get("r")
+    patterns = settings.lora.get("rank_pattern") if settings.peft else None
+    if isinstance(said, int) and ranks and said not in ranks.values() and not patterns:
+        seen = ", ".join(str(rank) for rank in sorted(set(ranks.values())))
+        raise refused(
+            "config",
+            "settings",
+            f"settings: {settings.origin} says rank {said}, and the adapter's tensors have rank {seen}.",
+            "Name the configuration it was trained with.",
+        )
+
+
+def layer_names(found: Named, base: nn.Module) -> list[str]:
+    """The value of target_modules: last names where they mean just these layers of the base, else their full names."""
+    adapted = set(found.ranks)
+    last = {path.rpartition(".")[2] for path in adapted}
+    meant = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in last}
+    return sorted(last) if meant == adapted else sorted(adapted)
+
+
+def check_whole(found: Named, base: nn.Module) -> None:
+    """Layers trained as a whole are in the base, in this size. Raises EngineError, field base, naming the tensor."""
+    shapes = {name: tuple(weight.shape) for name, weight in base.named_parameters(remove_duplicate=False)}
+    for path in found.whole:
+        for kind in ("weight", "bias"):
+            given = found.tensors.get(f"base_model.model.{path}.{kind}")
+            if given is not None and shapes.get(f"{path}.{kind}") != tuple(given.shape):
+                raise wrong_base(f"{path}.{kind}", tuple(given.shape), shapes.get(f"{path}.{kind}"))
+
+
+def wrong_base(name: str, given: tuple[int, ...], there: tuple[int, ...] | None) -> EngineError:
+    """The error for a tensor that has no place in the base."""
+    is_there = f"the base model's is {_size(there)}" if there else "the base model has none of that name"
+    return model_failure(
+        f"base: the adapter was trained on another base model: its {name} is {_size(given)}, and {is_there}.",
+        "Choose the base model the adapter was trained on.",
+        "base",
+    )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,133 @@
+"""That an imported adapter belongs to its base: every tensor has its place there, and the answers change."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from studio.engine.adapter import AdapterFiles, check_supported
+from studio.engine.convertplan import Base, Plan
+from studio.engine.dialogue import Turn
+from studio.engine.failure import EngineError, model_failure
+from studio.engine.foreign.peft_config import check_whole, layer_names, peft_settings
+from studio.engine.foreign.settings import Settings
+from studio.engine.foreign.sources import SAFE, Found
+from studio.engine.foreign.tensor_names import Named, converted
+from studio.engine.journal import Journal
+from studio.engine.loading import attach, blaming, check_fits, choose_holding, load_base
+from studio.engine.questions import BUILT_IN, Trace, ask
+from studio.presets import ModelRef
+from studio.prompts import texts
+from studio.remote_code import allowed
+
+MOST_PROMPTS = 8
+OWN_PROMPTS = 4
+_MODELS: Any = AutoModelForCausalLM  # the libraries' own types are too loose to be checked against
+_LORA: Any = LoraConfig
+
+
+def fit(plan: Plan, found: Found, base: Base) -> AdapterFiles:
+    """Write the adapter's weights and settings into the working folder, under the names of the base model.
+
+    Raises:
+        EngineError: field base (a tensor without its place there, named with its shape), source, settings, lora_alpha.
+    """
+    adapter = converted(found.named, base.original.layout) if base.original else found.named
+    skeleton = _skeleton(base.ref)
+    check_whole(adapter, skeleton)
+    values = peft_settings(adapter, found.settings, plan.config.lora_alpha)
+    if not found.settings.peft or adapter is not found.named or not values.get("target_modules"):
+        values["target_modules"] = layer_names(adapter, skeleton)
+    check_supported(found.place.name, values, "source")
+    values["base_model_name_or_path"] = base.named
+    settings = _LORA(**{name: value for name, value in values.items() if name in _LORA.__dataclass_fields__})
+    settings.save_pretrained(str(plan.work))
+    _write(adapter, plan)
+    files = AdapterFiles(plan.work, values, None)
+    with _said_of_base():
+        check_fits(skeleton, files)
+    return files
+
+
+def _skeleton(ref: ModelRef) -> nn.Module:
+    """The base model without its weights: names and shapes."""
+    with blaming("base"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(ref.path_or_id, local_files_only=True, trust_remote_code=allowed())
+        model: nn.Module = _MODELS.from_config(config, trust_remote_code=allowed())
+    return model
+
+
+def _write(adapter: Named, plan: Plan) -> None:
+    # Copies: parts of a divided matrix share their memory, and a file must not.
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in sorted(adapter.tensors.items())}
+    save_file(tensors, plan.work / SAFE, metadata={"format": "pt"})
+
+
+@contextlib.contextmanager
+def _said_of_base() -> Iterator[None]:
+    """What does not fit is here said of the field base."""
+    try:
+        yield
+    except EngineError as error:
+        if error.error.field != "adapter":
+            raise
+        message = f"base: {error.error.message.removeprefix('adapter: ')}"
+        raise model_failure(message, error.error.hint, "base") from error
+
+
+def prove(
+    plan: Plan, base: Base, tokenizer: PreTrainedTokenizerBase, settings: Settings, journal: Journal
+) -> dict[str, Any]:
+    """Load the written folder on the base as anybody would, ask the same with and without it.
+
+    `passed` says whether the answers' logits differ, `reason` why not. Raises EngineError, field base, when it does
+    not fit.
+    """
+    files = AdapterFiles(plan.work, {}, None)
+    model: Any = load_base(base.ref, choose_holding(16, base.ref), "base")
+    with _said_of_base():
+        model = attach(model, {"default": files})
+    prompts = conversations(plan, settings)
+    with model.disable_adapter():
+        before = ask(model, tokenizer, prompts, journal, "base")
+    after = ask(model, tokenizer, prompts, journal, "base + adapter")
+    difference = _difference(before, after)
+    changed = sum(a.answer_ids != b.answer_ids for a, b in zip(before, after, strict=True))
+    reason = "" if difference > 0 else _nothing_changed(before)
+    return {
+        "prompts": len(before),
+        "answers_changed": changed,
+        "max_logit_difference": difference,
+        "rows": [
+            {"prompt": a.prompt, "base": a.answer, "adapter": b.answer} for a, b in zip(before, after, strict=True)
+        ],
+        "reason": reason,
+        "passed": not reason,
+    }
+
+
+def _nothing_changed(asked: list[Trace]) -> str:
+    return "the adapter changes nothing in the answers" if asked else "none of the questions could be asked"
+
+
+def conversations(plan: Plan, settings: Settings) -> list[tuple[Turn, ...]]:
+    """The training's own questions first, under its system prompt, then built-in ones."""
+    trained = plan.trained.trained() if plan.trained else None
+    own = texts(trained.samples.evaluation_inputs) if trained else list(settings.questions)
+    said = trained.data.system if trained else settings.system
+    system = (Turn("system", said),) if said else ()
+    asked = list(dict.fromkeys([*own[:OWN_PROMPTS], *BUILT_IN]))[:MOST_PROMPTS]
+    return [(*system, Turn("user", text)) for text in asked]
+
+
+def _difference(before: list[Trace], after: list[Trace]) -> float:
+    """The largest difference of the logits for the first word of the answers, which all have the same words before."""
+    gaps = [(a.logits[0] - b.logits[0]).abs().max().item() for a, b in zip(before, after, strict=True)]
+    return max((gap if gap == gap else float("inf") for gap in gaps), default=0.0)
