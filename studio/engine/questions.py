@@ -54,7 +54,7 @@ def ask(
     voice = Voice(tokenizer, model)
     traces = []
     for done, turns in enumerate(prompts, start=1):
-        prompt = _render(voice, turns)
+        prompt = render(voice, turns)
         if prompt:
             answer = _write(model, voice, prompt)
             text = str(tokenizer.decode(answer, skip_special_tokens=True))
@@ -63,7 +63,8 @@ def ask(
     return traces
 
 
-def _render(voice: Voice, turns: tuple[Turn, ...]) -> list[int]:
+def render(voice: Voice, turns: tuple[Turn, ...]) -> list[int]:
+    """Token ids of a question; none where the model cannot read it."""
     if not voice.tokenizer.chat_template:
         return list(voice.tokenizer(turns[-1].content)["input_ids"])
     try:
