@@ -2,6 +2,7 @@
 
 from studio import presets
 from studio.config import RunConfig
+from studio.model_choices import list_choices
 from studio.model_library import OnDisk, list_models
 from studio.preset_files import ModelPreset
 from studio.records import DatasetStore
@@ -75,12 +76,18 @@ def template_choices() -> Choices:
     return [(_labelled(name, named_template(name).label), name) for name in template_names()]
 
 
+def adapter_choices(workspace: Workspace) -> Choices:
+    """The adapters of runs with their checkpoints, and those that were imported."""
+    return [(f"{choice.name} · {choice.key}", choice.key) for choice in list_choices(workspace) if choice.adapter]
+
+
 def all_choices(workspace: Workspace) -> dict[str, Choices]:
     """Every list a control drawn by a script may ask for."""
     return {
         "datasets": dataset_choices(DatasetStore(workspace.datasets)),
         "mappings": mapping_choices(),
         "templates": template_choices(),
+        "adapters": adapter_choices(workspace),
     }
 
 

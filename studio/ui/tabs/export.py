@@ -1,194 +1,152 @@
-"""Export: merge a run's adapter into its base model, follow the merge, see the proof."""
+"""Export: choose what was trained and what it should become, start it, see the proof and what to do next."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
-from studio.best_step import read_best
-from studio.checkpoints import complete_checkpoints
-from studio.config import MergeConfig, RunConfig
-from studio.rundir import RunDir
-from studio.schema import ConfigError, walk
-from studio.schema import build as build_config
-from studio.ui.context import ACTION, READ, Context, refuse, safe
-from studio.ui.i18n import T, tr
-from studio.ui.tabs.starting import say_if_queued
-from studio.ui.tabs.train_preview import display_name, launch
+from studio.schema import FieldSpec
+from studio.ui.choices import model_choices, template_choices
+from studio.ui.context import ACTION, PREVIEW, READ, Context, safe
+from studio.ui.fieldtexts import help_key, label_key
+from studio.ui.i18n import T, table
+from studio.ui.tabs.export_goals import IMPORT, LONGEST_NAME, OPTIONS, specs
+from studio.ui.tabs.export_handlers import CONTROLS, Handlers
+from studio.ui.tabs.export_import import FILES, SETTINGS, WEIGHTS
 from studio.ui.widgets.bubbles import panel
-from studio.ui.widgets.form import judged
-from studio.workspace import Workspace, slug
+from studio.ui.widgets.form import to_control
+from studio.ui.widgets.sources import entries_control
 
-ADAPTER = "adapter"
-SIZES = ("200MB", "500MB", "1GB", "2GB", "5GB")
-CHOICES = {spec.name: spec.choices or () for spec in walk(MergeConfig)}
-
-
-def sources(run: RunDir) -> list[str]:
-    """What can be merged: the final adapter, then checkpoints that hold one, newest first."""
-    final = [ADAPTER] if (run.adapter / "adapter_config.json").is_file() else []
-    kept = complete_checkpoints(run.checkpoints)
-    return final + [path.name for path in kept if (path / "adapter_config.json").is_file()]
+SIZES = ("200MB", "500MB", "1GB", "2GB", "5GB", "10GB")
+SMALL_FILES = (".json", ".jinja", ".model", ".txt", ".md")
+RARE = ("device", "layout", "weight", "more_adapters", "endpoint", "lora_alpha")
+"""Options behind "more"."""
+LISTS = {"more_adapters.path": "adapters"}
 
 
-def best_source(run: RunDir, found: list[str]) -> str | None:
-    """The one of `found` to choose by default: the best step's, else the first."""
-    best = read_best(run)
-    wanted = (best.checkpoint or best.path) if best else ""
-    return wanted if wanted in found else next(iter(found), None)
+@dataclass(frozen=True)
+class Parts:
+    """The components: `fields` are the inputs of a start by their names in CONTROLS, the others are drawn."""
 
-
-def source_name(run: RunDir, source: str) -> str:
-    """What the list calls a source, with a word beside the best one where that is not the final adapter."""
-    name = tr("export.final") if source == ADAPTER else source
-    best = read_best(run)
-    return f"{name} · {tr('export.best')}" if best and best.checkpoint == source else name
-
-
-def mergeable(workspace: Workspace) -> list[tuple[str, str]]:
-    """(name, id) of the runs with something to merge, newest first."""
-    found = []
-    for run in workspace.list_runs():
-        if not run.state().live and sources(run):
-            found.append((f"{display_name(run)} · {run.id[:15]}", run.id))
-    return found
-
-
-def merge_config(run: RunDir, source: str, options: dict[str, str], workspace: Workspace) -> MergeConfig:
-    """The complete configuration of a merge. Raises Refused with a sentence, ConfigError for a wrong option."""
-    if source not in sources(run):
-        raise refuse("export.error.source")
-    name = slug(options.pop("name"), "")
-    if not name:
-        raise refuse("export.error.name")
-    out = workspace.exports / name
-    if out.exists():
-        raise refuse("export.error.exists", name=name)
-    config = run.config()
-    if not isinstance(config, RunConfig):
-        raise refuse("export.error.source")
-    adapter = run.adapter if source == ADAPTER else run.checkpoints / source
-    base = config.model.model_name_or_path
-    return build_config(MergeConfig, {"name": name, "base": base, "adapter": str(adapter), "out": str(out), **options})
-
-
-class Handlers:
-    """What the tab does; every method is an event handler."""
-
-    def __init__(self, ctx: Context) -> None:
-        self.ctx = ctx
-        self.workspace = ctx.workspace
-
-    def opened(self, selected: str, shown: str | None) -> tuple[Any, ...]:
-        """Fresh list of runs, the shown or the selected one chosen, the last merge in the panel."""
-        choices = mergeable(self.workspace)
-        ids = [run_id for _, run_id in choices]
-        chosen = next((run_id for run_id in (shown, selected, *ids) if run_id in ids), None)
-        has = bool(choices)
-        last = self._last_merge()
-        return (
-            gr.update(choices=choices, value=chosen),
-            *self.choose(chosen),
-            {"run": last.id if last else None, "empty": not has and last is None},
-            gr.update(visible=has),
-            {"empty": not has},
-        )
-
-    def _last_merge(self) -> RunDir | None:
-        return next((run for run in self.workspace.list_runs() if _is_merge(run)), None)
-
-    def choose(self, run_id: str | None) -> tuple[Any, Any]:
-        """What of a run can be merged, and a name that is still free."""
-        if not run_id:
-            return gr.update(choices=[], value=None), gr.skip()
-        run = self.ctx.run(run_id)
-        found = sources(run)
-        labels = [(source_name(run, name), name) for name in found]
-        return gr.update(choices=labels, value=best_source(run, found)), self._free_name(run)
-
-    def _free_name(self, run: RunDir) -> str:
-        base = slug(display_name(run)) + "-merged"
-        taken = {path.name for path in self.workspace.exports.iterdir()}
-        return next(name for n in range(1, 10_000) if (name := base if n == 1 else f"{base}-{n}") not in taken)
-
-    def merge(self, run_id: str | None, source: str | None, *values: str) -> dict[str, Any]:
-        """Start the merge; the panel follows its run."""
-        if not run_id or not source:
-            raise refuse("export.error.source")
-        options = dict(zip(("merge_base", "dtype", "max_shard_size", "name"), map(str, values), strict=True))
-        options["max_shard_size"] = options["max_shard_size"].replace(" ", "").upper()
-        config = merge_config(self.ctx.run(run_id), source, options, self.workspace)
-        run = launch(self.workspace, config)
-        say_if_queued(self.workspace, run)
-        return {"run": run.id}
-
-    def check(self, *values: Any) -> list[dict[str, Any]]:
-        """Validator: the name is free and the largest file is a size."""
-        name, size = slug(str(values[-1] or ""), ""), str(values[-2] or "")
-        sentence = "" if name else tr("export.error.name")
-        if name and (self.workspace.exports / name).exists():
-            sentence = tr("export.error.exists", name=name)
-        wrong_size = _size_error(size.replace(" ", "").upper())
-        kept = [judged("") for _ in values[:-2]]
-        return [*kept, judged(wrong_size), judged(sentence)]
-
-
-def _size_error(size: str) -> str:
-    try:
-        build_config(MergeConfig, {"base": "x", "adapter": "x", "out": "x", "max_shard_size": size})
-    except ConfigError:
-        return tr("export.error.size")
-    return ""
-
-
-def _is_merge(run: RunDir) -> bool:
-    try:
-        return isinstance(run.config(), MergeConfig)
-    except ConfigError:
-        return False
-
-
-def _radio(name: str, value: str) -> gr.Radio:
-    choices = [(T(f"export.{name}.{choice}"), choice) for choice in CHOICES[name]]
-    look: dict[str, Any] = {"label": T(f"export.{name}"), "info": T(f"export.{name}.help"), "elem_id": f"export-{name}"}
-    return gr.Radio(choices, value=value, elem_classes=["field"], **look)
-
-
-def _list(name: str) -> gr.Dropdown:
-    """A drop-down filled when the tab is opened. Any value passes: the handlers check what comes."""
-    look: dict[str, Any] = {"label": T(f"export.{name}"), "info": T(f"export.{name}.help"), "elem_id": f"export-{name}"}
-    return gr.Dropdown([], allow_custom_value=True, elem_classes=["field"], **look)
+    fields: dict[str, Any]
+    about: gr.HTML
+    plan: gr.HTML
+    start: gr.Button
+    follow: gr.HTML
+    earlier: gr.HTML
 
 
 def build(ctx: Context) -> None:
     """Build the tab."""
-    handlers = Handlers(ctx)
     ctx.heading("export")
-    nothing = panel("export_empty", "export-empty")
+    fields: dict[str, Any] = {}
     with gr.Row(elem_id="export-columns", equal_height=False):
-        with gr.Column(scale=6, min_width=320, visible=False) as form:
-            with gr.Group(elem_classes=["form-section"]):
-                run, source = _list("run"), _list("source")
-                merge_base = _radio("merge_base", "original")
-                dtype = _radio("dtype", "bfloat16")
-                size = gr.Dropdown(
-                    list(SIZES),
-                    value="2GB",
-                    allow_custom_value=True,
-                    label=T("export.size"),
-                    info=T("export.size.help"),
-                    elem_id="export-size",
-                    elem_classes=["field"],
-                )
-                name = gr.Textbox(
-                    label=T("export.name"), info=T("export.name.help"), elem_id="export-name", max_length=80
-                )
-            merge = gr.Button(
-                T("export.merge"), variant="primary", elem_id="export-merge", elem_classes=["primary-action"]
+        with gr.Column(scale=7, min_width=360, elem_id="export-form"):
+            _step("what")
+            about = _subject(fields)
+            _step("goal")
+            fields["goals"] = panel("goals", "export-goals", "export")
+            _step("options")
+            _options(fields)
+        with gr.Column(scale=5, min_width=320, elem_id="export-side"):
+            plan = panel("plan", "export-plan", "export")
+            start = gr.Button(
+                T("export.start"), variant="primary", elem_id="export-start", elem_classes=["primary-action"]
             )
-        with gr.Column(scale=6, min_width=360):
-            shown = panel("merge", "export-result")
-    opened = [run, source, name, shown, form, nothing]
-    ctx.tab["export"].select(safe(handlers.opened), [ctx.selected_run, run], opened, **READ)
-    run.input(safe(handlers.choose), run, [source, name], **READ)
-    options = [run, source, merge_base, dtype, size, name]
-    merge.click(safe(handlers.merge), options, shown, validator=handlers.check, **ACTION)
+    follow = panel("follow", "export-follow", "export")
+    earlier = panel("earlier", "export-earlier", "export")
+    _wire(ctx, Parts({name: fields[name] for name in CONTROLS}, about, plan, start, follow, earlier))
+
+
+def _step(name: str) -> None:
+    gr.HTML(f"<h3>{T(f'export.step.{name}')}</h3>", elem_classes=["export-step", f"export-step-{name}"], padding=False)
+
+
+def _subject(fields: dict[str, Any]) -> gr.HTML:
+    """What is exported: a model, which of its states, and facts about it."""
+    with gr.Group(elem_classes=["form-section", "two"], elem_id="export-subject"):
+        for name, key in (("what", "export.source_field"), ("state", "export.state")):
+            look = _look(name, key, f"{key}.help", [])
+            # A drop-down filled when the tab is opened. Any value passes: the handlers check what comes.
+            fields[name] = gr.Dropdown([], allow_custom_value=True, **look)
+        return panel("about", "export-about", "export")
+
+
+def _options(fields: dict[str, Any]) -> None:
+    """All options; the style sheet shows those of the chosen goal."""
+    with gr.Group(elem_classes=["form-section", "two"], elem_id="export-options"):
+        kinds = [*WEIGHTS, *SETTINGS, *SMALL_FILES]
+        fields[FILES] = gr.File(
+            label=T("export.files"),
+            file_count="multiple",
+            file_types=kinds,
+            elem_id="export-files",
+            elem_classes=["opt", f"for-{IMPORT}"],
+        )
+        for name, spec in specs().items():
+            if name not in RARE:
+                fields[name] = _control(spec)
+        look = _look("name", "export.name", "export.name.help", [])
+        fields["name"] = gr.Textbox(max_length=LONGEST_NAME, max_lines=1, **look)
+    goals = sorted({goal for goal, names in OPTIONS.items() if set(names) & set(RARE)})
+    classes = ["opt", *(f"for-{goal}" for goal in goals)]
+    with (
+        gr.Accordion(T("export.more"), open=False, elem_id="export-more", elem_classes=classes),
+        gr.Group(elem_classes=["form-section", "two"]),
+    ):
+        for name in RARE:
+            fields[name] = _control(specs()[name])
+
+
+def _look(name: str, label: str, info: str, goals: list[str]) -> dict[str, Any]:
+    """Label, explanation, id, and the goals the control belongs to (none: all)."""
+    classes = ["field", *(["opt"] if goals else []), *(f"for-{goal}" for goal in goals)]
+    return {"label": T(label), "info": T(info), "elem_id": f"export-{name}", "elem_classes": classes}
+
+
+def _control(spec: FieldSpec) -> Any:
+    """The control of one option, from its field."""
+    goals = [goal for goal, names in OPTIONS.items() if spec.path in names]
+    look = _look(spec.path, label_key(spec.path), help_key(spec.path), goals)
+    value = to_control(spec, spec.default)
+    if spec.item:
+        return entries_control(spec, LISTS, look | {"visible": True})
+    if spec.choices:
+        return gr.Radio([(_word(spec.path, one), one) for one in spec.choices], value=value, **look)
+    if spec.kind == "bool":
+        return gr.Checkbox(value, **look)
+    if spec.path in ("max_shard_size", "base", "prompt_template"):
+        choices = list(SIZES) if spec.path == "max_shard_size" else []
+        return gr.Dropdown(choices, value=value or None, allow_custom_value=True, **look)
+    lines = 3 if spec.path == "system" else 1
+    return gr.Textbox(value, lines=lines, max_lines=8 if lines > 1 else 1, **look)
+
+
+def _word(name: str, choice: str) -> str:
+    key = f"export.choice.{name}.{choice}"
+    return T(key) if key in table("en") else choice
+
+
+def _wire(ctx: Context, parts: Parts) -> None:
+    handlers, fields = Handlers(ctx), parts.fields
+    what, state, cards = (fields[name] for name in ("what", "state", "goals"))
+    chosen = [state, parts.about, cards]
+    opened = ctx.tab["export"].select
+    opened(safe(handlers.opened), [ctx.selected_run, what, state, cards], [what, *chosen, parts.follow], **READ)
+    opened(lambda: _lists(ctx), None, [fields["base"], fields["prompt_template"]], **READ)
+    what.input(safe(handlers.choose), [what, cards], chosen, **READ)
+    state.input(safe(handlers.choose_state), [what, state, cards], [parts.about, cards], **READ)
+    inputs = list(fields.values())
+    # `select`: another goal, which the page has drawn already.
+    triggers = [part.change for part in inputs] + [cards.select, opened]
+    gr.on(triggers, safe(handlers.review), inputs, [parts.plan, fields["name"]], **PREVIEW)
+    parts.start.click(safe(handlers.start), inputs, parts.follow, validator=handlers.judge, **ACTION)
+    again = [what, *chosen, fields["name"], *(fields[name] for name in CONTROLS[4:])]
+    for drawn in (parts.follow, parts.earlier):
+        drawn.apply(safe(handlers.again), None, again, **READ)
+    parts.follow.delete(safe(handlers.stop), None, None, **ACTION)
+
+
+def _lists(ctx: Context) -> tuple[Any, Any]:
+    """Base models and chat templates to choose from; anything else may be typed."""
+    return gr.update(choices=model_choices(ctx.workspace)), gr.update(choices=template_choices())
