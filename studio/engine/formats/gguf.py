@@ -9,7 +9,10 @@ from typing import Any
 import gguf
 
 from studio.engine.failure import model_failure
-from studio.engine.formats.gguf_model import describe, read_config
+from studio.engine.formats import llama_cpp
+from studio.engine.formats.gguf_model import FILE_TYPES, describe, read_config
+from studio.engine.formats.gguf_proof import prove_in_llama_cpp
+from studio.engine.formats.gguf_readback import read_back
 from studio.engine.formats.gguf_tensors import ModelTensors
 from studio.engine.formats.gguf_tokens import read_words, write_words
 from studio.engine.loading import blaming
@@ -60,5 +63,32 @@ def write(source: Path, file: Path, kind: str, progress: Callable[[int, int], No
 
 
 def prove(source: Path, file: Path) -> dict[str, Any]:
-    """Compare a GGUF file with the model it was made of: `passed`, `reason`, and the figures."""
-    raise NotImplementedError
+    """Compare a GGUF file with the model it was made of: `passed`, `reason`, and the figures.
+
+    Every number is read back and compared. Where llama.cpp's Python module is installed, it also has to cut the same
+    texts into the same tokens, write conversations alike and answer the same questions as transformers does.
+    """
+    config, words = read_config(source), read_words(source)
+    kind = kind_of(file)
+    with ModelTensors(source, config, kind) as model:
+        numbers = read_back(model, words, file)
+    report: dict[str, Any] = {
+        "tensors": numbers.tensors,
+        "max_weight_difference": numbers.largest_difference,
+        "checked_with": "reading it back",
+        "reason": numbers.reason,
+    }
+    if not report["reason"] and llama_cpp.available():
+        report |= prove_in_llama_cpp(source, file, words, kind)
+    report["passed"] = not report["reason"]
+    return report
+
+
+def kind_of(file: Path) -> str:
+    """The number format a GGUF file says it is in. Raises EngineError of kind model for one that cannot be read."""
+    try:
+        field = gguf.GGUFReader(file).fields["general.file_type"]
+        return next(kind for kind, number in FILE_TYPES.items() if number == field.contents())
+    except Exception as error:  # the reader raises whatever comes up
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise model_failure(f"out: the GGUF file cannot be read ({reason}).", "Write it again.", "out") from error

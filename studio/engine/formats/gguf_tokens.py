@@ -131,6 +131,11 @@ def write_words(writer: GGUFWriter, words: Words, size: int) -> None:
         writer.add_chat_template(words.template)
 
 
+def token_texts(words: Words, size: int) -> list[str]:
+    """The text of each of the `size` tokens of the file."""
+    return _tokens(words, size)[0]
+
+
 def _tokens(words: Words, size: int) -> tuple[list[str], list[TokenType]]:
     """Text and kind of every id; ids that only fill the rows up are said to be unused."""
     texts = [f"[PAD{number}]" for number in range(size)]
