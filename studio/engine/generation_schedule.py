@@ -27,7 +27,7 @@ class Schedule:
         self.tokens = 0
         """Tokens that went through the model."""
         self._shareable = weights.shareable
-        self._memory: CacheRoom | None = None
+        self._memory = CacheRoom(weights.model)
         self._waiting: deque[Answer] = deque()
         self._reading: list[Answer] = []
         self._batches: list[Batch] = []
@@ -62,8 +62,6 @@ class Schedule:
             self._waiting.remove(answer)
             answer.stop()
         while self._waiting:
-            if self._memory is None:
-                self._memory = CacheRoom(self.weights.model)
             needed = self._memory.needed(self._waiting[0].longest)
             # One that needs more than there is may try when it is alone.
             if self._held and sum(self._held.values()) + needed > self._memory.limit:

@@ -20,8 +20,8 @@ from studio.engine import merge
 from studio.engine.answers import Respondent
 from studio.engine.backend import open_backend
 from studio.engine.dialogue import Options, Piece, Request, Sampling, Turn
-from studio.engine.generation import Turns
 from studio.engine.model import Precision
+from studio.engine.resident import Resident
 from studio.engine.stopping import Endings, add_to_saved, cut, endings, remember, saved_endings
 from studio.records.chat_tokenizer import ChatTokenizer
 from studio.records.template_names import named_template
@@ -97,8 +97,9 @@ def test_chat_ends_at_the_stop_word_that_was_saved(tiny_llama: Path, tmp_path: P
         assert reason == "length"
 
 
-def answer(turns: Turns, model: str) -> tuple[str, str | None]:
+def answer(backend: Resident, model: str) -> tuple[str, str | None]:
     """What a chat shows of a model that says more than it should, and why it ended."""
+    turns: Any = backend._loaded.speaker if backend._loaded else None
     says(turns.weights.model, "Hello <eo> there<eoa>more")
     pieces: list[Piece] = []
     over = threading.Event()
