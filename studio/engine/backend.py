@@ -17,7 +17,7 @@ from studio.engine.dialogue import BASE, ModelFacts, Options
 from studio.engine.generation import Turns
 from studio.engine.generation_voice import Voice
 from studio.engine.generation_weights import SharedWeights
-from studio.engine.loading import Holding, adapter_tokenizer, attach, choose_holding, load_base, quiet
+from studio.engine.loading import Holding, adapter_tokenizer, attach, check_room, choose_holding, load_base, quiet
 from studio.engine.resident import Loaded, Resident
 from studio.engine.stopping import saved_endings
 from studio.presets import ModelRef
@@ -39,6 +39,7 @@ def _load(options: Options, enter: Callable[[str], None]) -> Loaded:
     ref = ready(open_base(options.base), options.workspace, field="base")
     files = {name: open_adapter(path) for name, path in options.adapters.items()}
     holding = _as_trained(choose_holding(options.bits, ref), files)
+    check_room(ref, holding)
     model = load_base(ref, holding)
     enter("adapter" if files else "voice")
     inner = {name: f"adapter{number}" for number, name in enumerate(files)}  # PEFT allows no dot in a name

@@ -21,7 +21,8 @@ from studio.config import QuantizationSection
 from studio.engine.adapter import AdapterFiles
 from studio.engine.failure import EngineError, explain, model_failure
 from studio.engine.model import Precision, keep_weights_unpacked, quantization
-from studio.events import RunError
+from studio.events import ExitCode, RunError
+from studio.memory_room import tightest
 from studio.presets import ModelError, ModelRef
 from studio.remote_code import allowed
 
@@ -91,6 +92,29 @@ def choose_holding(bits: int, ref: ModelRef) -> Holding:
     if small:
         return Holding(32 if bits == 16 else bits, torch.float32)
     return Holding(bits, torch.bfloat16)
+
+
+def check_room(ref: ModelRef, holding: Holding) -> None:
+    """Before a model is loaded into main memory: whether there is room, as the system would end the process later.
+
+    Raises EngineError of kind memory, field bits. A GPU refuses by itself.
+    """
+    if torch.cuda.is_available():
+        return
+    with blaming("base"):
+        needed = count_parameters(ref) * holding.bits // 8
+    room = tightest()
+    if needed > room.free:
+        sizes = f"about {needed / 1e9:.1f} GB in {holding.bits} bits, and {room.free / 1e9:.1f} GB are free"
+        raise EngineError(
+            RunError(
+                kind="memory",
+                message=f"bits: the model does not fit into memory: it needs {sizes}.",
+                hint="Load it in fewer bits, choose a smaller model, or close other programs.",
+                field="bits",
+            ),
+            ExitCode.OUT_OF_MEMORY,
+        )
 
 
 def load_base(ref: ModelRef, holding: Holding, field: str = "base", device: str | None = None) -> PreTrainedModel:

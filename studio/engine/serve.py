@@ -225,7 +225,7 @@ def _load(service: ChatService, server: _Server) -> None:
 
 def _explained(problem: BaseException) -> tuple[RunError, ExitCode]:
     error, code = explain(problem)
-    if code is ExitCode.OUT_OF_MEMORY:
+    if code is ExitCode.OUT_OF_MEMORY and error.field != "bits":
         error = RunError(
             kind="memory",
             message="bits: the model needs more memory than there is.",
