@@ -3,7 +3,7 @@ merged and wholly trained models. The lists of the Export and Chat tabs and the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -108,6 +108,26 @@ def find_choice(workspace: Workspace, reference: str) -> ModelChoice:
     ref = resolve_model(reference)
     value = ref.ref if reference == ref.ref and not folder.exists() else ref.path_or_id
     return ModelChoice(value, "base", Path(value).name if ref.local else value, value)
+
+
+def find_adapted(workspace: Workspace, reference: str, adapter: str | None) -> ModelChoice:
+    """What a reference means, with an adapter named beside it: a folder, RUN or RUN#checkpoint-N.
+
+    Raises:
+        ConfigError: as `find_choice`, or the adapter is none.
+        ModelError: no such model.
+    """
+    choice = find_choice(workspace, reference)
+    if not adapter:
+        return choice
+    folder = Path(adapter).expanduser()
+    settings = adapter_settings(str(folder))
+    if settings is not None:
+        return _of_adapter(folder.absolute(), {**settings, "base_model_name_or_path": choice.base})
+    found = find_choice(workspace, adapter) if find_run(workspace, adapter.partition(SEPARATOR)[0]) else None
+    if found is None or found.adapter is None:
+        raise ConfigError([FieldError("adapter", f"{adapter!r} is no adapter's folder and no run that has one")])
+    return replace(found, base=choice.base)
 
 
 def training_of(run: RunDir) -> RunConfig | None:

@@ -93,6 +93,7 @@ class RunDir:
         self.changes_file = self.path / "changes.yaml"  # writer: runner; fields changed at a resume
         self.labels_file = self.path / "labels.json"  # writer: browser or command line; title, tags
         self.best_file = self.path / "best.json"  # writer: engine; the checkpoint to choose
+        self.answers_file = self.path / "answers.jsonl"  # writer: engine; answers to a file of prompts so far
 
     @property
     def created_at(self) -> float:
