@@ -8,6 +8,7 @@ XTuner's own habit is listed as left out.
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,6 +100,10 @@ _ASKING = {
     "evaluation_images": "images are not carried over",
     "stop_words": "the chat template brings its stop words",
 }
+# XTuner writes a configuration beside its checkpoints and into them; there names from elsewhere are texts.
+_DUMPED = re.compile(
+    r"""(['"])((?:xtuner|mmengine|torch|transformers|peft|datasets|modelscope|bitsandbytes)(?:\.[A-Za-z_]\w*)+)\1"""
+)
 _QUIET_HOOKS = {"DatasetInfoHook", "VarlenAttnArgsToMessageHubHook", "ThroughputHook", "EvaluateChatHook"}
 
 
@@ -141,7 +146,7 @@ def read_xtuner(text: str) -> Imported:
     Raises:
         ConfigError: it is not Python.
     """
-    reader = _Reader(parse_python(text))
+    reader = _Reader(parse_python(_DUMPED.sub(r"\2", text)))
     _read_model(reader)
     _read_fields(reader)
     _read_schedule(reader)

@@ -18,7 +18,7 @@ from studio.foreign.files import read_foreign, read_foreign_text
 from studio.presets import compose
 from studio.schema import ConfigError
 
-_NO_SETTINGS = {"zero_to_fp32.py"}
+_NO_SETTINGS = {"zero_to_fp32.py", "zero_to_torch.py"}  # DeepSpeed writes them beside its checkpoints
 _LORA = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "target_modules", "bias")
 
 

@@ -88,7 +88,7 @@ def _choose(names: Counter[str], source: str) -> str | None:
     if len(names) <= 1 or "default" in names:
         return "default" if "default" in names else next(iter(names), None)
     raise model_failure(
-        f"source: {source} holds {len(names)} adapters ({', '.join(sorted(names))[:120]}), none of them the default one.",
+        f"source: {source} holds {len(names)} adapters ({', '.join(sorted(names))[:120]}), and none is called default.",
         "Save one of them with the program that made it.",
         "source",
     )
