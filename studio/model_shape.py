@@ -240,8 +240,12 @@ def _first(error: Exception) -> str:
 
 
 def shape_of(config: RunConfig) -> ModelShape | None:
-    """The shape of a run's base model: of its folder, else of the hub's cache, else of its preset; None if unknown."""
-    reference = config.model.model_name_or_path
+    """The shape of a run's base model; None if unknown."""
+    return shape_named(config.model.model_name_or_path)
+
+
+def shape_named(reference: str) -> ModelShape | None:
+    """The shape of a model: of its folder, else of the hub's cache, else of its preset; None if unknown."""
     folder = BUILT_IN.get(reference) or Path(reference).expanduser()
     try:
         file = folder / "config.json"

@@ -19,6 +19,8 @@ ROOT_SCRIPT = (
     b"<script>(()=>{const c=window.gradio_config;"
     b"if(c)c.root=location.origin+location.pathname.replace(/\\/+$/,'')})()</script>" + ROOT_MARK
 )
+# An answer may name a picture: whatever draws the page, none is fetched from elsewhere.
+PICTURES = (b"content-security-policy", b"img-src 'self' data: blob:")
 NO_TOKEN = "This studio is protected: open the link printed in its terminal (it ends in ?token=…)."
 FOREIGN_HOST = "This studio answers only to 127.0.0.1 and localhost. Behind a proxy, start it with --token."
 CROSS_SITE = "Refused: the request comes from another site."
@@ -156,7 +158,7 @@ class PageEditor:
             return
         body = edit_page(self._body)
         kept = [pair for pair in self._start["headers"] if pair[0].lower() != b"content-length"]
-        headers = [*kept, (b"content-length", str(len(body)).encode())]
+        headers = [*kept, (b"content-length", str(len(body)).encode()), PICTURES]
         await self._send({**self._start, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 

@@ -1,29 +1,42 @@
-"""Chat: the base model and the trained one answer the same message side by side, from one copy of the weights."""
+"""Chat: a question, and beneath it the answers of two models side by side; of one copy of the weights where they share
+a base model."""
+
+from __future__ import annotations
 
 import asyncio
+import random
+import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
 
-from studio.best_step import read_best
-from studio.chat_client import ChatError, astream_chat
-from studio.prompts import texts
-from studio.rundir import RunDir
+from studio import votes
+from studio.records import DatasetStore
 from studio.runner import StartRefused
-from studio.ui.context import EVENT, PREVIEW, READ, Context, refuse, safe
+from studio.ui.context import ACTION, EVENT, PREVIEW, READ, Context, Refused, refuse, safe
 from studio.ui.i18n import T, tr
-from studio.ui.tabs.chat_server import BASE, TUNED, Loaded, Servers, finished_runs, run_config
-from studio.ui.tabs.train_preview import display_name
+from studio.ui.tabs.chat_answers import answer_all, stopped
+from studio.ui.tabs.chat_choices import (
+    Room,
+    config_of,
+    evaluation_inputs,
+    first_pair,
+    held_out,
+    named,
+    room_of,
+)
+from studio.ui.tabs.chat_keep import keep
+from studio.ui.tabs.chat_order import Order, place, read_order
+from studio.ui.tabs.chat_server import Loaded, Pair, Servers, pair_key
+from studio.ui.tabs.chat_settings import MAX_MESSAGE, bits_of, notes, read_bits, read_options, settings, wishes_of
 from studio.ui.widgets.bubbles import event_data, panel
-from studio.ui.widgets.chatview import Message, chatbot, flushed, plain, prompt, shown
-from studio.ui.widgets.form import judged
+from studio.ui.widgets.chatview import LEFT, RIGHT, SIDES, Answer, Thread, read_thread
 
 POLL_S = 0.4
-CHIPS = 6
-MAX_MESSAGE = 20_000
-SIDES = (BASE, TUNED)
+CHIPS = 5
 STREAM: dict[str, Any] = {**EVENT, "concurrency_limit": None}
 
 
@@ -32,118 +45,134 @@ class Handlers:
 
     def __init__(self, ctx: Context) -> None:
         self.ctx = ctx
+        self.workspace = ctx.workspace
         self.servers = Servers(ctx.workspace)
+        self.store = DatasetStore(ctx.workspace.datasets)
 
-    def opened(self, selected: str, current: str | None) -> tuple[Any, ...]:
-        """Fresh list of runs; the shown run stays, else the selected one, else the newest with a result."""
-        runs = finished_runs(self.ctx.workspace)
-        ids = [run.id for run in runs]
-        chosen = next((run_id for run_id in (selected, current, *ids) if run_id in ids), None)
-        choices = [(f"{display_name(run)} · {run.id[:15]}{best_mark(run)}", run.id) for run in runs]
-        return gr.update(choices=choices, value=chosen), gr.update(visible=bool(runs)), {"empty": not runs}
+    # ---- who talks ----
 
-    def chosen(self, run_id: str | None) -> tuple[Any, ...]:
-        """The chips and the system prompt of a run, and two fresh conversations."""
-        run = self._run(run_id)
-        config = run_config(run)
-        if config is None:
-            raise refuse("chat.error.run")
-        chips = texts(config.samples.evaluation_inputs)[:CHIPS]
-        return {"chips": chips}, config.data.system or "", [], []
+    def opened(self, selected: str, left: str | None, right: str | None, value: Any) -> tuple[Any, ...]:
+        """Fresh lists. What was chosen stays, unless another run was selected meanwhile."""
+        room = room_of(self.workspace)
+        thread = read_thread(value)
+        stays = right in room.choices and thread.chosen_for == (selected or "")
+        if not stays or (left and left not in room.choices):
+            left, right = first_pair(self.workspace, room, selected or "")
+            thread.chosen_for = selected or ""
+        lists = [
+            gr.update(choices=[(tr("chat.nobody"), ""), *room.labels], value=left or ""),
+            gr.update(choices=room.labels, value=right),
+        ]
+        datasets = [info.title or info.name for info in self.store.list()]
+        shown = room.trained or bool(thread.turns)
+        return (
+            *lists,
+            thread.as_json(),
+            gr.update(choices=datasets),
+            gr.update(visible=shown),
+            {"empty": not shown},
+        )
 
-    def _run(self, run_id: str | None) -> RunDir:
-        if not run_id:
-            raise refuse("chat.error.no_run")
-        run = self.ctx.run(run_id)
-        if run.id not in [found.id for found in finished_runs(self.ctx.workspace)]:
-            raise refuse("chat.error.run")
-        return run
+    def base_alone(self) -> tuple[Any, ...]:
+        """The room before anything was trained: the base model answers alone."""
+        return gr.update(visible=True), {"empty": False}
 
-    async def connect(self, run_id: str | None) -> AsyncIterator[dict[str, Any]]:
-        """Start the run's chat server if need be; yields what the status line shows until it is ready or has failed.
+    def chosen(self, left: str | None, right: str | None, value: Any, *more: Any) -> tuple[Any, ...]:
+        """A fresh conversation of a pair; of the same pair as before the conversation goes on."""
+        pair = self._pair(left, right)
+        thread, sides = read_thread(value), named(pair)
+        if {side: who.key for side, who in thread.sides.items()} != {side: who.key for side, who in sides.items()}:
+            asked = thread.questions or thread.earlier
+            thread = Thread(earlier=asked, chosen_for=thread.chosen_for, blind=thread.blind)
+            config = config_of(pair)
+            system: Any = (config.data.system or "") if config else ""
+        else:
+            system = gr.skip()
+        thread.sides = sides  # type: ignore[assignment]
+        return self._chips(pair), system, thread.as_json(), self._notes(pair, *more), self._tally(pair)
+
+    def _chips(self, pair: Pair) -> dict[str, Any]:
+        asked = evaluation_inputs(pair)
+        single = [messages[0]["content"] for messages in asked if len(messages) == 1]
+        return {"chips": single[:CHIPS], "evaluation": len(asked), "held_out": len(held_out(pair, self.workspace))}
+
+    def _notes(self, pair: Pair, template: Any, bits: Any) -> dict[str, Any]:
+        return notes(pair, str(template or ""), read_bits(bits))
+
+    def noted(self, left: str | None, right: str | None, template: Any, bits: Any) -> dict[str, Any]:
+        """The notes beneath the settings."""
+        return self._notes(self._pair(left, right), template, bits)
+
+    def _room(self) -> Room:
+        return room_of(self.workspace)
+
+    def _pair(self, left: str | None, right: str | None) -> Pair:
+        return self._room().pair(left, right)
+
+    # ---- the servers ----
+
+    async def connect(self, left: str | None, right: str | None, bits: Any) -> AsyncIterator[dict[str, Any]]:
+        """Start what answers, if need be; yields what the status line shows until it is ready or has failed.
 
         A server that made room for a run stays away until the visitor asks for it.
         """
-        gone = await asyncio.to_thread(self.status, run_id)
+        gone = await asyncio.to_thread(self.status, left, right, bits)
         if gone["state"] == "released":
             yield gone
             return
-        async for status in self.connect_again(run_id):
+        async for status in self.connect_again(left, right, bits):
             yield status
 
-    async def connect_again(self, run_id: str | None) -> AsyncIterator[dict[str, Any]]:
+    async def connect_again(self, left: str | None, right: str | None, bits: Any) -> AsyncIterator[dict[str, Any]]:
         """The same when the visitor asks for it."""
-        if not run_id:
+        if not right:
             yield {"state": "none"}
             return
         try:
-            loaded = await asyncio.to_thread(self._load, run_id)
+            loaded = await asyncio.to_thread(self._load, left, right, bits)
         except StartRefused as error:
             yield {"state": "failed", "message": str(error)}
             return
         while True:
-            status = await asyncio.to_thread(self.status, run_id, loaded)
+            status = await asyncio.to_thread(self._status, loaded)
             yield status
             if status["state"] != "loading":
                 return
             await asyncio.sleep(POLL_S)
 
-    def _load(self, run_id: str) -> Loaded:
-        run = self._run(run_id)
-        config = run_config(run)
-        assert config is not None
-        return self.servers.ensure(run, config)
+    def _load(self, left: str | None, right: str | None, bits: Any) -> Loaded:
+        pair = self._pair(left, right)
+        return self.servers.ensure(pair, bits_of(pair, read_bits(bits)))
 
-    def status(self, run_id: str | None, loaded: Loaded | None = None) -> dict[str, Any]:
-        """What the chat server of a run does now, as JSON for the status line."""
-        loaded = loaded or self.servers.current(run_id or "")
-        if loaded is None:
+    def status(self, left: str | None, right: str | None, bits: Any) -> dict[str, Any]:
+        """What the servers of a pair do now, as JSON for the status line."""
+        try:
+            pair = self._pair(left, right)
+        except Refused:
             return {"state": "none"}
-        if loaded is not self.servers.current(loaded.run_id):
+        loaded = self.servers.current(pair_key(pair, bits_of(pair, read_bits(bits))))
+        return self._status(loaded) if loaded else {"state": "none"}
+
+    def _status(self, loaded: Loaded) -> dict[str, Any]:
+        if loaded is not self.servers.current(loaded.key):
             return {"state": "replaced"}
         health = loaded.health()
         started = min(server.started_at for server in loaded.servers())
         error = health.get("error") or health.get("message") or ""
         message = str(error.get("message", "")) if isinstance(error, dict) else str(error)
-        return {"state": str(health["state"]), "seconds": round(time.time() - started, 1), "message": message}
+        return {
+            "state": str(health["state"]),
+            "seconds": round(time.time() - started, 1),
+            "message": message,
+            "copies": len(loaded.servers()),
+            "bits": loaded.bits,
+        }
 
-    def send(self, text: str, *histories: list[Message]) -> tuple[Any, ...]:
-        """Put the message into both conversations."""
-        text = text.strip()
-        if not text:
-            raise refuse("chat.error.empty")
-        if len(text) > MAX_MESSAGE:
-            raise refuse("chat.error.long", limit=MAX_MESSAGE)
-        asked = {"role": "user", "content": text}
-        return "", *(shown([*plain(history), asked]) for history in histories)
-
-    def send_chip(self, event: gr.EventData, *histories: list[Message]) -> tuple[Any, ...]:
-        """Send one of the quick questions."""
-        return self.send(str(event_data(event).get("text", "")), *histories)
-
-    def answer(self, side: str) -> Callable[..., AsyncIterator[list[Message]]]:
-        """The handler that streams one side's answer."""
-
-        async def stream(history: list[Message], run_id: str | None, *options: Any) -> AsyncIterator[list[Message]]:
-            loaded = await self._ready(run_id)
-            system, wishes = str(options[0] or ""), sampling(*options[1:])
-            where = loaded.sides[side]
-            pieces = astream_chat(where.server.base_url, where.model, prompt(history, system), **wishes)
-            try:
-                async for grown in flushed(history, pieces):
-                    yield grown
-            except ChatError as error:
-                if not all(server.alive for server in loaded.servers()):
-                    raise refuse("chat.error.gone") from error
-                raise refuse("chat.error.broken", reason=str(error).rstrip(".")) from error
-
-        return stream
-
-    async def _ready(self, run_id: str | None) -> Loaded:
+    async def _ready(self, pair: Pair, bits: int) -> Loaded:
         """The loaded servers; waits while they load. Raises Refused when there is nothing that could answer."""
         while True:
-            loaded = self.servers.current(run_id or "")
-            state = (await asyncio.to_thread(self.status, run_id, loaded))["state"] if loaded else "none"
+            loaded = self.servers.current(pair_key(pair, bits))
+            state = (await asyncio.to_thread(self._status, loaded))["state"] if loaded else "none"
             if loaded and state == "ready":
                 return loaded
             if state != "loading":
@@ -151,116 +180,193 @@ class Handlers:
                 raise refuse(known.get(state, "chat.error.not_loaded"))
             await asyncio.sleep(POLL_S)
 
+    # ---- questions and answers ----
 
-def best_mark(run: RunDir) -> str:
-    """What the list says of a run whose best step is a checkpoint, not its last step."""
-    best = read_best(run)
-    return f" · {tr('chat.best', step=best.step)}" if best and best.checkpoint else ""
+    async def ask(
+        self, event: gr.EventData, text: str, value: Any, left: str | None, right: str | None, *values: Any
+    ) -> AsyncIterator[tuple[Any, Any]]:
+        """Everything that ends in new answers: a message, a retry, a changed question, a list of questions."""
+        order = read_order(event_data(event), text)
+        pair, thread = await asyncio.to_thread(self._pair, left, right), read_thread(value)
+        options = read_options(values)
+        thread.sides = named(pair)  # type: ignore[assignment]
+        sides = [side for side in SIDES if side in pair and order.side in ("", side)]
+        numbers = place(thread, order, self._listed(order, pair, thread))
+        self._prepare(thread, numbers, sides, options.seed, drawn=options.request["temperature"] > 0)
+        yield ("" if order.act == "send" else gr.skip()), thread.as_json()
+        try:
+            loaded = await self._ready(pair, bits_of(pair, options.bits))
+        except Refused as error:
+            yield gr.skip(), _failed(thread, numbers, sides, str(error))
+            raise
+        wishes = await asyncio.to_thread(wishes_of, options, pair, self.workspace)
+        async with aclosing(answer_all(thread, numbers, sides, loaded, wishes)) as growing:
+            async for grown in growing:
+                yield gr.skip(), grown.as_json()
+        thread.busy = False
+        yield gr.skip(), thread.as_json()
+
+    def _listed(self, order: Order, pair: Pair, thread: Thread) -> list[list[dict[str, Any]]]:
+        """The conversations a list of questions asks."""
+        if order.act == "again":
+            return [[{"role": "user", "content": question}] for question in thread.earlier]
+        found = {"evaluation": evaluation_inputs, "held_out": lambda pair: held_out(pair, self.workspace)}
+        return found[order.act](pair) if order.act in found else []
+
+    @staticmethod
+    def _prepare(
+        thread: Thread, numbers: Sequence[int], sides: Sequence[str], seed: int | None, *, drawn: bool
+    ) -> None:
+        """Both sides get the same seed, and in a blind vote places nobody knows."""
+        thread.busy, thread.earlier = True, []
+        for number in numbers:
+            turn = thread.turns[number]
+            turn.seed = seed if seed is not None else secrets.randbelow(2**31) if drawn else None
+            if not turn.answers:
+                turn.blind = thread.blind and len(thread.sides) > 1
+                turn.swap = turn.blind and random.random() < 0.5  # noqa: S311 - a coin, not a secret
+            elif turn.blind:
+                turn.vote = ""
+            for side in sides:
+                turn.answers.pop(side, None)  # type: ignore[call-overload]
+
+    # ---- what is made of it ----
+
+    def vote(self, event: gr.EventData, left: str | None, right: str | None) -> dict[str, Any]:
+        """Count a blind vote, or begin the count again."""
+        pair, choice = self._pair(left, right), str(event_data(event).get("vote", ""))
+        if len(pair) < 2 or choice not in (*votes.CHOICES, "restart"):
+            raise refuse("chat.error.vote")
+        keys = pair[LEFT].key, pair[RIGHT].key
+        if choice == "restart":
+            votes.restart(self.workspace, *keys)
+        else:
+            votes.add_vote(self.workspace, *keys, choice)
+        return self._tally(pair)
+
+    def _tally(self, pair: Pair) -> dict[str, Any]:
+        """The count of a pair, under the names of its models."""
+        if len(pair) < 2:
+            return {}
+        counts = votes.tally(self.workspace, pair[LEFT].key, pair[RIGHT].key)
+        names = {side: {"name": who.name, "what": who.what} for side, who in named(pair).items()}
+        return {"counts": counts, "names": names}
+
+    def save(self, value: Any, side: str, title: str | None, system: str | None) -> tuple[Any, Any]:
+        """The conversation as rows of a dataset, which becomes the chosen one of the Data tab."""
+        info, said = keep(self.store, value, str(side or ""), str(title or ""), str(system or ""))
+        gr.Success(said, duration=8)
+        return info.name, {"name": info.name, "said": said}
 
 
-def sampling(temperature: float, max_tokens: float, seed: str) -> dict[str, Any]:
-    """The wishes a server is sent. Raises Refused for a seed that is no number."""
-    wishes: dict[str, Any] = {"temperature": float(temperature), "max_tokens": int(max_tokens)}
-    seed = str(seed or "").strip()
-    if seed:
-        if seed_error(seed):
-            raise refuse("chat.error.seed")
-        wishes["seed"] = int(seed)
-    return wishes
+def _failed(thread: Thread, numbers: Sequence[int], sides: Sequence[str], sentence: str) -> dict[str, Any]:
+    """The thread when nothing could answer: questions without answers, and why."""
+    for number in numbers:
+        for side in sides:
+            thread.turns[number].answers[side] = Answer(state="failed", error=sentence)  # type: ignore[index]
+    thread.busy = False
+    return thread.as_json()
 
 
-def seed_error(seed: Any) -> str:
-    """Why a seed cannot be used; "" when it can."""
-    text = str(seed or "").strip()
-    return "" if not text or (text.isdecimal() and len(text) < 19) else tr("chat.error.seed")
+def _picker(side: str) -> gr.Dropdown:
+    """The list of who answers on a side."""
+    return gr.Dropdown(
+        [],
+        label=T(f"chat.{side}"),
+        allow_custom_value=True,  # the list grows later; the handlers check what comes
+        elem_id=f"chat-{side}",
+        scale=3,
+        min_width=200,
+    )
 
 
-def _check_seed(seed: Any) -> dict[str, Any]:
-    return judged(seed_error(seed))
+def _composer() -> tuple[gr.Textbox, gr.Button, gr.Button]:
+    """Where a message is written, Send and Stop."""
+    with gr.Row(elem_id="chat-input"):
+        box = gr.Textbox(
+            placeholder=T("chat.placeholder"),
+            label=T("chat.message"),
+            show_label=False,
+            container=False,
+            lines=1,
+            max_lines=6,
+            max_length=MAX_MESSAGE,
+            elem_id="chat-box",
+            scale=8,
+        )
+        look: dict[str, Any] = {"scale": 0, "min_width": 84}
+        send = gr.Button(
+            T("chat.send"), variant="primary", elem_id="chat-send", elem_classes=["primary-action"], **look
+        )
+        stop = gr.Button(T("chat.stop"), elem_id="chat-stop", **look)
+    return box, send, stop
 
 
-def _settings() -> list[Any]:
-    """System prompt, temperature, longest answer, seed."""
-
-    def look(name: str) -> dict[str, Any]:
-        return {"label": T(f"chat.{name}"), "info": T(f"chat.{name}.help"), "elem_id": f"chat-{name}"}
-
-    with gr.Accordion(T("chat.settings"), open=False, elem_id="chat-settings"), gr.Group(elem_classes=["form-section"]):
-        system = gr.Textbox(lines=2, max_lines=6, max_length=MAX_MESSAGE, **look("system"))
-        temperature = gr.Slider(0, 2, value=0, step=0.05, buttons=[], **look("temperature"))
-        longest = gr.Slider(8, 2048, value=256, step=8, buttons=[], **look("max_tokens"))
-        seed = gr.Textbox("", **look("seed"))
-    seed.blur(lambda _: None, seed, None, validator=_check_seed, **READ)
-    return [system, temperature, longest, seed]
+def _keeper() -> tuple[gr.Radio, gr.Dropdown, gr.Button, gr.HTML]:
+    """The fold that makes training rows of the conversation."""
+    with gr.Accordion(T("chat.keep"), open=False, elem_id="chat-keep"), gr.Group(elem_classes=["form-section"]):
+        sides = [(T(f"chat.keep.{side}"), side) for side in (RIGHT, LEFT)]
+        side = gr.Radio(sides, value=RIGHT, label=T("chat.keep.side"), info=T("chat.keep.side.help"))
+        title = gr.Dropdown(
+            [],
+            label=T("chat.keep.title"),
+            info=T("chat.keep.title.help"),
+            allow_custom_value=True,
+            elem_id="chat-keep-title",
+        )
+        with gr.Row():
+            save = gr.Button(T("chat.keep.save"), elem_id="chat-keep-save", scale=0, min_width=160)
+            kept = panel("chat_kept", "chat-kept", "chat")
+    return side, title, save, kept
 
 
 def build(ctx: Context) -> None:
     """Build the tab."""
     handlers = Handlers(ctx)
     ctx.heading("chat")
-    nothing = panel("chat_empty", "chat-nothing")
+    nothing = panel("chat_empty", "chat-nothing", "chat")
     with gr.Column(visible=False, elem_id="chat-room") as room:
         with gr.Row(elem_id="chat-head"):
-            run = gr.Dropdown(
-                [],
-                show_label=False,
-                label=T("chat.run"),
-                container=False,
-                allow_custom_value=True,  # the list grows later; the handlers check what comes
-                elem_id="chat-run",
-                scale=2,
-            )
-            status = panel("chat_status", "chat-status", scale=3)
-        with gr.Row(elem_id="chat-pair"):
-            chats = [chatbot(side) for side in SIDES]
-        chips = panel("chips", "chat-chips")
-        with gr.Row(elem_id="chat-input"):
-            box = gr.Textbox(
-                placeholder=T("chat.placeholder"),
-                label=T("chat.message"),
-                show_label=False,
-                container=False,
-                lines=1,
-                max_lines=6,
-                max_length=MAX_MESSAGE,
-                elem_id="chat-box",
-                scale=8,
-            )
-            look: dict[str, Any] = {"scale": 0, "min_width": 84}
-            send = gr.Button(
-                T("chat.send"), variant="primary", elem_id="chat-send", elem_classes=["primary-action"], **look
-            )
-            stop = gr.Button(T("chat.stop"), elem_id="chat-stop", **look)
-            clear = gr.Button(T("chat.clear"), elem_id="chat-clear", **look)
-        options = _settings()
-    fresh = [chips, options[0], *chats]
+            pickers = [_picker(side) for side in SIDES]
+            status = panel("chat_status", "chat-status", "chat", scale=2, min_width=230)
+        thread = panel("chat_thread", "chat-pair", "chat")
+        tally = panel("chat_tally", "chat-tally", "chat")
+        chips = panel("chat_chips", "chat-chips", "chat")
+        box, send, stop = _composer()
+        options, noted = settings()
+        keeper = _keeper()
+    held = options[-2]
+    shape = [options[-3], held]  # template and bits
+    who = [*pickers, held]
     connect = safe(handlers.connect)
-    ctx.tab["chat"].select(safe(handlers.opened), [ctx.selected_run, run], [run, room, nothing], **READ).success(
-        connect, run, status, **STREAM
+    fresh: dict[str, Any] = {
+        "fn": safe(handlers.chosen),
+        "inputs": [*pickers, thread, *shape],
+        "outputs": [chips, options[0], thread, noted, tally],
+    }
+    opened = ctx.tab["chat"].select(
+        safe(handlers.opened),
+        [ctx.selected_run, *pickers, thread],
+        [*pickers, thread, keeper[1], room, nothing],
+        **READ,
     )
-    run.change(safe(handlers.chosen), run, fresh, **READ).success(connect, run, status, **STREAM)
-    status.apply(safe(handlers.connect_again), run, status, **STREAM)
-    answers = _wire_messages(handlers, (box, send, chips), chats, (run, status), options)
-    stop.click(None, None, None, cancels=answers, **PREVIEW)
-    clear.click(lambda: ([], []), None, chats, cancels=answers, **PREVIEW)
-
-
-def _wire_messages(
-    handlers: Handlers,
-    senders: tuple[gr.Textbox, gr.Button, gr.HTML],
-    chats: list[gr.Chatbot],
-    place: tuple[gr.Dropdown, gr.HTML],
-    options: list[Any],
-) -> list[Any]:
-    """Enter, the button and the chips send; both sides stream at once. Returns the streams, to be cancelled."""
-    box, button, chips = senders
-    run, status = place
-    sent = gr.on([box.submit, button.click], safe(handlers.send), [box, *chats], [box, *chats], **PREVIEW)
-    chip = chips.select(safe(handlers.send_chip), chats, [box, *chats], **PREVIEW)
-    answers = []
-    for first in (sent, chip):
-        for side, chat in zip(SIDES, chats, strict=True):
-            answer = first.success(safe(handlers.answer(side)), [chat, run, *options], chat, **STREAM)
-            answer.failure(handlers.status, run, status, **READ)
-            answers.append(answer)
-    return answers
+    alone = nothing.apply(safe(handlers.base_alone), None, [room, nothing], **READ)
+    picked = gr.on([picker.input for picker in pickers], **fresh, **READ)
+    for begun in (opened.success(**fresh, **READ), alone.success(**fresh, **READ), picked):
+        begun.success(connect, who, status, **STREAM)
+    gr.on([control.change for control in shape], safe(handlers.noted), [*pickers, *shape], noted, **READ)
+    held.input(connect, who, status, **STREAM)
+    status.apply(safe(handlers.connect_again), who, status, **STREAM)
+    asked = gr.on(
+        [box.submit, send.click, thread.apply, chips.select],
+        safe(handlers.ask),
+        [box, thread, *pickers, *options],
+        [box, thread],
+        **STREAM,
+    )
+    asked.then(handlers.status, who, status, **READ)
+    stop.click(stopped, thread, thread, cancels=[asked], **PREVIEW)
+    thread.select(safe(handlers.vote), pickers, tally, **ACTION)
+    tally.select(safe(handlers.vote), pickers, tally, **ACTION)
+    side, title, save, kept = keeper
+    save.click(safe(handlers.save), [thread, side, title, options[0]], [ctx.selected_dataset, kept], **ACTION)

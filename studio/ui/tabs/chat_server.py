@@ -1,21 +1,25 @@
 """The chat servers of this studio: a child process per base model, started on demand, shared by all pages."""
 
+from __future__ import annotations
+
+import hashlib
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from studio import chat_server
-from studio.best_step import best_weights
-from studio.config import RunConfig
-from studio.rundir import RunDir
-from studio.schema import ConfigError
+from studio.model_choices import ModelChoice
 from studio.workspace import Workspace
 
-BASE, TUNED = "base", "tuned"
+BASE = "base"
+"""The model name under which a server answers without an adapter."""
+Pair = Mapping[str, ModelChoice]
+"""Who answers on which side."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """Where one of the two models answers: a server and the model's name there."""
+class Seat:
+    """Where one of the sides is answered: a server and the model's name there."""
 
     server: chat_server.ChatServer
     model: str
@@ -23,14 +27,20 @@ class Side:
 
 @dataclass
 class Loaded:
-    """The servers of one run. An adapter shares its base model's server; a fully trained model needs its own."""
+    """The servers of one pair. Adapters share the server of their base model."""
 
-    run_id: str
-    sides: dict[str, Side]
+    key: tuple[object, ...]
+    sides: dict[str, Seat]
+    bits: int
 
     def servers(self) -> list[chat_server.ChatServer]:
         """Each server once."""
-        return list({id(side.server): side.server for side in self.sides.values()}.values())
+        return list({id(seat.server): seat.server for seat in self.sides.values()}.values())
+
+    @property
+    def alive(self) -> bool:
+        """True while every server's process runs."""
+        return all(server.alive for server in self.servers())
 
     def health(self) -> dict[str, object]:
         """The worst of the servers' states: failed, released, dead, loading, ready."""
@@ -40,60 +50,73 @@ class Loaded:
         return min(known, key=lambda answer: order.index(str(answer["state"])))
 
 
-def chattable(run: RunDir) -> bool:
-    """True when a run has left something to talk to."""
-    return (run.adapter / "adapter_config.json").is_file() or (run.model / "config.json").is_file()
+def adapter_name(choice: ModelChoice) -> str:
+    """What a server calls an adapter; the same folder always has the same name, so a server can be kept."""
+    if choice.adapter is None:
+        return BASE
+    place = choice.key.rpartition("/")[2][:60]
+    return f"{place}-{hashlib.sha256(str(choice.adapter).encode()).hexdigest()[:6]}"
 
 
-def run_config(run: RunDir) -> RunConfig | None:
-    """The configuration of a training run; None for a merge or an unreadable one."""
-    try:
-        config = run.config()
-    except ConfigError:
-        return None
-    return config if isinstance(config, RunConfig) else None
-
-
-def finished_runs(workspace: Workspace) -> list[RunDir]:
-    """The training runs with a result, newest first."""
-    return [run for run in workspace.list_runs() if chattable(run) and run_config(run)]
+def pair_key(pair: Pair, bits: int) -> tuple[object, ...]:
+    """What has to be equal for two pairs to be the same."""
+    return (bits, *((side, choice.base, str(choice.adapter or "")) for side, choice in sorted(pair.items())))
 
 
 @dataclass
 class Servers:
-    """Starts, hands out and ends chat servers; only one run is loaded at a time."""
+    """Starts, hands out and ends chat servers; only one pair is loaded at a time."""
 
     workspace: Workspace
     _loaded: Loaded | None = None
+    _running: list[tuple[int, chat_server.ChatServer]] = field(default_factory=list, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def current(self, run_id: str) -> Loaded | None:
-        """The loaded servers if they are those of this run, alive or not."""
+    def current(self, key: tuple[object, ...]) -> Loaded | None:
+        """The loaded servers if they are those of this pair, alive or not."""
         loaded = self._loaded
-        return loaded if loaded and loaded.run_id == run_id else None
+        return loaded if loaded and loaded.key == key else None
 
-    def ensure(self, run: RunDir, config: RunConfig) -> Loaded:
-        """The servers of a run, started if need be; what another run had loaded is ended. Raises StartRefused."""
+    def ensure(self, pair: Pair, bits: int) -> Loaded:
+        """The servers of a pair, started if need be; what it does not use is ended. Raises StartRefused."""
         with self._lock:
-            loaded = self.current(run.id)
-            alive = loaded and all(server.alive for server in loaded.servers())
-            if loaded and alive and loaded.health()["state"] not in ("failed", "released"):
+            key = pair_key(pair, bits)
+            loaded = self.current(key)
+            if loaded and loaded.alive and loaded.health()["state"] not in ("failed", "released"):
                 return loaded
-            self._stop()
-            self._loaded = Loaded(run.id, self._start(run, config))
+            self._loaded = None
+            wanted: dict[str, dict[str, str]] = {}
+            for choice in pair.values():
+                adapters = wanted.setdefault(choice.base, {})
+                if choice.adapter is not None:
+                    adapters[adapter_name(choice)] = str(choice.adapter)
+            self._end_all_but(wanted, bits)
+            places = {base: self._server(base, adapters, bits) for base, adapters in wanted.items()}
+            sides = {side: Seat(places[choice.base], adapter_name(choice)) for side, choice in pair.items()}
+            self._loaded = Loaded(key, sides, bits)
             return self._loaded
 
-    def _start(self, run: RunDir, config: RunConfig) -> dict[str, Side]:
-        base = config.model.model_name_or_path
-        if config.method != "full":
-            both = chat_server.start_chat_server(self.workspace, base, {TUNED: str(best_weights(run, whole=False))})
-            return {BASE: Side(both, BASE), TUNED: Side(both, TUNED)}
-        before = chat_server.start_chat_server(self.workspace, base, {})
-        after = chat_server.start_chat_server(self.workspace, str(best_weights(run, whole=True)), {})
-        return {BASE: Side(before, BASE), TUNED: Side(after, BASE)}
-
-    def _stop(self) -> None:
-        if self._loaded:
-            for server in self._loaded.servers():
+    def _end_all_but(self, wanted: Mapping[str, Mapping[str, str]], bits: int) -> None:
+        """Keep the servers that already hold what is wanted. The others end first: they have the memory."""
+        kept = []
+        for held, server in self._running:
+            fits = held == bits and server.base in wanted and wanted[server.base].items() <= server.adapters.items()
+            if fits and server.alive and server.health().get("state") not in ("failed", "released"):
+                kept.append((held, server))
+            else:
                 server.stop()
-            self._loaded = None
+        self._running = kept
+
+    def _server(self, base: str, adapters: dict[str, str], bits: int) -> chat_server.ChatServer:
+        for _, server in self._running:
+            if server.base == base:
+                return server
+        started = chat_server.start_chat_server(self.workspace, base, adapters, bits)
+        self._running.append((bits, started))
+        return started
+
+    def stop(self) -> None:
+        """End every server."""
+        for _, server in self._running:
+            server.stop()
+        self._running, self._loaded = [], None

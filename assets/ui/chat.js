@@ -1,0 +1,221 @@
+// The chat room: who answers, the conversation with both answers side by side, votes, quick questions. All text is set
+// as text (`h` makes text nodes).
+import { button, copy, empty, mounting } from "./tabs.js";
+import { drawAnswer, markBoth, parted } from "./chatanswer.js";
+import { asJson, asMarkdown, download } from "./chatshare.js";
+const { t, h, render, goTab, format, poll, confirm, store } = window.Studio;
+
+const KEPT = "studio.chat";
+const over = (answer) => answer && !["waiting", "streaming"].includes(answer.state);
+const sidesOf = (value) => ["left", "right"].filter((side) => value.sides[side]);
+const label = (who) => [h("b", {}, who.name), h("span.what", {}, who.what)];
+const icon = (name, text, onclick, id) => h("button.act.act-" + name, { type: "button", id, title: text, "aria-label": text, onclick });
+
+function chatThread({ props, trigger, element }) {
+  let marking = store.get("chat.marks") !== "off";
+  let editing = null; // {turn, side}: side "" is the question
+  let drawn = []; // per turn: what it was drawn from
+  const host = h("div.thread");
+  const bar = h("div.thread-bar");
+  const heads = h("div.heads");
+  const scroll = h("div.thread-scroll", { tabindex: 0, role: "log", "aria-label": t("chatroom.log") }, heads, host);
+  element.querySelector(":scope > div").replaceChildren(bar, scroll);
+
+  const change = (work) => { const value = structuredClone(props.value); work(value); props.value = value; redraw(); };
+  const send = (data) => trigger("apply", data);
+  const edit = (place) => { editing = place; redraw(); (scroll.querySelector(".editor textarea"))?.focus(); };
+  const busy = () => Boolean(props.value?.busy);
+  const end = (turns, number) => { const next = turns.findIndex((turn, n) => n > number && turn.fresh); return next < 0 ? turns.length : next; };
+  const last = (value, number) => end(value.turns, number) === number + 1;
+
+  const editor = (text, help, ok, done) => {
+    const area = h("textarea", { rows: Math.min(12, text.split("\n").length + 1), "aria-label": help, maxlength: 200000 });
+    area.value = text;
+    const accept = () => { const now = area.value.trim(); editing = null; if (now && now !== text.trim()) done(now); else redraw(); };
+    area.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") { editing = null; redraw(); }
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); event.stopPropagation(); accept(); }
+    });
+    return h("div.editor", {}, area, h("p.quiet.small", {}, help), h("div.row", {}, button("btn.small.go", ok, accept), button("btn.small", t("cancel"), () => { editing = null; redraw(); })));
+  };
+  const question = (turn, number) => {
+    if (editing && editing.turn === number && !editing.side) {
+      const lost = last(props.value, number) ? "" : " " + t("chatroom.edit.lost");
+      return h("div.asked", {}, editor(turn.question, t("chatroom.edit.help") + lost, t("chatroom.edit.ok"), (text) => send({ act: "edit", turn: number, text })));
+    }
+    return h("div.asked", {},
+      turn.before.length ? h("details.before", {}, h("summary", {}, t("chatroom.before", { n: turn.before.length })), turn.before.map((message) => h("p.verbatim", {}, h("b", {}, t("chatroom.role." + message.role) + " "), message.content))) : null,
+      h("p.verbatim.question", {}, turn.question),
+      h("div.deeds", {},
+        icon("edit", t("chatroom.edit"), () => edit({ turn: number, side: "" }), `q-edit-${number}`),
+        last(props.value, number) ? icon("retry", t("chatroom.retry"), () => send({ act: "retry", turn: number }), `q-retry-${number}`) : null));
+  };
+  const tools = (turn, number, side, answer) => (over(answer) ? h("span.deeds", {},
+    icon("copy", t("chatroom.copy"), (event) => copyText(parted(answer.text).said.trim(), event.currentTarget), `a-copy-${number}-${side}`),
+    icon("edit", t("chatroom.correct"), () => edit({ turn: number, side }), `a-edit-${number}-${side}`),
+    last(props.value, number) ? icon("retry", t("chatroom.retry.one"), () => send({ act: "retry", turn: number, side }), `a-retry-${number}-${side}`) : null) : null);
+  const answer = (turn, number, side, place, secret) => {
+    const found = turn.answers[side];
+    const value = props.value;
+    const name = secret ? [h("b", {}, t("chatroom.blind." + place))] : turn.blind ? label(value.sides[side]) : sidesOf(value).length > 1 ? label(value.sides[side]) : [];
+    const head = h("div.who" + (turn.blind ? "" : ".narrow"), {}, name, turn.vote === side ? h("span.chip.finished", {}, t("chatroom.won")) : null);
+    const shell = { side, said: null, node: h("section.reply." + side + (over(found) ? "" : ".growing"), {}, head) };
+    if (!found) { shell.node.append(h("div.foot", {}, h("span.deeds", {}, last(value, number) && !busy() ? button("btn.small", t("chatroom.ask.this"), () => send({ act: "retry", turn: number, side })) : null))); return shell; }
+    if (editing && editing.turn === number && editing.side === side) {
+      shell.node.append(editor(found.text, t("chatroom.correct.help"), t("chatroom.correct.ok"), (text) => change((now) => { Object.assign(now.turns[number].answers[side], { text, corrected: true }); })));
+      return shell;
+    }
+    const { node, said } = drawAnswer(found, tools(turn, number, side, found), { secret });
+    shell.node.append(...node.flat().filter(Boolean));
+    shell.said = over(found) && !found.corrected ? said : null;
+    return shell;
+  };
+  const ballot = (turn, number, order) => {
+    const choose = (vote) => { change((value) => { value.turns[number].vote = vote; }); trigger("select", { vote }); };
+    return h("div.ballot", { role: "group", "aria-label": t("chatroom.vote") }, h("span", {}, t("chatroom.vote")),
+      button("btn.small", t("chatroom.vote.first"), () => choose(order[0])), button("btn.small", t("chatroom.vote.second"), () => choose(order[1])),
+      button("btn.small", t("chatroom.vote.both"), () => choose("both")), button("btn.small", t("chatroom.vote.neither"), () => choose("neither")));
+  };
+  const drawTurn = (turn, number) => {
+    const sides = sidesOf(props.value);
+    const order = turn.swap ? [...sides].reverse() : sides;
+    const secret = turn.blind && sides.length > 1 && !turn.vote;
+    const shells = order.map((side, place) => answer(turn, number, side, place, secret));
+    const done = order.every((side) => over(turn.answers[side]));
+    if (marking && done && shells.length === 2 && shells.every((shell) => shell.said)) {
+      const [left, right] = ["left", "right"].map((side) => shells.find((shell) => shell.side === side).said);
+      markBoth(left, right);
+      if (left.textContent === right.textContent && left.textContent.trim()) shells.forEach((shell) => shell.node.classList.add("alike"));
+    }
+    const same = shells.length === 2 && shells.every((shell) => shell.node.classList.contains("alike"));
+    return [
+      turn.fresh && number ? h("p.fresh", {}, h("span", {}, t("chatroom.fresh"))) : null,
+      question(turn, number),
+      h("div.replies" + (order.length > 1 ? ".two" : ""), {}, shells.map((shell) => shell.node)),
+      same ? h("p.alike-note", {}, t("chatroom.alike")) : null,
+      secret && done ? ballot(turn, number, order) : null,
+      turn.vote && turn.blind && ["both", "neither"].includes(turn.vote) ? h("p.alike-note", {}, t("chatroom.voted." + turn.vote)) : null,
+    ];
+  };
+  const drawBar = (value) => {
+    const two = sidesOf(value).length > 1;
+    const has = value.turns.length > 0;
+    const press = (id, text, title, on, onclick) => h("button.tool", { type: "button", id, title, "aria-pressed": String(on), onclick }, text);
+    const tool = (id, text, onclick, disabled) => h("button.tool", { type: "button", id, onclick, disabled }, text);
+    render(bar,
+      two ? press("chat-marks", t("chatroom.marks"), t("chatroom.marks.help"), marking, () => { marking = !marking; store.set("chat.marks", marking ? "on" : "off"); drawn = []; redraw(); }) : null,
+      two ? press("chat-blind", t("chatroom.blind"), t("chatroom.blind.help"), value.blind, () => change((now) => { now.blind = !now.blind; })) : null,
+      h("span.spring"),
+      has ? tool("chat-undo", t("chatroom.undo"), () => change((now) => { now.turns.pop(); }), busy()) : null,
+      has ? tool("chat-clear", t("chatroom.clear"), async () => { if (await confirm({ title: t("chatroom.clear.title"), body: t("chatroom.clear.body"), ok: t("chatroom.clear") })) change((now) => { now.turns = []; }); }, busy()) : null,
+      has ? tool("chat-md", "Markdown", () => download("chat.md", "text/markdown", asMarkdown(props.value)), busy()) : null,
+      has ? tool("chat-json", "JSON", () => download("chat.json", "application/json", asJson(props.value)), busy()) : null);
+  };
+  const drawHeads = (value) => {
+    const sides = sidesOf(value);
+    render(heads, sides.length > 1 ? sides.map((side, place) => h("div.head." + (value.blind ? "hidden" : side), {}, value.blind ? h("b", {}, t("chatroom.blind." + place)) : label(value.sides[side]))) : []);
+    heads.hidden = sides.length < 2;
+  };
+  const nothing = (value) => h("div.hint", {}, h("p", {}, t(sidesOf(value).length > 1 ? "chatroom.hint.two" : "chatroom.hint.one")),
+    value.earlier.length ? button("btn", t(value.earlier.length === 1 ? "chatroom.again.one" : "chatroom.again", { n: value.earlier.length }), () => send({ act: "again" })) : null);
+
+  const redraw = () => {
+    const value = props.value;
+    if (!value || !value.turns) return;
+    const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
+    document.querySelector("#chat-room")?.classList.toggle("busy", busy());
+    drawBar(value);
+    drawHeads(value);
+    if (!value.turns.length) { drawn = []; host.replaceChildren(nothing(value)); return; }
+    if (!drawn.length) host.replaceChildren();
+    while (host.children.length > value.turns.length) { host.lastChild.remove(); drawn.pop(); }
+    value.turns.forEach((turn, number) => {
+      const key = JSON.stringify([turn, marking, value.sides, busy(), last(value, number), editing && editing.turn === number ? editing : null]);
+      if (drawn[number] === key) return;
+      if (!host.children[number]) host.append(h("article.exchange"));
+      drawn[number] = key;
+      const nodes = drawTurn(turn, number);
+      // Handlers of a turn belong to its content: only a growing answer is patched in place.
+      if (busy()) render(host.children[number], nodes); else host.children[number].replaceChildren(...nodes.filter(Boolean));
+    });
+    if (atEnd && !editing) scroll.scrollTop = scroll.scrollHeight;
+    keepForReload(value);
+  };
+  const keepForReload = (value) => { if (!busy()) try { sessionStorage.setItem(KEPT, JSON.stringify(value)); } catch { /* too long, or private mode */ } };
+  const recall = () => {
+    const value = props.value;
+    if (!value || !value.turns || value.turns.length || recall.done) return;
+    recall.done = true;
+    try {
+      const kept = JSON.parse(sessionStorage.getItem(KEPT) || "null");
+      const same = kept && JSON.stringify(sidesOf(kept).map((side) => kept.sides[side].key)) === JSON.stringify(sidesOf(value).map((side) => value.sides[side].key));
+      if (same && sidesOf(value).length && kept.turns.length) props.value = { ...value, turns: kept.turns, blind: kept.blind, busy: false };
+    } catch { /* nothing was kept */ }
+  };
+  host.addEventListener("click", (event) => { const node = event.target.closest(".copy-code"); if (node) copy(node.dataset.copy, node); });
+  return () => { if (sidesOf(props.value || { sides: {} }).length) recall(); redraw(); };
+}
+
+const copyText = async (text, node) => {
+  try { await navigator.clipboard.writeText(text); } catch {
+    const area = h("textarea", {}, text); document.body.append(area); area.select(); document.execCommand("copy"); area.remove();
+  }
+  node.classList.add("did");
+  setTimeout(() => node.classList.remove("did"), 1200);
+};
+
+function chatStatus({ props, trigger, draw, element }) {
+  let since = 0;
+  const ready = (v) => t(v.copies > 1 ? "chatroom.ready.two" : "chatroom.ready", { bits: v.bits });
+  const text = (v) => {
+    if (v.state === "loading") return [h("span.chip.running", {}, t("chatroom.loading")), h("span.num.quiet", {}, format.seconds((Date.now() - since) / 1000))];
+    if (v.state === "ready") return [h("span.chip.finished", {}, t("tabs.chat.ready")), h("span.told.quiet", {}, ready(v))];
+    const said = v.state === "failed" ? v.message || t("tabs.chat.failed") : t(v.state === "none" ? "tabs.chat.none_state" : "tabs.chat." + v.state);
+    const again = button("btn.go", t(v.state === "none" ? "tabs.chat.start" : "tabs.chat.again"), () => { props.value = { state: "loading", seconds: 0 }; since = Date.now(); show(); trigger("apply", {}); });
+    return [h("span", { class: "chip " + (v.state === "none" ? "stopped" : "failed") }, t("tabs.chat.off")), h("span.told", {}, said), again];
+  };
+  const show = () => draw((v) => (v ? [h("div.chat-status", { role: "status" }, text(v))] : []));
+  poll(element, () => { if (props.value && props.value.state === "loading") show(); }, 500);
+  return () => {
+    const v = props.value;
+    if (v && v.state === "loading") since = Date.now() - (v.seconds || 0) * 1000;
+    show();
+  };
+}
+
+const chatEmpty = ({ draw, trigger }) => () => draw((v) => (v && v.empty ? [empty(t("tabs.chat.none"), t("tabs.chat.none.body"),
+  button("btn.go", t("tabs.go_home"), () => goTab("home")), button("btn", t("tabs.go_train"), () => goTab("train")), button("btn.link", t("chatroom.base_alone"), () => trigger("apply", {})))] : []));
+
+const chatChips = ({ trigger, draw }) => () => draw((v) => {
+  if (!v || !(v.chips?.length || v.evaluation || v.held_out)) return [];
+  const list = (act, n) => (n ? button("btn.small.ask-list", t("chatroom.list." + act, { n }), () => trigger("select", { act }), { title: t(`chatroom.list.${act}.help`) }) : null);
+  return [h("div.chips", {}, h("span.quiet", {}, t("tabs.chat.try")), (v.chips || []).map((text) => button("btn.small.chip-ask", text, () => trigger("select", { act: "send", text }), { title: text })),
+    h("span.spring"), list("evaluation", v.evaluation), list("held_out", v.held_out))];
+});
+
+const chatTally = ({ trigger, draw }) => () => draw((v) => {
+  const total = v && v.counts ? Object.values(v.counts).reduce((sum, n) => sum + n, 0) : 0;
+  if (!total) return [];
+  const name = (side) => `${v.names[side].name} · ${v.names[side].what}`;
+  const rows = [["left", name("left")], ["right", name("right")], ["both", t("chatroom.vote.both")], ["neither", t("chatroom.vote.neither")]];
+  const again = async () => { if (await confirm({ title: t("chatroom.tally.title"), body: t("chatroom.tally.body"), ok: t("chatroom.tally.restart") })) trigger("select", { vote: "restart" }); };
+  return [h("details.tally", {}, h("summary", {}, t(total === 1 ? "chatroom.tally.one" : "chatroom.tally", { n: total }), h("span.num.quiet", {}, ` ${v.counts.left} : ${v.counts.right}`)),
+    h("dl", {}, rows.map(([side, text]) => [h("dt", {}, text), h("dd", {}, h("i." + side, { style: `width:${Math.round((100 * v.counts[side]) / total)}%` }), h("span.num", {}, v.counts[side]))])),
+    button("btn.small", t("chatroom.tally.restart"), again))];
+});
+
+const chatNotes = ({ draw }) => () => draw((v) => {
+  if (!v || !v.bits) return [];
+  const size = (bits) => (v.bytes[bits] ? t("chatroom.bits", { bits, size: format.bytes(v.bytes[bits]) }) : "");
+  const sizes = ["4", "8", "16"].map(size).filter(Boolean);
+  const needed = v.bytes[v.bits];
+  return [
+    v.warned ? h("p.note.warn", { role: "status" }, t(v.template ? "chatroom.template.changed.named" : "chatroom.template.changed", { name: v.template })) : null,
+    sizes.length ? h("p.quiet.small.memory" + (needed > v.free ? ".bad" : ""), {}, t(v.copies > 1 ? "chatroom.memory.two" : "chatroom.memory", { sizes: sizes.join(" · "), free: format.bytes(v.free), where: t(v.gpu ? "chatroom.gpu" : "chatroom.main") }),
+      needed > v.free ? " " + t("chatroom.memory.short", { bits: v.bits }) : "") : null,
+  ];
+});
+
+const chatKept = ({ draw }) => () => draw((v) => (v && v.name ? [h("p.kept", { role: "status" }, h("span", {}, v.said), button("btn.small", t("chatroom.open_data"), () => goTab("data")))] : []));
+
+export const mount = mounting({ chat_thread: chatThread, chat_status: chatStatus, chat_empty: chatEmpty, chat_chips: chatChips, chat_tally: chatTally, chat_notes: chatNotes, chat_kept: chatKept });
