@@ -48,7 +48,9 @@ class Turns:
         voice = self.voices[request.model].speaking(request.template)
         answer = Answer(request, voice, voice.read(request), emit)
         with self._wake:
-            if self._busy >= MOST_ANSWERS or self._closed:
+            if self._closed:
+                raise Busy("the model is being let go; ask again")
+            if self._busy >= MOST_ANSWERS:
                 raise Busy(f"{MOST_ANSWERS} answers are under way already; wait for one to end")
             self._busy += 1
             self._arrived.append(answer)

@@ -26,8 +26,8 @@ class Schedule:
         self.weights = weights
         self.tokens = 0
         """Tokens that went through the model."""
+        self.memory = CacheRoom(weights.model)
         self._shareable = weights.shareable
-        self._memory = CacheRoom(weights.model)
         self._waiting: deque[Answer] = deque()
         self._reading: list[Answer] = []
         self._batches: list[Batch] = []
@@ -62,9 +62,9 @@ class Schedule:
             self._waiting.remove(answer)
             answer.stop()
         while self._waiting:
-            needed = self._memory.needed(self._waiting[0].longest)
+            needed = self.memory.needed(self._waiting[0].longest)
             # One that needs more than there is may try when it is alone.
-            if self._held and sum(self._held.values()) + needed > self._memory.limit:
+            if self._held and sum(self._held.values()) + needed > self.memory.limit:
                 return
             answer = self._waiting.popleft()
             self._held[answer] = needed

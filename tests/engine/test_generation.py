@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from adapters import save_adapter
+from peft import PeftModel
 from tiny import EMBER, byte_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+)
 
-from studio.engine.dialogue import Piece, PromptError, Request, Sampling, ToolCall, Turn
+from studio.engine.dialogue import Busy, Piece, PromptError, Request, Sampling, ToolCall, Turn
 from studio.engine.generation import Turns
+from studio.engine.generation_answer import PREFILL, Answer
 from studio.engine.generation_sampling import Sampler
+from studio.engine.generation_schedule import Schedule
 from studio.engine.generation_voice import Voice
 from studio.engine.generation_weights import SharedWeights
 
@@ -197,3 +210,236 @@ def test_min_p_is_a_share_of_the_likeliest() -> None:
     assert picks(Sampling(temperature=1, min_p=1.0), logits) == {0}
     assert picks(Sampling(temperature=1, min_p=0.2, top_k=2), logits) == {0, 1}
     assert picks(Sampling(temperature=1), logits) == {0, 1, 2, 3}
+
+
+# ---- sharing a pass ----------------------------------------------------------------------------------------------------
+
+QUESTIONS = ("Who are you?", "Hi", "What is the capital of France, and what is it known for?", "你是谁？", "2 + 3?")
+
+
+class Together:
+    """Answers of one schedule, taken turn by turn without a thread."""
+
+    def __init__(self, weights: SharedWeights, voice: Voice) -> None:
+        self.schedule, self.voice = Schedule(weights), voice
+        self.heard: list[Listener] = []
+
+    def add(self, request: Request) -> Answer:
+        """One more, from the next turn on."""
+        self.heard.append(Listener())
+        answer = Answer(request, self.voice, self.voice.read(request), self.heard[-1])
+        self.schedule.add(answer)
+        return answer
+
+    def finish(self) -> list[Listener]:
+        """Everything to its end."""
+        while self.schedule.answers:
+            self.schedule.turn()
+        return self.heard
+
+
+def alone(weights: SharedWeights, voice: Voice, requests: Sequence[Request]) -> list[Listener]:
+    """Each for itself."""
+    heard = []
+    for request in requests:
+        single = Together(weights, voice)
+        single.add(request)
+        heard += single.finish()
+    return heard
+
+
+def together(weights: SharedWeights, voice: Voice, requests: Sequence[Request]) -> list[Listener]:
+    """All at once; each begins two turns after the one before, so that rows of many lengths come and go."""
+    shared = Together(weights, voice)
+    for request in requests:
+        shared.add(request)
+        shared.schedule.turn()
+        shared.schedule.turn()
+    return shared.finish()
+
+
+def tokens_of(heard: Listener) -> list[tuple[str, float]]:
+    return [(chance.text, chance.logprob) for piece in heard.pieces for chance in piece.chances]
+
+
+def passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Rows and tokens of every pass through the model from now on."""
+    seen: list[tuple[int, int]] = []
+    forward = model.forward
+
+    def counted(input_ids: torch.Tensor, **rest: Any) -> Any:
+        seen.append((input_ids.shape[0], input_ids.shape[1]))
+        return forward(input_ids=input_ids, **rest)
+
+    counted.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    monkeypatch.setattr(model, "forward", counted)
+    return seen
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+def test_answers_at_once_are_those_given_alone(model: Any, voice: Voice, temperature: float) -> None:
+    weights = SharedWeights(model, {})
+    requests = [
+        question(text, sampling=Sampling(temperature, seed=n, max_tokens=12 + 9 * n, logprobs=0))
+        for n, text in enumerate(QUESTIONS)
+    ]
+    for one, many in zip(alone(weights, voice, requests), together(weights, voice, requests), strict=True):
+        assert many.text == one.text
+        assert [text for text, _ in tokens_of(many)] == [text for text, _ in tokens_of(one)]
+        values = [value for _, value in tokens_of(one)]
+        assert [value for _, value in tokens_of(many)] == pytest.approx(values, abs=1e-4)  # the tolerance, in float32
+
+
+def tiny(kind: str, tokenizer: Any) -> Any:
+    """A random model whose likeliest token stands out."""
+    common: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 256,
+        "eos_token_id": None,
+        "initializer_range": 0.3,
+    }
+    torch.manual_seed(3)
+    if kind == "sliding":
+        layers = ["sliding_attention", "full_attention", "sliding_attention"]
+        config: Any = Gemma3TextConfig(
+            **common, head_dim=16, num_hidden_layers=3, sliding_window=24, layer_types=layers, query_pre_attn_scalar=16
+        )
+        return Gemma3ForCausalLM(config).eval()
+    return Lfm2ForCausalLM(Lfm2Config(**common, num_hidden_layers=2, layer_types=["conv", "full_attention"])).eval()
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("sliding", 5), ("convolution", 1)])
+def test_other_kinds_of_layers(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sliding window forgets by columns; what has no columns is never padded."""
+    tokenizer = byte_tokenizer()
+    model = tiny(kind, tokenizer)
+    seen = passes(model, monkeypatch)
+    weights, voice = SharedWeights(model, {}), Voice(tokenizer, model)
+    requests = [
+        question(text, sampling=replace(GREEDY, max_tokens=40 - 5 * n, logprobs=0)) for n, text in enumerate(QUESTIONS)
+    ]
+    one, many = alone(weights, voice, requests), together(weights, voice, requests)
+    assert max(count for count, _ in seen) == rows
+    for single, shared in zip(one, many, strict=True):
+        assert shared.text == single.text
+        values = [value for _, value in tokens_of(single)]
+        assert [value for _, value in tokens_of(shared)] == pytest.approx(values, abs=1e-4)
+
+
+def test_four_answers_take_the_passes_of_one(model: Any, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = passes(model, monkeypatch)
+    shared = Together(SharedWeights(model, {}), voice)
+    for text in QUESTIONS[:4]:
+        shared.add(question(text, sampling=Sampling(temperature=2.0, seed=1, max_tokens=20)))
+    seen.clear()
+    shared.finish()
+    assert sum(count for count, _ in seen) > 2 * 20
+    assert len(seen) < 4 + 20 + 2
+
+
+def test_a_long_prompt_is_read_in_parts_while_others_write(voice: Voice, model: Any) -> None:
+    shared = Together(SharedWeights(model, {}), voice)
+    shared.add(question("Hi", sampling=Sampling(temperature=2.0, seed=4, max_tokens=40)))
+    shared.schedule.turn()
+    late = shared.add(question("word " * 600))
+    written = len(shared.heard[0].pieces)
+    while late.reading:
+        shared.schedule.turn()
+    assert len(late.prompt) > 2 * PREFILL
+    assert len(shared.heard[0].pieces) >= written + 2
+    assert shared.finish()[1].text == alone(SharedWeights(model, {}), voice, [question("word " * 600)])[0].text
+
+
+def test_a_cancelled_answer_ends_before_its_next_token(model: Any, voice: Voice) -> None:
+    wild = Sampling(temperature=2.0, seed=5, max_tokens=40)
+    requests = [question(text, sampling=wild) for text in QUESTIONS[:3]]
+    expected = alone(SharedWeights(model, {}), voice, requests)
+    shared = Together(SharedWeights(model, {}), voice)
+    answers = [shared.add(request) for request in requests]
+    for _ in range(8):
+        shared.schedule.turn()
+    written = len(answers[1].text.ids)
+    answers[1].cancel()
+    shared.schedule.turn()
+    assert shared.heard[1].pieces[-1].finish == "cancelled"
+    assert shared.heard[1].pieces[-1].completion_tokens == written
+    shared.finish()
+    assert [shared.heard[n].text for n in (0, 2)] == [expected[n].text for n in (0, 2)]
+
+
+def test_an_answer_waits_for_memory(model: Any, voice: Voice) -> None:
+    shared = Together(SharedWeights(model, {}), voice)
+    room = shared.schedule.memory
+    first, second = (shared.add(question(text)) for text in QUESTIONS[:2])
+    room.limit = room.needed(first.longest) + 1
+    shared.schedule.turn()
+    assert not first.reading
+    assert second.cache is None
+    cancelled = shared.add(question("never asked"))
+    cancelled.cancel()
+    heard = shared.finish()
+    assert [one.text for one in heard[:2]] == [
+        one.text for one in alone(SharedWeights(model, {}), voice, [question(text) for text in QUESTIONS[:2]])
+    ]
+    assert heard[2].pieces[-1].finish == "cancelled"
+    config = model.config
+    assert room.needed(10) == 10 * 2 * 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+
+
+def test_a_failed_row_leaves_the_others(model: Any, voice: Voice) -> None:
+    shared = Together(SharedWeights(model, {}), voice)
+    answers = [shared.add(question(text, sampling=replace(GREEDY, max_tokens=10))) for text in QUESTIONS[:3]]
+    shared.schedule.turn()
+
+    def broken(_: torch.Tensor) -> int:
+        raise RuntimeError("of this row only")
+
+    answers[1].sampler.choose = broken  # type: ignore[method-assign]
+    heard = shared.finish()
+    assert heard[1].pieces[-1].error
+    assert heard[0].text
+    assert heard[2].text
+
+
+def test_a_failed_pass_is_a_sentence_and_the_next_answer_is_given(
+    model: Any, voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = Together(SharedWeights(model, {}), voice)
+    for text in QUESTIONS[:2]:
+        shared.add(question(text, sampling=replace(GREEDY, max_tokens=10)))
+    shared.schedule.turn()
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", lambda **_: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory")))
+        shared.schedule.turn()
+    assert [one.pieces[-1].error for one in shared.heard] == [
+        "The model ran out of memory; shorten the conversation or load the model in fewer bits."
+    ] * 2
+    assert shared.schedule.answers == 0
+    shared.add(question("Hi"))
+    assert shared.finish()[2].text
+
+
+def test_base_and_tuned_share_weights_and_no_pass(tmp_path: Path, voice: Voice) -> None:
+    adapter = save_adapter(EMBER, tmp_path / "adapter", strength=4.0)
+    loaded = AutoModelForCausalLM.from_pretrained(EMBER, dtype=torch.float32)
+    tuned: Any = PeftModel.from_pretrained(loaded, str(adapter), adapter_name="a").eval()
+    weights = SharedWeights(tuned, {"tuned": "a"})
+    requests = [question(text, model=name) for text in QUESTIONS[:3] for name in ("base", "tuned")]
+    one, many = alone(weights, voice, requests), together(weights, voice, requests)
+    assert [heard.text for heard in many] == [heard.text for heard in one]
+    assert many[0].text != many[1].text
+
+
+def test_nothing_can_be_asked_of_what_is_closed(model: Any, voice: Voice) -> None:
+    turns = Turns(SharedWeights(model, {}), {"base": voice}, {})
+    listener = Listener()
+    turns.begin(question("Who are you?", sampling=Sampling(temperature=2.0, seed=1, max_tokens=500)), listener)
+    turns.close()
+    assert listener.over.wait(100)
+    assert listener.pieces[-1].finish == "cancelled"
+    with pytest.raises(Busy):
+        turns.begin(question("Hi"), Listener())
