@@ -212,7 +212,7 @@ def test_min_p_is_a_share_of_the_likeliest() -> None:
     assert picks(Sampling(temperature=1), logits) == {0, 1, 2, 3}
 
 
-# ---- sharing a pass ----------------------------------------------------------------------------------------------------
+# ---- sharing a pass ---------------------------------------------------------------------------------------------------
 
 QUESTIONS = ("Who are you?", "Hi", "What is the capital of France, and what is it known for?", "你是谁？", "2 + 3?")
 
