@@ -15,6 +15,7 @@ from studio.schema import Section, Ui
 
 MergeBase = Literal["original", "dequantized"]
 Dtype = Literal["bfloat16", "float16", "float32"]
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 ShardSize = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB)$"), Ui(label="Largest file")]
 _REPOSITORY = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 
@@ -83,6 +84,11 @@ class MergeConfig(OutputConfig):
     """Names of the weights. converted: those every tool reads. original: those of the base that was converted."""
     device: Annotated[Literal["cpu", "cuda", "auto"], Ui(label="Device")] = "cpu"
     """Where the sums are done. cpu: anywhere, with the memory of the machine. auto: a GPU if there is one."""
+
+    @property
+    def shard_bytes(self) -> int:
+        """The largest file, in bytes."""
+        return int(float(self.max_shard_size[:-2]) * _UNITS[self.max_shard_size[-2:]])
 
     @property
     def references(self) -> list[str]:
