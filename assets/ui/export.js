@@ -52,8 +52,7 @@ function goals({ props, trigger, draw, element }) {
     return h("button.goal" + (on ? ".on" : "") + (one.level ? "." + one.level : ""), {
       type: "button", role: "radio", "aria-checked": String(on), tabindex: on ? 0 : -1, "data-goal": one.id,
       onclick: () => choose(one.id, true), onkeydown: move },
-      h("span.goal-head", {}, h("span.goal-icon", { "aria-hidden": "true" }), h("b", {}, t("export.goal." + one.id)),
-        one.level === "error" && h("span.chip.failed", {}, t("export.goal.no"))),
+      h("span.goal-head", {}, h("span.goal-icon", { "aria-hidden": "true" }), h("b", {}, t("export.goal." + one.id))),
       h("span.goal-for", {}, t(`export.goal.${one.id}.for`)),
       one.said && h("span.goal-said", {}, one.said));
   };
@@ -107,11 +106,13 @@ function plan({ props, draw }) {
     return [h("section.card.plan", { "aria-live": "polite" },
       h("h3", {}, t(stopped ? "export.plan.stopped" : "export.plan")),
       issues.length > 0 && h("ul.issues", {}, issues.map(issue)),
-      h("ol.steps", { class: stopped ? "quiet" : null }, steps(v).map((key) => h("li", {}, t("export.do." + key)))),
+      h("ol.steps" + (stopped ? ".quiet" : ""), {}, steps(v).map((key) => h("li", {}, t("export.do." + key)))),
       h("dl.plan-facts", {},
         v.out && v.goal !== "hub" && [h("dt", {}, t("export.plan.where")), h("dd.path", {}, v.out)],
         v.goal === "hub" && v.repo && [h("dt", {}, t("export.plan.where")), h("dd.path", {}, v.repo)],
         v.goal !== "hub" && [h("dt", {}, t("export.plan.needs")), h("dd.num", {}, disk(v))]),
+      v.goal === "import" && h("p.quiet.small", {}, t("export.upload.limit")),
+      v.fourbit && h("p.quiet.small", {}, t("export.fourbit")),
       v.command && h("details.terminal", {}, h("summary", {}, t("export.plan.command")), copyable(v.command)))];
   });
 }
@@ -139,7 +140,7 @@ function earlier({ trigger, draw, element }) {
     draw(() => [h("section.card", {}, h("h3", {}, t("export.list")), list.length === 0
       ? h("p.quiet", {}, t("export.list.none"))
       : h("div.scroll", { tabindex: 0, role: "region", "aria-label": t("export.list") }, h("table.rows.exports", {},
-        h("thead", {}, h("tr", {}, heads, h("td", {}))), h("tbody", {}, list.map(row)))))]);
+        h("thead", {}, h("tr", {}, heads, h("th", { scope: "col" }, h("span.sr-only", {}, t("export.list.again"))))), h("tbody", {}, list.map(row)))))]);
   };
   addEventListener("studio:export", () => tick(String(Date.now())).catch(() => {}));
   poll(element, () => tick(), 2500);

@@ -41,11 +41,11 @@ function facts(p) {
   return h("ul.facts", {}, list);
 }
 
-function rows(list, title) {
+function rows(list) {
   if (!Array.isArray(list) || !list.length) return null;
   const keys = Object.keys(list[0]).filter((key) => typeof list[0][key] === "string");
   const head = (key) => { const name = "export.proof.col." + key; const text = t(name); return text === name ? key : text; };
-  return h("details.answers", {}, h("summary", {}, title || t("export.proof.rows")), h("div.scroll", { tabindex: 0, role: "region", "aria-label": t("export.proof.rows") }, h("table.rows", {},
+  return h("details.answers", { open: true }, h("summary", {}, t("export.proof.rows")), h("div.scroll", { tabindex: 0, role: "region", "aria-label": t("export.proof.rows") }, h("table.rows", {},
     h("thead", {}, h("tr", {}, keys.map((key) => h("th", { scope: "col" }, head(key))))),
     h("tbody", {}, list.map((row) => h("tr", {}, keys.map((key) => h("td", {}, row[key]))))))));
 }
@@ -109,11 +109,10 @@ function result(found, again) {
   const head = h("div.card-head", {}, h("h3", {}, title), h("span.quiet.who", {}, `${t("export.goal." + found.goal)} · ${found.name}`), h("span.spring"),
     passed !== null && h("span", { class: "chip " + (passed ? "finished" : "failed") }, t(passed ? "export.proof.ok" : "export.proof.bad")));
   return h("section.card.result", { "aria-live": "polite" }, head, h("div.result-parts", {},
-    h("div.result-proof", {}, proof && facts(proof), bases(report.bases, report.merge_base),
+    h("div.result-proof", {}, proof && facts(proof), bases(report.bases, report.merge_base), proof && rows(proof.rows),
       price(report.price), report.merge && report.merge.proof && h("details.answers", {}, h("summary", {}, t("export.merged_first")),
         facts(report.merge.proof), bases(report.merge.bases, report.merge.merge_base), rows(report.merge.proof.rows))),
-    h("div.result-next", {}, place(found, report), next(found, again))),
-    proof && rows(proof.rows));
+    h("div.result-next", {}, place(found, report), next(found, again))));
 }
 
 // ---- progress and failure --------------------------------------------------------------------------------------------

@@ -86,7 +86,8 @@ def _options(fields: dict[str, Any]) -> None:
         for name, spec in specs().items():
             if name not in RARE:
                 fields[name] = _control(spec)
-        look = _look("name", "export.name", "export.name.help", [])
+        named = [goal for goal in OPTIONS if goal != "hub"]  # what is uploaded has its repository's name
+        look = _look("name", "export.name", "export.name.help", named)
         fields["name"] = gr.Textbox(max_length=LONGEST_NAME, max_lines=1, **look)
     goals = sorted({goal for goal, names in OPTIONS.items() if set(names) & set(RARE)})
     classes = ["opt", *(f"for-{goal}" for goal in goals)]
@@ -137,8 +138,8 @@ def _wire(ctx: Context, parts: Parts) -> None:
     what.input(safe(handlers.choose), [what, cards], chosen, **READ)
     state.input(safe(handlers.choose_state), [what, state, cards], [parts.about, cards], **READ)
     inputs = list(fields.values())
-    # `select`: another goal, which the page has drawn already.
-    triggers = [part.change for part in inputs] + [cards.select, opened]
+    # `select`: another goal, which the page has drawn already. A start takes the name that was free until then.
+    triggers = [part.change for part in (*inputs, parts.follow)] + [cards.select, opened]
     gr.on(triggers, safe(handlers.review), inputs, [parts.plan, fields["name"]], **PREVIEW)
     parts.start.click(safe(handlers.start), inputs, parts.follow, validator=handlers.judge, **ACTION)
     again = [what, *chosen, fields["name"], *(fields[name] for name in CONTROLS[4:])]

@@ -25,7 +25,6 @@ from studio.ui.widgets.form import error_text
 from studio.workspace import Workspace
 
 VERBS = {"adapter": "convert", "safetensors": "merge", "import": "convert"}
-PACKED = 4
 
 
 # ---- what is chosen --------------------------------------------------------------------------------------------------
@@ -57,15 +56,20 @@ def _folder_bytes(choice: ModelChoice) -> int:
 def goals(choice: ModelChoice | None, goal: str) -> dict[str, Any]:
     """The cards of the goals with what each does not support, and which options apply to the chosen model."""
     cards = [{"id": name, **_card(choice, name)} for name in FORMATS]
-    trained = choice.trained() if choice else None
     return {
         "chosen": goal,
         "cards": cards,
-        "fourbit": bool(trained and trained.method == "qlora" and choice and choice.adapter),
+        "fourbit": in_four_bits(choice),
         "adapter": bool(choice and choice.adapter),
         "layout": bool(choice and _converted(choice)),
         "gpu": bool(resources.cards()),
     }
+
+
+def in_four_bits(choice: ModelChoice | None) -> bool:
+    """Whether it is an adapter that was trained on 4-bit weights, so that there are two bases to merge it into."""
+    trained = choice.trained() if choice and choice.adapter else None
+    return bool(trained and trained.method == "qlora")
 
 
 def _card(choice: ModelChoice | None, goal: Any) -> dict[str, Any]:
@@ -112,6 +116,7 @@ def review(workspace: Workspace, wish: Wish) -> dict[str, Any]:
         "issues": issues,
         "merges": bool(wish.choice and wish.choice.adapter and wish.goal not in ("adapter", "safetensors", "hub")),
         "adapter": bool(wish.choice and wish.choice.adapter),
+        "fourbit": wish.goal == "safetensors" and in_four_bits(wish.choice),
         "out": str(config.out) if config else "",
         "name": config.name if config else "",
         "needed": needed,
@@ -145,8 +150,8 @@ def problems(error: Exception) -> list[dict[str, Any]]:
 
 
 def _wrong(error: FieldError) -> str:
-    told = translated(error_text(error))
-    return told[:1].upper() + told[1:]
+    named = f"{owner(error)}: "
+    return _sentence(error_text(error).removeprefix(named).removeprefix(named.capitalize()))
 
 
 def _issue(name: str, message: str) -> dict[str, Any]:
