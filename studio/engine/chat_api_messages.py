@@ -156,12 +156,15 @@ def _check_picture(content: bytes) -> None:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=KINDS) as picture:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            width, height = picture.size
-            if width * height <= MOST_PIXELS:
-                picture.load()
-                return
+            with Image.open(io.BytesIO(content), formats=KINDS) as picture:
+                small = picture.width * picture.height <= MOST_PIXELS
+                if small:
+                    picture.load()
+    except Image.DecompressionBombError:
+        small = False
     except Exception:  # whatever a decoder says of a damaged file
         raise ValueError(f"the picture cannot be read; send one of {', '.join(KINDS)}") from None
-    raise ValueError(f"the picture has {width} x {height} pixels, and {MOST_PIXELS // 10**6} million are read at most")
+    if not small:
+        raise ValueError(f"the picture has more than {MOST_PIXELS // 10**6} million pixels; make it smaller")

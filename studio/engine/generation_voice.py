@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+from jinja2 import TemplateSyntaxError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from studio.engine.dialogue import PromptError, Request, ToolCall, Turn
@@ -57,7 +58,8 @@ class Voice:
         own = named_templates(self.tokenizer.chat_template)
         known = sorted({*template_names(), *own})
         if template not in known:
-            raise PromptError(f"there is no chat template {shown(template)!r}; there are: {', '.join(known)}")
+            sentence = f"there is no chat template {shown(template)!r}; there are: {', '.join(known)}"
+            raise PromptError(sentence, "chat_template")
         chosen = choose_template(own, template, "")
         tokenizer = copy.copy(self.tokenizer)
         tokenizer.chat_template = chosen.source
@@ -104,6 +106,9 @@ class Voice:
                 add_generation_prompt=True,
                 **arguments,
             )
+        except TemplateSyntaxError as error:
+            fault = f"the model's chat template is no valid template (line {error.lineno}: {str(error)[:160]})"
+            raise PromptError(f"{fault}; choose another one by name", "chat_template") from error
         except Exception as error:  # whatever a template raises about roles and their order
             raise PromptError(f"the model's chat template refuses this conversation ({str(error)[:160]})") from error
         ids: list[int] = self.tokenizer(f"{text}{opening}", add_special_tokens=False)["input_ids"]
