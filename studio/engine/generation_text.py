@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+WINDOW = 48  # tokens decoded together at most, but for text that cannot be cut there
 UNFINISHED = "\ufffd"  # what a decoder shows for bytes that are not (yet) a character
 
 
@@ -19,25 +20,41 @@ class TextStream:
         self._hidden = {number for number, text in special.items() if text not in shown} if some else None
         self.ids: list[int] = []
         self.sent = 0
+        """Characters told so far."""
+        self._window: list[int] = []  # the last tokens: all that is decoded again to see what one more adds
+        self._known = 0  # characters of the window that were told
 
     def push(self, token: int) -> str:
         """The text that is certain after one more token."""
         self.ids.append(token)
-        return self._advance(self._text().rstrip(UNFINISHED))
+        self._window.append(token)
+        text = self._text(self._window)
+        fresh = self._advance(text.rstrip(UNFINISHED))
+        if len(self._window) >= WINDOW and len(text) == self._known:
+            self._shorten(text)
+        return fresh
 
     def finish(self) -> str:
         """What was held back."""
-        return self._advance(self._text())
+        return self._advance(self._text(self._window))
 
-    def _text(self) -> str:
+    def _shorten(self, text: str) -> None:
+        """Forget the older half, if the rest reads the same without it (a first word may lose its space)."""
+        rest = self._window[len(self._window) // 2 :]
+        alone = self._text(rest)
+        if alone and text.endswith(alone):
+            self._window, self._known = rest, len(alone)
+
+    def _text(self, ids: Sequence[int]) -> str:
         hidden = self._hidden
-        ids = self.ids if hidden is None else [number for number in self.ids if number not in hidden]
+        ids = ids if hidden is None else [number for number in ids if number not in hidden]
         text = self.tokenizer.decode(ids, skip_special_tokens=hidden is None, clean_up_tokenization_spaces=False)
         return str(text)
 
     def _advance(self, text: str) -> str:
-        fresh = text[self.sent :]
-        self.sent = max(self.sent, len(text))
+        fresh = text[self._known :]
+        self._known += len(fresh)
+        self.sent += len(fresh)
         return fresh
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers.models
 import torch
 from adapters import save_adapter
 from peft import PeftModel
 from tiny import EMBER, byte_tokenizer
+from tokenizers import Tokenizer, decoders, normalizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,6 +23,7 @@ from transformers import (
     Gemma3TextConfig,
     Lfm2Config,
     Lfm2ForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
 from studio.engine.dialogue import Busy, Piece, PromptError, Request, Sampling, ToolCall, Turn
@@ -28,6 +31,7 @@ from studio.engine.generation import Turns
 from studio.engine.generation_answer import PREFILL, Answer
 from studio.engine.generation_sampling import Sampler
 from studio.engine.generation_schedule import Schedule
+from studio.engine.generation_text import WINDOW, TextStream
 from studio.engine.generation_voice import Voice
 from studio.engine.generation_weights import SharedWeights
 
@@ -212,7 +216,7 @@ def test_min_p_is_a_share_of_the_likeliest() -> None:
     assert picks(Sampling(temperature=1), logits) == {0, 1, 2, 3}
 
 
-# ---- sharing a pass ---------------------------------------------------------------------------------------------------
+# ---- sharing a pass --------------------------------------------------------------------------------------------------
 
 QUESTIONS = ("Who are you?", "Hi", "What is the capital of France, and what is it known for?", "你是谁？", "2 + 3?")
 
@@ -443,3 +447,42 @@ def test_nothing_can_be_asked_of_what_is_closed(model: Any, voice: Voice) -> Non
     assert listener.pieces[-1].finish == "cancelled"
     with pytest.raises(Busy):
         turns.begin(question("Hi"), Listener())
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+LONG_TEXT = "Ünïcode 丹炉 👨‍👩‍👧 and  double  spaces,\n\n  indented lines… (brackets) don't 12345.678 " * 12
+
+
+def sentencepiece_like() -> PreTrainedTokenizerFast:
+    """Words begin with a mark that becomes a space, but for the first one; unknown characters are bytes."""
+    pieces = [f"<0x{number:02X}>" for number in range(256)]
+    vocabulary = {piece: number for number, piece in enumerate(["<unk>", "\u2581", *pieces, *map(chr, range(33, 127))])}
+    backend = Tokenizer(tokenizers.models.BPE(vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["ember", "bytes", "sentencepiece"])
+def test_text_in_pieces_is_the_whole_text(kind: str, voice: Voice) -> None:
+    tokenizer: Any = {"ember": voice.tokenizer, "bytes": byte_tokenizer(), "sentencepiece": sentencepiece_like()}[kind]
+    ids = tokenizer(LONG_TEXT, add_special_tokens=False)["input_ids"]
+    decoded: list[int] = []
+    stream = TextStream(tokenizer)
+    whole = stream._text
+    stream._text = lambda part: decoded.append(len(part)) or whole(part)  # type: ignore[method-assign,func-returns-value]
+    assert "".join([*map(stream.push, ids), stream.finish()]) == LONG_TEXT
+    assert stream.sent == len(LONG_TEXT)
+    assert len(ids) > 4 * WINDOW
+    assert max(decoded) <= WINDOW + 24  # one family of emoji is up to 25 bytes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_wild_tokens_read_as_they_would_together(voice: Voice, seed: int) -> None:
+    ids = torch.randint(0, 3072, (400,), generator=torch.Generator().manual_seed(seed)).tolist()
+    stream = TextStream(voice.tokenizer)
+    told = "".join([*map(stream.push, ids), stream.finish()])
+    assert told == voice.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
