@@ -11,6 +11,9 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
+
+import httpx
 
 from studio.chat_client import Delta, astream_events
 from studio.tool_calls import Call, CallReader, parse
@@ -26,12 +29,15 @@ from studio.tool_protocols import (
     react_messages,
 )
 from studio.tool_protocols import protocol_of as protocol_of
+from studio.tool_protocols import protocol_of_style as protocol_of_style
 from studio.tools import Tool, ToolError
 
 ROUNDS = 6
 """How often a model may call before it has to answer."""
 MOST_CALLS = 8
 """Calls of one round that are carried out."""
+
+STYLE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,17 @@ class Step:
     failed: bool = False
     delta: Delta = Delta()
     messages: tuple[dict[str, Any], ...] = ()
+
+
+def tool_style_at(base_url: str, model: str, api_key: str | None = None) -> str:
+    """How a served model writes calls (see `studio.tool_calls`); "" when it writes none, or does not say."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    address = f"{base_url.rstrip('/').removesuffix('/v1')}/v1/models/{quote(model, safe='')}"
+    try:
+        told = httpx.get(address, headers=headers, timeout=STYLE_S, trust_env=False).json()
+    except (httpx.HTTPError, ValueError):
+        return ""
+    return str(told.get("tool_style") or "") if isinstance(told, dict) else ""
 
 
 Steps = AsyncGenerator[Step, None]
