@@ -66,10 +66,13 @@ def _plan(config: MergeConfig, journal: Journal, folder: Path) -> Plan:
 def _merge(plan: Plan, journal: Journal) -> dict[str, Any]:
     """Fill the folder of the plan; returns the report, whether the proof passed or not."""
     journal.phase("load", f"{plan.base.ref}, {plan.adapter.folder.name}")
-    from studio.engine import merged_weights, proof  # seconds to import
+    from studio.engine import merged_weights, proof, sides  # seconds to import
 
-    merged = merged_weights.build(plan, journal)
-    report = proof.prove(plan, merged, journal) | ({"layout": plan.layout} if plan.layout else {})
+    how = sides.choose_how(plan)
+    if how.whole:
+        journal.warn(f"base: the whole model is held in memory for this merge, because {how.whole}.", "base")
+    merged = merged_weights.build(plan, how, journal)
+    report = proof.prove(plan, how, merged, journal) | ({"layout": plan.layout} if plan.layout else {})
     if plan.config.layout == "original" and plan.original and report["proof"]["passed"]:
         journal.phase("save", plan.layout)
         write_back(plan.original, plan.work)

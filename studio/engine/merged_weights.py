@@ -1,122 +1,196 @@
-"""The sums of a merge: base weights plus what the adapter adds, computed in float32, saved in the wanted format."""
+"""The sums of a merge: base weights plus what the adapters add, computed in float32, saved in the wanted format.
+
+Layer by layer where the base can be taken apart (`hollow.py`), else in memory as a whole. The sum itself is PEFT's.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from studio import __version__
-from studio.config import QuantizationSection
 from studio.engine.failure import EngineError, model_failure
+from studio.engine.hollow import Hollow, Unit
 from studio.engine.journal import Journal
-from studio.engine.loading import Holding, adapter_tokenizer, attach, blaming, count_parameters, load_base, quiet
-from studio.engine.mergeplan import Plan
-from studio.engine.proof import Merged, probe_prompts, probe_weights
-from studio.engine.questions import ask
+from studio.engine.loading import adapter_tokenizer
+from studio.engine.mergeplan import Part, Plan
+from studio.engine.proof import Merged, Samples, sample
+from studio.engine.shards import Shards
+from studio.engine.sides import How, base_and_adapters, before, packing, unpack, with_adapters
 from studio.engine.stopping import add_to_saved, saved_endings
 
-NAME = "merging"
 _SETTINGS: Any = GenerationConfig
 
 
-def build(plan: Plan, journal: Journal) -> Merged:
-    """Load, ask base + adapter, merge, save. Raises EngineError when base and adapter do not fit."""
-    quiet()
-    compute = compute_dtype(plan)
-    model = load(plan, compute)
-    tokenizer = adapter_tokenizer(plan.base, plan.adapter.folder)
-    traces = ask(model, tokenizer, probe_prompts(plan), journal, "base + adapter")
+def build(plan: Plan, how: How, journal: Journal) -> Merged:
+    """Ask base + adapter, merge, save. Raises EngineError when base and adapter do not fit."""
+    traces, bases = before(plan, how, journal)
     journal.phase("merge", f"{plan.config.merge_base} base, {plan.config.dtype}")
-    if plan.config.merge_base == "dequantized":
-        model = _unpack(plan, model, compute)
-    dtype: torch.dtype = getattr(torch, plan.config.dtype)
-    samples = probe_weights(model, dtype)
-    whole = add(model, journal)
-    del model
+    samples, shards = whole(plan, how, journal) if how.whole else layer_by_layer(plan, how, journal)
     journal.phase("save", plan.name)
-    save(plan, whole.to(dtype), tokenizer)
-    shards = sorted(plan.work.glob("*.safetensors"))
+    tokenizer = adapter_tokenizer(plan.base, plan.adapter.folder)
+    save(plan, tokenizer)
     size = sum(file.stat().st_size for file in plan.work.rglob("*") if file.is_file())
-    return Merged(traces, samples, tokenizer, compute, len(shards), size)
+    return Merged(traces, bases, samples, tokenizer, shards, size)
 
 
-def compute_dtype(plan: Plan) -> torch.dtype:
-    """float32 when the model fits into memory that way, else the format it will be saved in."""
-    with blaming("base"):
-        needed = count_parameters(plan.base) * 4 * 1.25
-    fits = needed < psutil.virtual_memory().available
-    wanted: torch.dtype = getattr(torch, plan.config.dtype)
-    return torch.float32 if fits else wanted
+def layer_by_layer(plan: Plan, how: How, journal: Journal) -> tuple[Samples, int]:
+    """Merge and write one layer after the other; never more than one of them is in memory, in float32.
+
+    Returns numbers of every adapted layer as they were, and how many files were written.
+    """
+    dtype: torch.dtype = getattr(torch, plan.config.dtype)
+    hollow = Hollow(plan.base, how.device, packing(plan) if plan.config.merge_base == "dequantized" else None)
+    model = with_adapters(plan, hollow.model, hollow=True)
+    wanted = {name: _cast(tensor, dtype) for name, tensor in hollow.shapes().items()}
+    if _stays_tied(hollow, model, dtype):
+        wanted = {name: tensor for name, tensor in wanted.items() if name not in hollow.tied}
+    else:
+        _untie(hollow.config)
+    shards = Shards(plan.work, wanted, plan.config.shard_bytes)
+    for name, buffer in hollow.buffers.items():
+        shards.write(name, _cast(buffer, dtype))
+    samples: Samples = {}
+    for unit in hollow.units(model):
+        for name, tensor in _merged(hollow, unit, dtype, samples):
+            if name in shards.missing:
+                shards.write(name, tensor)
+                journal.progress(len(wanted) - len(shards.missing), len(wanted), "tensors")
+    shards.finish()
+    hollow.config.dtype, hollow.config.architectures = dtype, [type(hollow.model).__name__]
+    hollow.config.save_pretrained(plan.work)
+    _copy_generation_config(plan, hollow.model.generation_config)
+    return samples, len(shards.files)
 
 
-def load(plan: Plan, compute: torch.dtype) -> PreTrainedModel:
-    """Base and adapter, not yet merged, on the CPU: packed in 4 bits if those are what is merged into."""
-    bits = 4 if plan.config.merge_base == "dequantized" else 16
-    model = load_base(plan.base, Holding(bits, compute, _packing(plan)), device="cpu")
-    return attach(model, {NAME: plan.adapter})
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _packing(plan: Plan) -> QuantizationSection:
-    """4 bits as in the training, computed in the format of everything else here."""
-    section = plan.adapter.trained.quantization if plan.adapter.trained else QuantizationSection()
-    return section.model_copy(update={"bnb_4bit_compute_dtype": "auto"})
+def _untie(config: Any) -> None:
+    """Say that the output layer has weights of its own."""
+    config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = False
 
 
-def _unpack(plan: Plan, model: Any, compute: torch.dtype) -> PreTrainedModel:
-    """The same model with its 4-bit layers written out, the adapter on it again."""
-    plain = model.unload()
-    plain = plain.dequantize(dtype=compute)
-    if hasattr(plain.config, "quantization_config"):
-        del plain.config.quantization_config
-    return attach(plain, {NAME: plan.adapter})
-
-
-def add(model: Any, journal: Journal) -> Any:
-    """Add every adapted layer's change to its weights, one layer at a time in float32; returns the plain model."""
+def _merged(
+    hollow: Hollow, unit: Unit, dtype: torch.dtype, samples: Samples | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a unit as they are saved. `samples` gets some numbers of what they were before."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
-    for done, (name, layer) in enumerate(layers, start=1):
-        _add_layer(name, layer)
-        journal.progress(done, len(layers), "layers")
-    with warnings.catch_warnings():  # it finds every layer merged already, and says so each time
-        warnings.simplefilter("ignore")
-        return model.merge_and_unload()
+    if not unit.wrapped:
+        for name, parameter in hollow.named(unit):
+            yield name, hollow.read(name, dtype) if hollow.is_away(parameter) else parameter.detach().to(dtype)
+        return
+    hollow.fill(unit)
+    names = [name for name, _ in hollow.named(unit)]
+    if samples is not None:
+        samples |= {name: sample(parameter).to(dtype) for name, parameter in hollow.named(unit)}
+    changed = _add_layer(names[0].rpartition(".")[0], unit.module)
+    for name, parameter in zip(names, changed.parameters(), strict=True):
+        yield name, parameter.detach().to(dtype)
+    hollow.empty(unit)
+    for part in unit.module.modules():
+        if isinstance(part, BaseTunerLayer):
+            part.merged_adapters.clear()  # the weight it was merged into is gone
 
 
-def _add_layer(name: str, layer: Any) -> None:
-    weight = layer.get_base_layer().weight
-    kept = weight.dtype
-    weight.data = weight.data.float()
+def _add_layer(name: str, layer: Any) -> torch.nn.Module:
+    """Add what the adapters of a layer change, in float32; returns the layer of the base with the sum in it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     try:
+        if not isinstance(layer, BaseTunerLayer):
+            found: torch.nn.Module = layer.unload_and_optionally_merge_module(True, True, None)
+            return found
         layer.merge(safe_merge=True)
     except ValueError as error:
-        place = name.removeprefix("base_model.model.")
         raise model_failure(
-            f"adapter: its change to layer {place} is not a number.",
+            f"adapter: its change to layer {name} is not a number.",
             "The training has blown up; use an earlier checkpoint or train again with a lower learning rate.",
             "adapter",
         ) from error
-    merged = layer.get_base_layer().weight
-    merged.data = merged.data.to(kept)
+    return layer.get_base_layer()
 
 
-def save(plan: Plan, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Everything a model folder needs, into the working folder."""
+def _stays_tied(hollow: Hollow, model: torch.nn.Module, dtype: torch.dtype) -> bool:
+    """False when an adapter makes weights differ that the base has only once (embeddings and output layer)."""
+    units = {name: unit for unit in hollow.units(model) for name, _ in hollow.named(unit)}
+    for name, source in hollow.tied.items():
+        pair = (units[name], name), (units[source], source)
+        if any(unit.wrapped for unit, _ in pair) and len({_digest(hollow, *one, dtype) for one in pair}) > 1:
+            return False
+    return True
+
+
+def _digest(hollow: Hollow, unit: Unit, wanted: str, dtype: torch.dtype) -> bytes:
+    """Of a merged tensor: two large ones need not be in memory together to be compared."""
+    found = hashlib.sha256()
+    for name, tensor in _merged(hollow, unit, dtype):
+        if name == wanted:
+            found.update(memoryview(tensor.cpu().contiguous().view(torch.uint8).numpy()))
+    return found.digest()
+
+
+def whole(plan: Plan, how: How, journal: Journal) -> tuple[Samples, int]:
+    """The same with the whole model in memory, for bases that cannot be taken apart."""
+    packed = plan.config.merge_base == "dequantized"
+    dtype: torch.dtype = getattr(torch, plan.config.dtype)
+    with base_and_adapters(plan, how, 4 if packed else 16, journal) as side:
+        model, side.model = (unpack(plan, side.model, how) if packed else side.model), None
+    samples, model = _add_all(model, dtype, journal)
+    if any(not torch.equal(model.get_parameter(name), model.get_parameter(one)) for name, one in _ties(model)):
+        _untie(model.config)
     settings, model.generation_config = model.generation_config, _SETTINGS()
     try:
-        model.save_pretrained(plan.work, max_shard_size=plan.config.max_shard_size)
+        model.to(dtype).save_pretrained(plan.work, max_shard_size=plan.config.max_shard_size)
     except ValueError as error:
         raise _bad_shard_size(plan, error) from error
     _copy_generation_config(plan, settings)
+    return samples, len(list(plan.work.glob("*.safetensors")))
+
+
+def _ties(model: Any) -> list[tuple[str, str]]:
+    return list((getattr(model, "all_tied_weights_keys", None) or {}).items())
+
+
+def _add_all(model: Any, dtype: torch.dtype, journal: Journal) -> tuple[Samples, Any]:
+    """Every adapted layer in turn, in float32; returns numbers of them as they were, and the plain model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
+    samples: Samples = {}
+    for done, (name, layer) in enumerate(layers, start=1):
+        weight, own = _weight_of(layer)
+        place = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        samples[f"{place}.{own}"] = sample(weight).to(dtype)
+        kept, weight.data = weight.dtype, weight.data.float()
+        _add_layer(place, layer)
+        weight, _ = _weight_of(layer)
+        weight.data = weight.data.to(kept)
+        journal.progress(done, len(layers), "layers")
+    with warnings.catch_warnings():  # it finds every layer merged already, and says so each time
+        warnings.simplefilter("ignore")
+        return samples, model.merge_and_unload()
+
+
+def _weight_of(layer: Any) -> tuple[torch.nn.Parameter, str]:
+    """The weight an adapter changes, and its name in its layer (experts of one model share a layer)."""
+    own = str(getattr(layer, "parameter_name", "weight"))
+    return getattr(layer.get_base_layer(), own), own
+
+
+def save(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
+    """What a model folder needs beside weights and configuration, into the working folder."""
     template = tokenizer.chat_template
     tokenizer.save_pretrained(plan.work)
     if isinstance(template, str):  # written as it was, byte for byte
@@ -156,7 +230,6 @@ def _copy_generation_config(plan: Plan, settings: GenerationConfig | None) -> No
 def model_card(plan: Plan) -> str:
     """README.md of the merged model: what it is made of. No path of this machine goes into it."""
     base = plan.base.ref if not Path(plan.base.ref).is_absolute() else Path(plan.base.ref).name
-    trained = plan.adapter.trained
     made_from = {"original": "the original weights", "dequantized": "the 4-bit weights, unpacked"}
     lines = [
         "---",
@@ -168,14 +241,28 @@ def model_card(plan: Plan) -> str:
         "",
         f"# {plan.name}",
         "",
-        f"`{base}` with a LoRA adapter merged into it by Crucible {__version__} on {time.strftime('%Y-%m-%d')}.",
+        f"`{base}` with {_said(plan)} merged into it by Crucible {__version__} on {time.strftime('%Y-%m-%d')}.",
         "",
         f"* Merged into {made_from[plan.config.merge_base]}, saved as {plan.config.dtype}.",
         *([f"* Layout: {plan.layout}."] if plan.layout else []),
-        f"* Adapter: rank {plan.adapter.config.get('r')}, alpha {plan.adapter.config.get('lora_alpha')}.",
-        *([f"* Training: {trained.method}, dataset `{Path(trained.data.dataset).name}`."] if trained else []),
+        *(_about(part) for part in plan.adapters),
         "",
         "The licence and the limits of the base model apply.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _said(plan: Plan) -> str:
+    return "a LoRA adapter" if len(plan.adapters) == 1 else f"{len(plan.adapters)} LoRA adapters"
+
+
+def _about(part: Part) -> str:
+    """An adapter in one line of the card."""
+    settings, trained = part.files.config, part.files.trained
+    said = [f"rank {settings.get('r')}", f"alpha {settings.get('lora_alpha')}"]
+    if part.weight != 1:
+        said.append(f"added with weight {part.weight:g}")
+    if trained:
+        said.append(f"trained with {trained.method} on `{Path(trained.data.dataset).name}`")
+    return f"* Adapter: {', '.join(said)}."

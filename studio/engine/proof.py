@@ -19,17 +19,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from studio.engine.dialogue import Turn
 from studio.engine.journal import Journal
-from studio.engine.loading import Holding, load_base, load_tokenizer, read_template
+from studio.engine.layouts import Weights
+from studio.engine.loading import load_tokenizer, read_template
 from studio.engine.mergeplan import Plan
-from studio.engine.questions import BUILT_IN, Trace, ask, compare
-from studio.presets import ModelRef
-from studio.prompts import texts
+from studio.engine.questions import Trace
+from studio.engine.sides import How, saved_model
 
+Samples = dict[str, torch.Tensor]
 TOLERANCE = {"float32": 2e-4, "float16": 4e-3, "bfloat16": 2e-2}
-MOST_PROMPTS = 8
-OWN_PROMPTS = 4
 SAMPLED = 65536
 
 
@@ -37,66 +35,45 @@ SAMPLED = 65536
 class Merged:
     """A merged model on disk, and what base + adapter answered before: the two sides of the proof.
 
-    `samples` holds some numbers of every adapted layer before the merge, in the format they would be saved in.
+    `samples` holds some numbers of every adapted layer before the merge, by the name of its tensor, in the format they
+    would be saved in. `bases`, of a 4-bit run: what merging into either base changes.
     """
 
     traces: list[Trace]
-    samples: dict[str, torch.Tensor]
+    bases: dict[str, Any]
+    samples: Samples
     tokenizer: PreTrainedTokenizerBase
-    compute: torch.dtype
     shards: int
     size_bytes: int
 
 
-def probe_prompts(plan: Plan) -> list[tuple[Turn, ...]]:
-    """About eight conversations: the run's own evaluation inputs first, under its system prompt, then built-in ones."""
-    trained = plan.adapter.trained
-    own = texts(trained.samples.evaluation_inputs)[:OWN_PROMPTS] if trained else []
-    asked = list(dict.fromkeys([*own, *BUILT_IN]))[:MOST_PROMPTS]
-    system = (Turn("system", trained.data.system),) if trained and trained.data.system else ()
-    return [(*system, Turn("user", text)) for text in asked]
-
-
-def probe_weights(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Some numbers of every adapted layer's own weights, by layer name, rounded as they will be saved."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers: dict[str, Any] = {n: module for n, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
-    return {
-        name.removeprefix("base_model.model."): _sample(layer.get_base_layer().weight).to(dtype)
-        for name, layer in layers.items()
-    }
-
-
-def _sample(weight: torch.Tensor) -> torch.Tensor:
+def sample(weight: torch.Tensor) -> torch.Tensor:
+    """Some numbers of a weight, evenly chosen."""
     flat = weight.detach().reshape(-1)
     return flat[:: max(1, flat.numel() // SAMPLED)].clone().cpu()
 
 
-def prove(plan: Plan, merged: Merged, journal: Journal) -> dict[str, Any]:
+def prove(plan: Plan, how: How, merged: Merged, journal: Journal) -> dict[str, Any]:
     """Read the saved model back, ask it the same, compare. Returns the report; `passed` says how it went."""
     gc.collect()
     journal.phase("proof", f"{len(merged.traces)} questions")
-    ref = ModelRef(str(plan.work), str(plan.work), local=True)
-    model = load_base(ref, Holding(16, merged.compute), "out", device="cpu")
     tokenizer = load_tokenizer(str(plan.work), field="out")
-    answers = ask(model, tokenizer, [trace.turns for trace in merged.traces], journal, "merged")
-    difference, largest = compare(model, merged.traces)
-    changed = _changed(model, merged.samples)
-    same_template = _same_template(plan, merged.tokenizer, merged.traces, answers)
+    with saved_model(plan, how, tokenizer, journal) as side:
+        found = side.compared(merged.traces, "merged")
+        changed = _changed(plan, None if not how.whole else side.model, merged.samples)
     proof: dict[str, Any] = {
-        "max_logit_difference": difference,
-        "largest_logit": largest,
-        "tolerance": TOLERANCE[plan.config.dtype] * largest,
-        "answers_equal": sum(a.answer_ids == b.answer_ids for a, b in zip(merged.traces, answers, strict=True)),
+        "max_logit_difference": found.difference,
+        "largest_logit": found.largest,
+        "tolerance": TOLERANCE[plan.config.dtype] * found.largest,
+        "answers_equal": found.equal,
         "prompts": len(merged.traces),
         "weights_differ_from_base": changed > 0,
         "layers_changed": changed,
         "layers": len(merged.samples),
-        "template_identical": same_template,
+        "template_identical": _same_template(plan, merged.tokenizer) and found.same_prompts,
         "rows": [
-            {"prompt": a.prompt, "adapter": a.answer, "merged": b.answer}
-            for a, b in zip(merged.traces, answers, strict=True)
+            {"prompt": trace.prompt, "adapter": trace.answer, "merged": answer}
+            for trace, answer in zip(merged.traces, found.answers, strict=False)
         ],
     }
     proof["reason"] = _reason(proof)
@@ -107,26 +84,30 @@ def prove(plan: Plan, merged: Merged, journal: Journal) -> dict[str, Any]:
         "size_bytes": merged.size_bytes,
         "shards": merged.shards,
         "base": plan.config.base,
+        "adapters": [{"name": part.files.folder.name, "weight": part.weight} for part in plan.adapters],
         "merge_base": plan.config.merge_base,
         "dtype": plan.config.dtype,
-    }
+        "device": how.device,
+        "streamed": how.streamed,
+    } | ({"bases": merged.bases} if merged.bases else {})
 
 
-def _changed(model: Any, samples: dict[str, torch.Tensor]) -> int:
-    """How many adapted layers hold other numbers than before the merge."""
-    count = 0
+def _changed(plan: Plan, model: Any, samples: Samples) -> int:
+    """How many adapted layers hold other numbers than before the merge.
+
+    They are read from the files, or from `model` where those name them otherwise.
+    """
+    count, weights = 0, None if model is not None else Weights(plan.work)
     for name, before in samples.items():
-        after = _sample(model.get_submodule(name).weight).to(before.dtype)
+        after = sample(weights[name] if weights else model.get_parameter(name)).to(before.dtype)
         count += not torch.equal(before, after)
     return count
 
 
-def _same_template(plan: Plan, tokenizer: PreTrainedTokenizerBase, asked: list[Trace], answered: list[Trace]) -> bool:
-    """The saved template is the one trained with, byte for byte, and gives the same token ids."""
+def _same_template(plan: Plan, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """The saved template is the one trained with, byte for byte."""
     template = tokenizer.chat_template
-    if isinstance(template, str) and read_template(plan.work) != template:
-        return False
-    return [trace.prompt_ids for trace in asked] == [trace.prompt_ids for trace in answered]
+    return not isinstance(template, str) or read_template(plan.work) == template
 
 
 def _reason(proof: dict[str, Any]) -> str:

@@ -173,11 +173,9 @@ def test_a_layer_left_out_fails_the_proof(start: Start, out: Path, monkeypatch: 
 
     honest = merged_weights._add_layer
 
-    def forgetful(name: str, layer: Any) -> None:
-        if name.endswith("layers.1.self_attn.k_proj"):
-            layer.merged_adapters.append(merged_weights.NAME)  # claims to be merged
-        else:
-            honest(name, layer)
+    def forgetful(name: str, layer: Any) -> Any:
+        left_out = name.endswith("layers.1.self_attn.k_proj")
+        return layer.get_base_layer() if left_out else honest(name, layer)
 
     monkeypatch.setattr(merged_weights, "_add_layer", forgetful)
     code, run = start(dtype="bfloat16")
