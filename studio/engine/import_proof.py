@@ -78,7 +78,8 @@ def _said_of_base() -> Iterator[None]:
     except EngineError as error:
         if error.error.field != "adapter":
             raise
-        message = f"base: {error.error.message.removeprefix('adapter: ')}"
+        said = error.error.message.removeprefix("adapter: ")
+        message = f"base: {said.replace('it was trained', 'the adapter was trained', 1)}"
         raise model_failure(message, error.error.hint, "base") from error
 
 

@@ -34,7 +34,6 @@ def peft_settings(found: Named, settings: Settings, alpha: float | None) -> dict
             "Name the configuration it was trained with, or give the alpha.",
         )
     scale = scale if scale is not None else 8
-    whole = sorted({path.rpartition(".")[2] for path in found.whole})
     return told | {
         "peft_type": told.get("peft_type", "LORA"),
         "task_type": "CAUSAL_LM",
@@ -46,7 +45,7 @@ def peft_settings(found: Named, settings: Settings, alpha: float | None) -> dict
         "use_dora": found.magnitudes,
         "rank_pattern": {path: rank for path, rank in ranks.items() if rank != usual},
         "alpha_pattern": dict(told.get("alpha_pattern") or {}),
-        "modules_to_save": whole or None,
+        "modules_to_save": sorted(found.whole) or None,  # full names: PEFT takes a name for any ending
         "inference_mode": True,
     }
 
