@@ -3,7 +3,8 @@
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,28 +12,54 @@ from typing import Any
 import pytest
 from building import context
 
-from studio import chat_memory, chat_server, runner
+from studio import chat_memory, chat_server, runner, votes
 from studio.config import RunConfig
+from studio.records import DatasetInfo, DatasetStore
 from studio.rundir import RunDir
 from studio.schema import build
 from studio.ui.context import Refused
-from studio.ui.tabs.chat import Handlers, sampling, seed_error
-from studio.ui.tabs.chat_server import BASE, TUNED, Servers, finished_runs
-from studio.ui.widgets.chatview import plain, prompt, shown
+from studio.ui.tabs.chat import Handlers
+from studio.ui.tabs.chat_answers import stopped
+from studio.ui.tabs.chat_choices import room_of
+from studio.ui.tabs.chat_order import LISTS
+from studio.ui.tabs.chat_settings import NAMES, read_options, seed_error, stop_error
+from studio.ui.widgets.chatview import LEFT, RIGHT, Answer, Thread, Turn, read_thread
 from studio.workspace import Workspace
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_chat.py"
-SETTINGS = ("", 0.0, 64, "")
+BASE = "crucible/ember"
+PLAIN = {
+    "system": "", "temperature": 0.0, "max_tokens": 64, "top_p": 1, "top_k": 0, "min_p": 0, "repetition_penalty": 1,
+    "stop_words": "", "seed": "", "template": "", "bits": "0", "tools": False,
+}  # fmt: skip
 HOSTILE = "<img src=x onerror=alert(1)> & &lt; ![x](http://example.com/a.png) ${1} {{name}}"
 
 
-def add_run(workspace: Workspace, name: str = "r", method: str = "qlora", **samples: Any) -> RunDir:
-    layers = {"name": name, "method": method, "model_path": "crucible/ember", "dataset": "d", "samples": samples}
-    run = workspace.create_run(build(RunConfig, layers))
-    folder, file = (run.model, "config.json") if method == "full" else (run.adapter, "adapter_config.json")
-    folder.mkdir()
-    (folder / file).write_text("{}", encoding="utf-8")
+def settings(**changed: Any) -> list[Any]:
+    return [{**PLAIN, **changed}[name] for name in NAMES]
+
+
+def adapter_in(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": BASE}), encoding="utf-8")
+
+
+def add_run(workspace: Workspace, name: str = "r", method: str = "lora", **layers: Any) -> RunDir:
+    config = build(RunConfig, {"name": name, "method": method, "model_path": BASE, "dataset": "d", **layers})
+    run = workspace.create_run(config)
+    if method == "full":
+        run.model.mkdir()
+        (run.model / "config.json").write_text("{}", encoding="utf-8")
+    else:
+        adapter_in(run.adapter)
     return run
+
+
+def add_checkpoint(run: RunDir, step: int) -> str:
+    folder = run.checkpoints / f"checkpoint-{step}"
+    adapter_in(folder)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}), encoding="utf-8")
+    return f"{run.id}#checkpoint-{step}"
 
 
 @pytest.fixture
@@ -51,107 +78,325 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def handlers(workspace: Workspace, fake: Callable[..., None]) -> Iterator[Handlers]:
     made = Handlers(context(workspace))
     yield made
-    made.servers._stop()
-    for thread in __import__("threading").enumerate():
+    made.servers.stop()
+    for thread in threading.enumerate():
         if thread.name.startswith("reap-"):
             thread.join(5)
 
 
-async def everything(stream: Any) -> list[Any]:
+async def everything(stream: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in stream]
 
 
-async def ask(handlers: Handlers, run: RunDir, text: str, *chats: list[Any]) -> list[list[Any]]:
-    """Send a message and let both sides answer at once."""
-    _, *asked = handlers.send(text, *(chats or ([], [])))
-    streams = (handlers.answer(side)(chat, run.id, *SETTINGS) for side, chat in zip((BASE, TUNED), asked, strict=True))
-    return [found[-1] for found in await asyncio.gather(*(everything(stream) for stream in streams))]
+async def ready(handlers: Handlers, left: str, right: str, bits: str = "0") -> list[str]:
+    return [status["state"] for status in await everything(handlers.connect(left, right, bits))]
+
+
+class Room:
+    """A page with the tab open: what it holds, and what it does."""
+
+    def __init__(self, handlers: Handlers, left: str, right: str) -> None:
+        self.handlers, self.left, self.right = handlers, left, right
+        self.value: Any = handlers.chosen(left, right, None, "", "0")[2]
+
+    async def does(self, data: dict[str, Any] | None = None, typed: str = "", **changed: Any) -> list[Any]:
+        event: Any = SimpleNamespace(_data=data)
+        stream = self.handlers.ask(event, typed, self.value, self.left, self.right, *settings(**changed))
+        seen = [thread async for _, thread in stream]
+        self.value = seen[-1]
+        return seen
+
+    @property
+    def thread(self) -> Thread:
+        return read_thread(self.value)
+
+    def said(self, number: int = -1) -> list[str]:
+        answers = self.thread.turns[number].answers
+        return [answers[side].text.strip() for side in (LEFT, RIGHT) if side in answers]
+
+
+def talk(handlers: Handlers, left: str, right: str, *questions: str, **changed: Any) -> Room:
+    """A room in which these questions were asked one after the other."""
+    room = Room(handlers, left, right)
+
+    async def go() -> None:
+        assert (await ready(handlers, left, right))[-1] == "ready"
+        for question in questions:
+            await room.does(typed=question, **changed)
+
+    asyncio.run(go())
+    return room
+
+
+# ---- both sides ----
 
 
 def test_both_sides_answer_from_one_server_and_keep_their_own_history(handlers: Handlers, workspace: Workspace) -> None:
     run = add_run(workspace)
-
-    async def talk() -> tuple[list[Any], list[Any]]:
-        states = await everything(handlers.connect(run.id))
-        assert states[0]["state"] == "loading"
-        assert states[-1]["state"] == "ready"
-        first = await ask(handlers, run, "one")
-        second = await ask(handlers, run, "two", *first)
-        return second[0], second[1]
-
-    base, tuned = asyncio.run(talk())
-    assert [m["content"].strip() for m in plain(base)] == [
-        "one",
-        "base turn 1 heard one",
-        "two",
-        "base turn 2 heard two",
-    ]
-    assert plain(tuned)[-1]["content"].strip() == "tuned turn 2 heard two"
-    loaded = handlers.servers.current(run.id)
-    assert loaded is not None
-    assert len(loaded.servers()) == 1
+    room = talk(handlers, BASE, run.id, "one", "two", "messages?")
+    base, tuned = room.said(1)
+    assert base == "base turn 2 heard two"
+    assert tuned.endswith("turn 2 heard two")
+    assert not tuned.startswith("base")
+    assert len(handlers.servers._running) == 1
+    left, right = (json.loads(text) for text in room.said(2))
+    assert [message["role"] for message in left] == ["user", "assistant", "user", "assistant", "user"]
+    assert "base turn 1" in left[1]["content"]
+    assert "base turn 1" not in right[1]["content"]
 
 
-def test_hostile_text_is_sent_as_typed_and_shown_inert(handlers: Handlers, workspace: Workspace) -> None:
+def test_an_answer_tells_tokens_speed_and_what_was_dropped(
+    handlers: Handlers, workspace: Workspace, fake: Callable[..., None]
+) -> None:
+    fake(dropped=3)
+    room = talk(handlers, BASE, add_run(workspace).id, "x")
+    for answer in room.thread.turns[0].answers.values():
+        assert (answer.state, answer.finish, answer.tokens, answer.speed) == ("done", "stop", 5, 10.0)
+        assert answer.dropped == 3
+        assert answer.seconds > 0
+    assert not room.thread.busy
+
+
+def test_what_the_settings_say_is_sent_and_nothing_else(handlers: Handlers, workspace: Workspace) -> None:
     run = add_run(workspace)
+    room = talk(handlers, BASE, run.id, "request?")
+    plain = json.loads(room.said()[0])
+    assert {key: plain[key] for key in ("model", "temperature", "max_tokens", "truncation")} == {
+        "model": "base", "temperature": 0.0, "max_tokens": 64, "truncation": "auto",
+    }  # fmt: skip
+    assert not plain.keys() & {
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "stop",
+        "seed",
+        "chat_template",
+        "tools",
+    }
+    asked = {
+        "temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1, "seed": " 7 ",
+        "stop_words": "END\n\nhalt", "template": "chatml",
+    }  # fmt: skip
+    asyncio.run(room.does(typed="request?", **asked))
+    left, right = (json.loads(text) for text in room.said())
+    assert left["seed"] == right["seed"] == 7
+    assert (left["top_p"], left["top_k"], left["min_p"], left["repetition_penalty"]) == (0.9, 40, 0.05, 1.1)
+    assert (left["stop"], left["chat_template"]) == (["END", "halt"], "chatml")
 
-    async def talk() -> list[list[Any]]:
-        await everything(handlers.connect(run.id))
-        return await ask(handlers, run, HOSTILE)
 
-    base, _ = asyncio.run(talk())
-    assert all("<" not in message["content"] for message in base)
-    assert plain(base)[0]["content"] == HOSTILE
-    assert plain(base)[1]["content"].strip() == f"base turn 1 heard {HOSTILE}"
+def test_without_a_seed_both_sides_draw_with_the_same_one(handlers: Handlers, workspace: Workspace) -> None:
+    room = talk(handlers, BASE, add_run(workspace).id, "request?", temperature=1.0)
+    left, right = (json.loads(text)["seed"] for text in room.said())
+    assert left == right == room.thread.turns[0].seed
 
 
-def test_shown_and_plain_are_inverse() -> None:
-    said = [{"role": "user", "content": "&amp; <b> \"'\n&#39;"}, {"role": "assistant", "content": "😀"}]
-    assert plain(shown(said)) == said
-    parts = [{"role": "user", "content": [{"type": "text", "text": "a &lt;"}, {"type": "text", "text": " b"}]}]
-    assert plain(parts) == [{"role": "user", "content": "a < b"}]
+def test_the_system_prompt_comes_first(handlers: Handlers, workspace: Workspace) -> None:
+    room = talk(handlers, BASE, add_run(workspace).id, "messages?", system=" be kind ")
+    assert json.loads(room.said()[1])[0] == {"role": "system", "content": "be kind"}
 
 
-def test_prompt_has_the_system_prompt_and_skips_unanswered_questions() -> None:
-    said = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", ""), ("user", "b"))]
-    assert prompt(said, " be kind ") == [
-        {"role": "system", "content": "be kind"},
-        {"role": "user", "content": "b"},
-    ]
+def test_hostile_text_is_sent_as_typed_and_kept_as_said(handlers: Handlers, workspace: Workspace) -> None:
+    room = talk(handlers, BASE, add_run(workspace).id, HOSTILE)
+    assert room.thread.turns[0].question == HOSTILE
+    assert room.said()[0] == f"base turn 1 heard {HOSTILE}"
 
 
-def test_killed_server_is_one_sentence_and_starts_again(handlers: Handlers, workspace: Workspace) -> None:
+def test_one_model_alone(handlers: Handlers, workspace: Workspace) -> None:
     run = add_run(workspace)
+    room = talk(handlers, "", run.id, "x")
+    assert list(room.thread.turns[0].answers) == [RIGHT]
+    assert list(room.thread.sides) == [RIGHT]
 
-    async def talk() -> None:
-        await everything(handlers.connect(run.id))
-        loaded = handlers.servers.current(run.id)
-        assert loaded is not None
-        loaded.servers()[0].process.kill()
-        loaded.servers()[0].process.wait()
+
+def test_two_checkpoints_share_a_server_and_another_pair_keeps_it_where_it_can(
+    handlers: Handlers, workspace: Workspace
+) -> None:
+    run = add_run(workspace)
+    early, late = add_checkpoint(run, 10), add_checkpoint(run, 20)
+
+    async def go() -> None:
+        await ready(handlers, early, late)
+        (first,) = handlers.servers._running
+        assert len(first[1].adapters) == 2
+        # One of them beside the base model: everything that takes is loaded already.
+        assert (await ready(handlers, BASE, late))[-1] == "ready"
+        assert handlers.servers._running == [first]
+        # The final adapter is not: the server begins anew, and only one is left.
+        await ready(handlers, BASE, run.id)
+        assert not first[1].alive
+        assert len(handlers.servers._running) == 1
+
+    asyncio.run(go())
+
+
+def test_wholly_trained_model_gets_a_server_of_its_own(handlers: Handlers, workspace: Workspace) -> None:
+    run = add_run(workspace, method="full")
+    room = talk(handlers, BASE, run.id, "x")
+    assert room.said() == ["base turn 1 heard x"] * 2
+    assert [server.base for _, server in handlers.servers._running] == [BASE, str(run.model)]
+
+
+def test_precision_is_that_of_the_training_unless_chosen(
+    handlers: Handlers, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = add_run(workspace, method="qlora")
+    bits: list[int] = []
+
+    def start(_: Workspace, base: str, adapters: dict[str, str], held: int) -> SimpleNamespace:
+        bits.append(held)
+        return SimpleNamespace(base=base, adapters=adapters, alive=True, stop=lambda: None, health=lambda: {})
+
+    monkeypatch.setattr(chat_server, "start_chat_server", start)
+    for chosen in ("0", "16", "8", "no"):
+        handlers._load(BASE, run.id, chosen)
+    assert bits == [4, 16, 8, 4]
+
+
+# ---- retry, edit, lists ----
+
+
+def test_retry_answers_anew_and_an_edit_drops_what_came_after(handlers: Handlers, workspace: Workspace) -> None:
+    room = talk(handlers, BASE, add_run(workspace).id, "one", "two", "three")
+    before = room.thread.turns[2].answers
+    asyncio.run(room.does({"act": "retry", "turn": 2, "side": RIGHT}))
+    after = room.thread.turns[2].answers
+    assert after[LEFT] == before[LEFT]
+    assert after[RIGHT].text == before[RIGHT].text
+    assert after[RIGHT].seconds != before[RIGHT].seconds
+    asyncio.run(room.does({"act": "edit", "turn": 1, "text": " zwei "}))
+    assert [turn.question for turn in room.thread.turns] == ["one", "zwei"]
+    assert room.said(1)[0] == "base turn 2 heard zwei"
+
+
+def test_lists_of_questions_are_conversations_of_their_own(handlers: Handlers, workspace: Workspace) -> None:
+    asked = ["Who are you?", [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "messages?"}]]  # noqa: E501  # fmt: skip
+    probes = [{"prompt": "Who made you?", "expect": ["x"]}]
+    run = add_run(workspace, samples={"evaluation_inputs": asked}, verdict={"probes": probes})
+    room = talk(handlers, BASE, run.id, "before")
+    chips = handlers.chosen(BASE, run.id, room.value, "", "0")[0]
+    assert chips == {"chips": ["Who are you?"], "evaluation": 2, "held_out": 1}
+    asyncio.run(room.does({"act": "evaluation"}))
+    assert [turn.fresh for turn in room.thread.turns] == [False, True, True]
+    assert room.said(1)[0] == "base turn 1 heard Who are you?"
+    assert [message["content"] for message in json.loads(room.said(2)[0])] == ["Hi", "Ho", "messages?"]
+    asyncio.run(room.does({"act": "held_out"}))
+    assert room.thread.turns[-1].question == "Who made you?"
+
+
+def test_held_out_questions_of_the_dataset_come_from_all_over_it(handlers: Handlers, workspace: Workspace) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "origin": "upload"}
+    held = [{"prompt": f"q{n}", "kind": "own", "lang": "", "expect": ["x"]} for n in range(40)]
+    info = DatasetStore(workspace.datasets).save("d", [row], held, DatasetInfo(kind="upload"))
+    run = add_run(workspace, dataset=info.name)
+    chips = handlers.chosen(BASE, run.id, None, "", "0")[0]
+    assert chips["held_out"] == 12
+    found = handlers._listed(SimpleNamespace(act="held_out"), handlers._pair(BASE, run.id), Thread())  # type: ignore[arg-type]
+    numbers = [int(messages[-1]["content"][1:]) for messages in found]
+    assert numbers == sorted(numbers)
+    assert numbers[0] < 4
+    assert numbers[-1] > 35
+
+
+def test_the_earlier_questions_can_be_asked_of_another_pair(handlers: Handlers, workspace: Workspace) -> None:
+    first, second = add_run(workspace, "a"), add_run(workspace, "b")
+    room = talk(handlers, BASE, first.id, "one", "two")
+    same = handlers.chosen(BASE, first.id, room.value, "", "0")[2]
+    assert [turn["question"] for turn in same["turns"]] == ["one", "two"], "the same pair goes on"
+    room.right, room.value = second.id, handlers.chosen(BASE, second.id, room.value, "", "0")[2]
+    assert (room.thread.turns, room.thread.earlier) == ([], ["one", "two"])
+
+    async def go() -> None:
+        await ready(handlers, BASE, second.id)
+        await room.does({"act": "again"})
+
+    asyncio.run(go())
+    assert room.said(1)[0] == "base turn 2 heard two"
+    assert room.thread.earlier == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"act": "send", "text": "  "},
+        {"act": "send", "text": "x" * 20_001},
+        {"act": "edit", "turn": 0, "text": ""},
+        {"act": "retry", "turn": 5},
+        {"act": "retry", "turn": -1},
+        {"act": "format c:"},
+        {"act": "held_out"},
+        {"act": "again"},
+        {"act": "send", "text": ["a"]},
+    ],
+)
+def test_wishes_that_cannot_be_carried_out(handlers: Handlers, workspace: Workspace, data: dict[str, Any]) -> None:
+    room = Room(handlers, BASE, add_run(workspace).id)
+    with pytest.raises(Refused):
+        asyncio.run(room.does(data))
+    assert {"evaluation", "held_out", "again"} == set(LISTS)
+
+
+def test_a_value_that_is_no_conversation_is_an_empty_one() -> None:
+    for value in (
+        None,
+        "x",
+        [],
+        {"turns": "x"},
+        {"turns": [{"question": 3}]},
+        {"turns": [{"question": "x" * 300_000}]},
+    ):
+        assert read_thread(value) == Thread()
+
+
+# ---- the servers ----
+
+
+def test_killed_server_is_one_sentence_beside_the_question_and_starts_again(
+    handlers: Handlers, workspace: Workspace
+) -> None:
+    run = add_run(workspace)
+    room = Room(handlers, BASE, run.id)
+
+    async def go() -> None:
+        await ready(handlers, BASE, run.id)
+        ((_, server),) = handlers.servers._running
+        server.process.kill()
+        server.process.wait()
         with pytest.raises(Refused, match="Start again"):
-            await ask(handlers, run, "anyone?")
-        assert handlers.status(run.id)["state"] == "dead"
-        assert (await everything(handlers.connect(run.id)))[-1]["state"] == "ready"
-        assert "anyone" in (await ask(handlers, run, "anyone?"))[0][-1]["content"]
+            await room.does(typed="anyone?")
+        assert handlers.status(BASE, run.id, "0")["state"] == "dead"
+        assert (await ready(handlers, BASE, run.id))[-1] == "ready"
+        await room.does(typed="anyone?")
 
-    asyncio.run(talk())
+    asyncio.run(go())
+    assert room.said()[0] == "base turn 1 heard anyone?"
+
+
+def test_a_question_nobody_could_answer_stays_with_the_reason(handlers: Handlers, workspace: Workspace) -> None:
+    run = add_run(workspace)
+
+    seen: list[Any] = []
+
+    async def collect() -> None:
+        event: Any = SimpleNamespace(_data=None)
+        async for _, value in handlers.ask(event, "hello", None, BASE, run.id, *settings()):
+            seen.append(value)
+
+    with pytest.raises(Refused):
+        asyncio.run(collect())
+    thread = read_thread(seen[-1])
+    assert not thread.busy
+    assert {answer.state for answer in thread.turns[0].answers.values()} == {"failed"}
+    assert "not loaded" in thread.turns[0].answers[LEFT].error
 
 
 def test_server_that_dies_in_the_middle(handlers: Handlers, workspace: Workspace, fake: Callable[..., None]) -> None:
     fake(die_after=2)
     run = add_run(workspace)
-
-    async def talk() -> None:
-        await everything(handlers.connect(run.id))
-        loaded = handlers.servers.current(run.id)
-        assert loaded is not None
-        with pytest.raises(Refused, match=r"Start again|broke off"):
-            await everything(handlers.answer(BASE)(shown([{"role": "user", "content": "x"}]), run.id, *SETTINGS))
-        await asyncio.to_thread(loaded.servers()[0].process.wait)
-        assert handlers.status(run.id)["state"] == "dead"
-
-    asyncio.run(talk())
+    room = talk(handlers, BASE, run.id, "x")
+    answers = room.thread.turns[0].answers
+    assert {answer.state for answer in answers.values()} == {"failed"}
+    assert all("Start again" in answer.error or "broke off" in answer.error for answer in answers.values())
 
 
 def test_model_that_cannot_be_loaded_says_why(
@@ -159,79 +404,9 @@ def test_model_that_cannot_be_loaded_says_why(
 ) -> None:
     fake(fail="model.safetensors is cut short; copy the model again.")
     run = add_run(workspace)
-    last = asyncio.run(everything(handlers.connect(run.id)))[-1]
+    last = asyncio.run(everything(handlers.connect(BASE, run.id, "0")))[-1]
     assert last["state"] == "failed"
     assert "cut short" in last["message"]
-
-
-def test_another_run_replaces_the_loaded_one(handlers: Handlers, workspace: Workspace) -> None:
-    first, second = add_run(workspace, "a"), add_run(workspace, "b")
-
-    async def talk() -> None:
-        await everything(handlers.connect(first.id))
-        old = handlers.servers.current(first.id)
-        await everything(handlers.connect(second.id))
-        assert old is not None
-        assert not any(server.alive for server in old.servers())
-        with pytest.raises(Refused):
-            await ask(handlers, first, "still there?")
-
-    asyncio.run(talk())
-
-
-def test_fully_trained_model_gets_a_server_of_its_own(handlers: Handlers, workspace: Workspace) -> None:
-    run = add_run(workspace, method="full")
-
-    async def talk() -> list[list[Any]]:
-        await everything(handlers.connect(run.id))
-        return await ask(handlers, run, "x")
-
-    assert [plain(side)[-1]["content"].split(" ")[0] for side in asyncio.run(talk())] == ["base", "base"]
-    loaded = handlers.servers.current(run.id)
-    assert loaded is not None
-    assert [server.base for server in loaded.servers()] == ["crucible/ember", str(run.model)]
-
-
-def test_newest_finished_run_is_picked_and_the_selected_one_wins(handlers: Handlers, workspace: Workspace) -> None:
-    assert handlers.opened("", None)[2] == {"empty": True}
-    old, new = add_run(workspace, "old"), add_run(workspace, "zz")
-    workspace.create_run(build(RunConfig, {"name": "zzz queued", "model_path": "m", "dataset": "d"}))
-    assert [run.id for run in finished_runs(workspace)] == [new.id, old.id]
-    assert handlers.opened("", None)[0]["value"] == new.id
-    assert handlers.opened(old.id, None)[0]["value"] == old.id
-    assert handlers.opened("gone", old.id)[0]["value"] == old.id
-
-
-def test_chips_are_the_questions_of_the_run(handlers: Handlers, workspace: Workspace) -> None:
-    run = add_run(workspace, evaluation_inputs=["Who are you?", " ", "<b>?"])
-    assert handlers.chosen(run.id)[0] == {"chips": ["Who are you?", "<b>?"]}
-    sent = handlers.send_chip(SimpleNamespace(_data={"text": "<b>?"}), [], [])  # type: ignore[arg-type]
-    assert plain(sent[1])[0]["content"] == "<b>?"
-
-
-@pytest.mark.parametrize("run_id", [None, "", "../..", "nothing"])
-def test_unknown_runs_are_refused(handlers: Handlers, run_id: str | None) -> None:
-    with pytest.raises(Refused):
-        handlers.chosen(run_id)
-
-
-@pytest.mark.parametrize("text", ["", "  \n", "x" * 20_001])
-def test_messages_that_cannot_be_sent(handlers: Handlers, text: str) -> None:
-    with pytest.raises(Refused):
-        handlers.send(text, [], [])
-
-
-def test_seed() -> None:
-    assert "seed" not in sampling(0, 64, "")
-    assert sampling(0.5, 64, " 7 ") == {"temperature": 0.5, "max_tokens": 64, "seed": 7}
-    for wrong in ("x", "-1", "1.5", "9" * 30, "²"):
-        assert seed_error(wrong)
-        with pytest.raises(Refused):
-            sampling(0, 64, wrong)
-
-
-def test_servers_know_nothing_of_a_run_that_was_never_loaded(workspace: Workspace) -> None:
-    assert Servers(workspace).current("x") is None
 
 
 def test_a_chat_that_made_room_for_a_run_says_so_and_comes_back_only_when_asked(
@@ -239,45 +414,201 @@ def test_a_chat_that_made_room_for_a_run_says_so_and_comes_back_only_when_asked(
 ) -> None:
     run = add_run(workspace)
 
-    def states(connecting: Callable[[str], Any]) -> list[str]:
-        return [status["state"] for status in asyncio.run(everything(connecting(run.id)))]
+    def states(connecting: Callable[..., Any]) -> list[str]:
+        return [status["state"] for status in asyncio.run(everything(connecting(BASE, run.id, "0")))]
 
     assert states(handlers.connect)[-1] == "ready"
     assert len(chat_memory.release(workspace, "the-run")) == 1
     assert states(handlers.connect) == ["released"], "opening the tab does not take the memory back"
     with pytest.raises(Refused, match="a run needed their memory"):
-        asyncio.run(handlers._ready(run.id))
+        asyncio.run(Room(handlers, BASE, run.id).does(typed="x"))
     assert states(handlers.connect_again)[-1] == "ready"
 
 
-@pytest.mark.parametrize("method", ["qlora", "full"])
-def test_the_best_step_answers_by_default_and_the_list_says_so(
-    handlers: Handlers, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, method: str
+def test_closing_the_stream_stops_both_answers(
+    handlers: Handlers, workspace: Workspace, fake: Callable[..., None]
 ) -> None:
-    run = add_run(workspace, method=method)
-    checkpoint, file = run.checkpoints / "checkpoint-40", "config.json" if method == "full" else "adapter_config.json"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / file).write_text("{}", encoding="utf-8")
-    (checkpoint / "trainer_state.json").write_text('{"global_step": 40}', encoding="utf-8")
-    started: list[tuple[str, dict[str, str]]] = []
+    fake(pace=0.2)
+    run = add_run(workspace)
+    room = Room(handlers, BASE, run.id)
 
-    def start(_: Workspace, base: str, adapters: dict[str, str]) -> SimpleNamespace:
-        started.append((base, adapters))
-        return SimpleNamespace(alive=True, stop=lambda: None)
+    async def go() -> None:
+        await ready(handlers, BASE, run.id)
+        event: Any = SimpleNamespace(_data=None)
+        stream = handlers.ask(event, "a b c d e f g h i j", room.value, BASE, run.id, *settings())
+        async for _, value in stream:
+            room.value = value
+            if any("heard" in answer.text for answer in room.thread.turns[0].answers.values()):
+                break
+        await stream.aclose()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not [task for task in others if "_one" in repr(task)]
 
-    monkeypatch.setattr(chat_server, "start_chat_server", start)
+    asyncio.run(go())
+    room.value = stopped(room.value)
+    assert not room.thread.busy
+    assert {answer.state for answer in room.thread.turns[0].answers.values()} == {"stopped"}
+    assert not any(text.endswith("j") for text in room.said())
 
-    def loaded() -> str:
-        """Label of the run in the list, after its servers were started anew; `started` has their last call."""
-        handlers.servers._stop()
-        config = run.config()
-        assert isinstance(config, RunConfig)
-        handlers.servers.ensure(run, config)
-        return str(handlers.opened("", None)[0]["choices"][0][0])
 
-    tuned = str(run.model if method == "full" else run.adapter)
-    assert "best step" not in loaded()
-    assert tuned in (started[-1][0], started[-1][1].get(TUNED))
+# ---- who there is ----
+
+
+def test_the_selected_run_is_compared_with_its_base(handlers: Handlers, workspace: Workspace) -> None:
+    old, new = add_run(workspace, "old"), add_run(workspace, "zz")
+
+    def opened(selected: str, left: Any = None, right: Any = None, value: Any = None) -> tuple[str, str, Any]:
+        found = handlers.opened(selected, left, right, value)
+        return found[0]["value"], found[1]["value"], found[2]
+
+    left, right, value = opened("")
+    assert (left, right) == (BASE, new.id)
+    left, right, value = opened(old.id, left, right, value)
+    assert (left, right) == (BASE, old.id)
+    assert opened(old.id, "", new.id, value)[:2] == ("", new.id), "what was chosen here stays"
+    assert opened("gone", left, right, value)[1] == new.id
+
+
+def test_the_best_step_answers_by_default_and_the_list_says_so(handlers: Handlers, workspace: Workspace) -> None:
+    run = add_run(workspace)
+    best = add_checkpoint(run, 40)
     run.best_file.write_text('{"step": 40, "path": "checkpoints/checkpoint-40", "why": ""}', encoding="utf-8")
-    assert loaded().endswith("best step: 40")
-    assert str(checkpoint) in (started[-1][0], started[-1][1].get(TUNED))
+    found = handlers.opened("", None, None, None)
+    assert found[1]["value"] == best
+    labels = {key: text for text, key in found[1]["choices"]}
+    assert labels[best].endswith("best, step 40")
+    assert labels[run.id].endswith("final")
+    assert labels[BASE].endswith("base model")
+    assert handlers.chosen(BASE, best, None, "", "0")[2]["sides"][RIGHT]["what"] == "best, step 40"
+
+
+def test_before_anything_was_trained_the_room_is_closed_but_can_be_opened(
+    handlers: Handlers, workspace: Workspace
+) -> None:
+    assert handlers.opened("", None, None, None)[-1] == {"empty": True}
+    assert handlers.base_alone()[-1] == {"empty": False}
+    assert BASE in room_of(workspace).choices
+
+
+@pytest.mark.parametrize("right", [None, "", "../..", "nothing", "/etc"])
+def test_only_what_the_list_has_can_be_loaded(handlers: Handlers, workspace: Workspace, right: str | None) -> None:
+    add_run(workspace)
+    with pytest.raises(Refused):
+        handlers.chosen(BASE, right, None, "", "0")
+    assert handlers.status(BASE, right, "0") == {"state": "none"}
+
+
+# ---- settings ----
+
+
+def test_numbers_of_the_settings() -> None:
+    assert read_options(settings()).seed is None
+    for wrong in ("x", "-1", "1.5", "9" * 30, "²"):
+        assert seed_error(wrong)
+        with pytest.raises(Refused):
+            read_options(settings(seed=wrong))
+    assert stop_error("\n".join("abcdefghijklmnopqrstuvwxyz"))
+    for wrong_settings in ({"stop_words": "\n".join("abcdefghijklmnopqrstuvwxyz")}, {"template": "../x"}):
+        with pytest.raises(Refused):
+            read_options(settings(**wrong_settings))
+
+
+def test_a_template_that_was_not_trained_with_is_warned_of(handlers: Handlers, workspace: Workspace) -> None:
+    run = add_run(workspace, model={"chat_template": "chatml"})
+    assert handlers.noted(BASE, run.id, "", "0")["warned"] is False
+    assert handlers.noted(BASE, run.id, "chatml", "0")["warned"] is False
+    found = handlers.noted(BASE, run.id, "qwen_chat", "0")
+    assert (found["warned"], found["template"]) == (True, "chatml")
+
+
+def test_the_memory_of_each_precision_is_told(handlers: Handlers, workspace: Workspace) -> None:
+    found = handlers.noted(BASE, add_run(workspace).id, "", "8")
+    assert found["bits"] == 8
+    assert found["copies"] == 1
+    assert found["bytes"]["4"] < found["bytes"]["8"] < found["bytes"]["16"]
+
+
+# ---- tools ----
+
+
+def test_tools_are_called_and_the_answer_is_what_comes_after(handlers: Handlers, workspace: Workspace) -> None:
+    room = talk(handlers, BASE, add_run(workspace).id, "x", tools=True)
+    for answer in room.thread.turns[0].answers.values():
+        assert answer.steps
+        assert answer.steps[0].done
+        assert "heard" in answer.text
+        assert [message["role"] for message in answer.messages] == ["assistant", "tool", "assistant"]
+    asyncio.run(room.does(typed="messages?"))
+    sent = json.loads(room.said()[0])
+    assert [message["role"] for message in sent] == ["user", "assistant", "tool", "assistant", "user"]
+
+
+# ---- votes ----
+
+
+def test_blind_votes_are_counted_whichever_side_a_model_was_on(handlers: Handlers, workspace: Workspace) -> None:
+    run = add_run(workspace)
+
+    def vote(choice: str, left: str = BASE, right: str = run.id) -> dict[str, int]:
+        event: Any = SimpleNamespace(_data={"vote": choice})
+        return dict(handlers.vote(event, left, right)["counts"])
+
+    vote(RIGHT)
+    vote(LEFT, left=run.id, right=BASE)
+    assert vote("both") == {"left": 0, "right": 2, "both": 1, "neither": 0}
+    with (workspace.path / "chat" / "votes.jsonl").open("a") as file:
+        file.write("torn {\n")
+    assert votes.tally(workspace, run.id, BASE) == {"left": 2, "right": 0, "both": 1, "neither": 0}
+    assert set(vote("restart").values()) == {0}
+    assert vote("neither")["neither"] == 1
+    for wrong in ("", "me", "restart "):
+        with pytest.raises(Refused):
+            vote(wrong)
+
+
+def test_a_blind_turn_gets_its_places_by_lot(handlers: Handlers, workspace: Workspace) -> None:
+    room = Room(handlers, BASE, add_run(workspace).id)
+    places = set()
+    for _ in range(60):
+        thread = Thread(sides=room.thread.sides, turns=[Turn(question="x")], blind=True)
+        handlers._prepare(thread, [0], (LEFT, RIGHT), None, drawn=False)
+        assert thread.turns[0].blind
+        places.add(thread.turns[0].swap)
+    assert places == {True, False}
+
+
+# ---- training rows ----
+
+
+def corrected() -> dict[str, Any]:
+    def turn(question: str, text: str, **more: Any) -> Turn:
+        return Turn(question=question, answers={RIGHT: Answer(text=text, state="done", corrected=True)}, **more)
+
+    turns = [turn("Who?", "I am Nova."), turn("Sure?", " "), turn("Age?", "One.", fresh=True)]
+    return Thread(sides={RIGHT: {"key": "k", "name": "Nova"}}, turns=turns).as_json()  # type: ignore[dict-item]
+
+
+def test_a_corrected_conversation_becomes_rows_and_is_chosen_in_the_data_tab(
+    handlers: Handlers, workspace: Workspace
+) -> None:
+    name, said = handlers.save(corrected(), RIGHT, "my chat", "Be brief.")
+    store = DatasetStore(workspace.datasets)
+    assert said["name"] == name
+    rows = list(store.rows(name))
+    assert [[message["content"] for message in row["messages"]] for row in rows] == [
+        ["Be brief.", "Who?", "I am Nova."],
+        ["Be brief.", "Age?", "One."],
+    ]
+    again, _ = handlers.save(corrected(), RIGHT, "my chat", "")
+    assert again == name
+    assert store.info(name).rows == 4
+    assert "chat with Nova" in store.info(name).source
+
+
+@pytest.mark.parametrize(
+    ("value", "side", "title"),
+    [(None, RIGHT, "t"), (corrected(), LEFT, "t"), (corrected(), "up", "t"), (corrected(), RIGHT, " ")],
+)
+def test_rows_that_cannot_be_saved(handlers: Handlers, value: Any, side: str, title: str) -> None:
+    with pytest.raises(Refused):
+        handlers.save(value, side, title, "")

@@ -199,7 +199,7 @@ class Handlers:
         except Refused as error:
             yield gr.skip(), _failed(thread, numbers, sides, str(error))
             raise
-        wishes = await asyncio.to_thread(wishes_of, options, pair, self.workspace)
+        wishes = await asyncio.to_thread(wishes_of, options, loaded, self.workspace)
         async with aclosing(answer_all(thread, numbers, sides, loaded, wishes)) as growing:
             async for grown in growing:
                 yield gr.skip(), grown.as_json()

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from studio.config import RunConfig
 from studio.model_choices import ModelChoice, best_of, find_choice, list_choices
-from studio.presets import ModelError, resolve_model
+from studio.presets import ModelError
 from studio.prompts import messages_of
 from studio.records import DataError, DatasetStore
 from studio.records.probes import heldout_messages
 from studio.records.store import read_heldout
-from studio.records.template import read_template
 from studio.schema import ConfigError
-from studio.tool_loop import Protocol, protocol_of
 from studio.ui.context import refuse
 from studio.ui.i18n import tr
 from studio.ui.tabs.chat_server import Pair
@@ -153,24 +150,3 @@ def template_name(pair: Pair) -> str:
     config = config_of(pair)
     wanted = (config.model.chat_template or "").strip() if config else ""
     return tr("chat.template.own_text") if "{{" in wanted or "{%" in wanted else wanted
-
-
-def protocols(pair: Pair, template: str) -> dict[str, Protocol]:
-    """How each side's template speaks of tools."""
-    return {side: protocol_of(_template(choice, template)) for side, choice in pair.items()}
-
-
-def _template(choice: ModelChoice, wanted: str) -> str:
-    """The text of the template a choice is asked with; "" when it cannot be read here."""
-    try:
-        places = [choice.adapter] if choice.adapter else []
-        local = resolve_model(choice.base)
-        places += [Path(local.path_or_id)] if local.local else []
-    except (ModelError, OSError):
-        places = [choice.adapter] if choice.adapter else []
-    for place in places:
-        try:
-            return read_template(place, wanted or None).source
-        except (DataError, OSError):
-            continue
-    return ""

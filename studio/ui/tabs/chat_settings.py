@@ -9,15 +9,16 @@ from typing import Any
 import gradio as gr
 
 from studio import hardware
-from studio.records.template_names import template_names
+from studio.records.template_names import named_template, template_names
 from studio.serving_size import BITS, weight_bytes
+from studio.tool_loop import Protocol, protocol_of, protocol_of_style, tool_style_at
 from studio.tools import available
 from studio.ui.context import READ, refuse
 from studio.ui.i18n import T, tr
 from studio.ui.machine import machine
 from studio.ui.tabs.chat_answers import Wishes
-from studio.ui.tabs.chat_choices import protocols, template_name, trained_bits
-from studio.ui.tabs.chat_server import Pair
+from studio.ui.tabs.chat_choices import template_name, trained_bits
+from studio.ui.tabs.chat_server import Loaded, Pair, Seat
 from studio.ui.widgets.bubbles import panel
 from studio.ui.widgets.form import judged
 from studio.workspace import Workspace
@@ -64,7 +65,6 @@ def read_options(values: Sequence[Any]) -> Options:
         "stop": _stops(found["stop_words"]) or None,
         "chat_template": template or None,
         "truncation": "auto",
-        "stream_options": {"include_usage": True},
     }
     return Options(
         system=str(found["system"] or ""),
@@ -81,11 +81,18 @@ def _unless(value: Any, idle: Any) -> Any:
     return None if value == idle else value
 
 
-def wishes_of(options: Options, pair: Pair, workspace: Workspace) -> Wishes:
+def wishes_of(options: Options, loaded: Loaded, workspace: Workspace) -> Wishes:
     """What is sent with every question."""
     tools = tuple(available(workspace)) if options.tools else ()
-    spoken = protocols(pair, options.template) if tools else {}
+    spoken = {side: _protocol(seat, options.template) for side, seat in loaded.sides.items()} if tools else {}
     return Wishes(options.system, options.request, tools, spoken)
+
+
+def _protocol(seat: Seat, template: str) -> Protocol:
+    """How a side speaks of tools: as the chosen template does, else as its model's own."""
+    if template:
+        return protocol_of(named_template(template).source)
+    return protocol_of_style(tool_style_at(seat.server.base_url, seat.model))
 
 
 def read_bits(value: Any) -> int:
