@@ -93,7 +93,7 @@ function plan({ props, draw }) {
     markFields("#export-form .field", wrong);
   };
   const issue = (one) => h("li", { class: one.level }, h("span.mark"),
-    h("span", {}, one.label && h("b", {}, one.label + " "), one.message, one.fix && h("span.quiet", {}, " " + one.fix)));
+    h("span", {}, one.label && h("b", {}, one.label + " "), one.message));
   return () => draw(() => {
     const v = props.value;
     if (!v) return [h("section.card", {}, h("p.quiet", {}, t("export.plan.none")))];

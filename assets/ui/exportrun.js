@@ -18,26 +18,36 @@ const yes = (value) => t(value ? "export.proof.yes" : "export.proof.no");
 const fact = (good, label, value) => h("li" + (good === null ? ".plain" : good ? ".good" : ".bad"), {}, h("span.mark"), h("span", {}, label), h("b.num", {}, value));
 const count = (n, total) => t("export.proof.of", { n: n === true ? total : Number(n), total });
 
-// Each fact is drawn where the report has it: every goal proves what matters for it.
-function facts(p) {
+// Each fact is drawn where the report has it: every goal proves what matters for it. Of a passed proof nothing is red:
+// what differs there was allowed to.
+function facts(p, report = {}) {
   const has = (key) => p[key] !== undefined && p[key] !== null;
   const list = [];
-  if (has("max_logit_difference")) {
-    const good = !has("tolerance") || p.max_logit_difference <= p.tolerance;
-    const said = { value: small(p.max_logit_difference), limit: small(p.tolerance) };
-    list.push(fact(good, t("export.proof.difference"), has("tolerance") ? t(good ? "export.proof.allowed" : "export.proof.above", said) : said.value));
-  }
-  const all = (key, total, label) => { if (has(key) && p[total]) list.push(fact(p[key] === true || p[key] >= p[total], t(label), count(p[key], p[total]))); };
+  const measured = (key, limited, free) => {
+    if (!has(key)) return;
+    const limits = has("tolerance");
+    const good = !limits || p[key] <= p.tolerance;
+    const said = { value: small(p[key]), limit: small(p.tolerance) };
+    list.push(fact(limits ? good : null, t(limits ? limited : free), limits ? t(good ? "export.proof.allowed" : "export.proof.above", said) : said.value));
+  };
+  const all = (key, total, label) => {
+    if (!has(key) || !p[total]) return;
+    const same = p[key] === true || p[key] >= p[total];
+    list.push(fact(same ? true : p.passed ? null : false, t(label), count(p[key], p[total])));
+  };
+  measured("max_logit_difference", "export.proof.difference", "export.proof.moves");
+  measured("max_logprob_difference", "export.proof.logprob", "export.proof.logprob");
   all("answers_equal", "prompts", "export.proof.answers");
+  if (has("answers_changed") && p.prompts) list.push(fact(p.answers_changed > 0 ? true : null, t("export.proof.changed"), count(p.answers_changed, p.prompts)));
   if (has("weights_differ_from_base")) list.push(fact(p.weights_differ_from_base, t("export.proof.weights"), p.layers ? t("export.proof.layers", { n: p.layers_changed ?? 0, total: p.layers }) : yes(p.weights_differ_from_base)));
   all("layers_packed", "layers", "export.proof.packed");
-  all("tensors_placed", "tensors", "export.proof.tensors");
-  all("token_ids_equal", "texts", "export.proof.tokens");
-  if (has("answers_changed") && p.prompts) list.push(fact(p.answers_changed > 0, t("export.proof.changed"), count(p.answers_changed, p.prompts)));
+  all("texts_equal", "texts", "export.proof.tokens");
+  all("conversations_equal", "conversations", "export.proof.rendered");
   if (has("template_identical")) list.push(fact(p.template_identical, t("export.proof.template"), yes(p.template_identical)));
-  if (has("rendered_equal") && p.conversations) list.push(fact(p.rendered_equal === p.conversations, t("export.proof.rendered"), count(p.rendered_equal, p.conversations)));
-  if (has("files") && Number.isFinite(p.files)) list.push(fact(true, t("export.proof.files"), format.number(p.files)));
+  if (Number.isFinite(p.files)) list.push(fact(true, t("export.proof.files"), format.number(p.files)));
   if (has("checked_with")) list.push(fact(null, t("export.proof.engine"), String(p.checked_with)));
+  if (report.lora) list.push(fact(null, t("export.proof.lora"), t("export.proof.lora.value", { r: report.lora.r, alpha: report.lora.lora_alpha })));
+  if (report.lora && report.tensors) list.push(fact(true, t("export.proof.tensors"), format.number(report.tensors)));
   return h("ul.facts", {}, list);
 }
 
@@ -67,6 +77,8 @@ function bases(found, chosen) {
   };
   return h("div.bases-box", {}, h("h4", {}, t("export.bases")), h("p.quiet", {}, t("export.bases.body")), h("div.bases", {}, one("original"), one("dequantized")));
 }
+
+const said = (notes) => (notes || []).map((note) => h("p.note", {}, note));
 
 function price(it) {
   if (!it) return null;
@@ -109,7 +121,7 @@ function result(found, again) {
   const head = h("div.card-head", {}, h("h3", {}, title), h("span.quiet.who", {}, `${t("export.goal." + found.goal)} · ${found.name}`), h("span.spring"),
     passed !== null && h("span", { class: "chip " + (passed ? "finished" : "failed") }, t(passed ? "export.proof.ok" : "export.proof.bad")));
   return h("section.card.result", { "aria-live": "polite" }, head, h("div.result-parts", {},
-    h("div.result-proof", {}, proof && facts(proof), bases(report.bases, report.merge_base), proof && rows(proof.rows),
+    h("div.result-proof", {}, proof && facts(proof, report), said(found.notes), bases(report.bases, report.merge_base), proof && rows(proof.rows),
       price(report.price), report.merge && report.merge.proof && h("details.answers", {}, h("summary", {}, t("export.merged_first")),
         facts(report.merge.proof), bases(report.merge.bases, report.merge.merge_base), rows(report.merge.proof.rows))),
     h("div.result-next", {}, place(found, report), next(found, again))));

@@ -101,7 +101,7 @@ class Handlers:
         wish = self.wish(values)
         for issue in advised(wish):
             if issue["level"] == "error":
-                raise Refused(_both(issue["message"], issue["fix"]))
+                raise Refused(issue["message"])
         found = with_paths(self.workspace, keep_uploads(self.workspace, wish))
         run = launch(self.workspace, eg.config_of(self.workspace, found))
         say_if_queued(self.workspace, run)
@@ -163,7 +163,3 @@ def _goal(panel: Any, choice: ModelChoice | None) -> str:
     """The goal of the cards; one that cannot be is the usual one."""
     asked = panel.get("chosen") if isinstance(panel, dict) else None
     return asked if asked in eg.GOALS else eg.usual_goal(choice) if choice else eg.GOALS[1]
-
-
-def _both(message: str, fix: str) -> str:
-    return f"{message}. {fix[:1].upper()}{fix[1:]}." if fix else f"{message}."

@@ -94,6 +94,7 @@ def shown(workspace: Workspace, run: RunDir, language: str) -> dict[str, Any]:
     return {
         **found,
         "report": report,
+        "notes": [translated(str(note), language) for note in (report or {}).get("notes") or ()],
         "waiting": {"place": waiting[0], "why": waiting[1]} if waiting else None,
         "uses": used(config, found) if found["state"] == "finished" and found["there"] else [],
         "chat": found["state"] == "finished" and found["there"] and goal_of(config) not in ("gguf", "ollama", "hub"),

@@ -1,11 +1,9 @@
 """What the Export tab says before anything starts: the chosen model, the goals, and what an export will do."""
 
-import shlex
 from pathlib import Path, PurePath
 from typing import Any
 
-from studio import presets, resources
-from studio.config import ConvertConfig, ExportConfig, MergeConfig
+from studio import resources
 from studio.estimate import Advice
 from studio.export_targets import advice, free_bytes, needed_bytes
 from studio.layout_configs import Refused as LayoutRefused
@@ -14,18 +12,16 @@ from studio.model_choices import ModelChoice
 from studio.outputs import OutputConfig
 from studio.presets import ModelError, resolve_model
 from studio.records import DataError
-from studio.schema import ConfigError, FieldError, walk
+from studio.schema import ConfigError, FieldError
 from studio.ui.context import Refused
 from studio.ui.i18n import current_request, field_label, language_of
 from studio.ui.run_lines import summary
 from studio.ui.sentences import translated
+from studio.ui.tabs.export_command import command
 from studio.ui.tabs.export_goals import FORMATS, NUMBER_FORMAT, Wish, config_of, specs
 from studio.ui.tabs.export_import import with_paths
 from studio.ui.widgets.form import error_text
 from studio.workspace import Workspace
-
-VERBS = {"adapter": "convert", "safetensors": "merge", "import": "convert"}
-
 
 # ---- what is chosen --------------------------------------------------------------------------------------------------
 
@@ -80,13 +76,16 @@ def _card(choice: ModelChoice | None, goal: Any) -> dict[str, Any]:
 
 
 def _said(item: Advice) -> str:
-    message, fix = _sentence(item.message), translated(item.fix)
-    return f"{message}{'; ' if message.isascii() else '；'}{fix}" if fix else message
+    """Both sentences of an advice in the visitor's language."""
+    sentences = [_sentence(text) for text in (item.message, item.fix) if text]
+    return "".join(sentences) if sentences[0].endswith("。") else " ".join(sentences)
 
 
-def _sentence(message: str) -> str:
-    told = translated(message)
-    return told[:1].upper() + told[1:]
+def _sentence(text: str) -> str:
+    """A sentence of a lower layer in the visitor's language, with a capital and a stop."""
+    told = translated(text.removesuffix("."))
+    stop = "" if told.endswith((".", "。", "!", "?", "？")) else "." if told == text.removesuffix(".") else "。"
+    return told[:1].upper() + told[1:] + stop
 
 
 def _converted(choice: ModelChoice) -> bool:
@@ -134,10 +133,7 @@ def advised(wish: Wish) -> list[dict[str, Any]]:
     goal: Any = wish.goal
     hub: Any = "modelscope" if wish.options.get("hub") == "modelscope" else "huggingface"
     found = advice(wish.choice, goal, hub=hub)
-    return [
-        {"level": item.level, "field": "", "label": "", "message": _sentence(item.message), "fix": translated(item.fix)}
-        for item in found
-    ]
+    return [{"level": item.level, "field": "", "label": "", "message": _said(item)} for item in found]
 
 
 def problems(error: Exception) -> list[dict[str, Any]]:
@@ -155,7 +151,7 @@ def _wrong(error: FieldError) -> str:
 
 
 def _issue(name: str, message: str) -> dict[str, Any]:
-    return {"level": "error", "field": name, "label": field_label(name) if name else "", "message": message, "fix": ""}
+    return {"level": "error", "field": name, "label": field_label(name) if name else "", "message": message}
 
 
 def owner(error: FieldError) -> str:
@@ -172,49 +168,3 @@ def disk(workspace: Workspace, wish: Wish) -> tuple[int, int]:
         return 0, free
     goal: Any = wish.goal
     return needed_bytes(wish.choice, goal, str(wish.options.get(NUMBER_FORMAT.get(goal, "")) or "")), free
-
-
-# ---- the same in a terminal ------------------------------------------------------------------------------------------
-
-
-def command(config: OutputConfig, workspace: Workspace) -> str:
-    """The line that does the same in a terminal, in this workspace."""
-    elsewhere = workspace.path.resolve() != (presets.ROOT / "workspace").resolve()
-    place = ["--workspace", str(workspace.path)] if elsewhere else []
-    return shlex.join(["studio", *_words(config), *_flags(config), *place])
-
-
-def _words(config: OutputConfig) -> list[str]:
-    if isinstance(config, MergeConfig):
-        return ["merge", config.base, config.adapter, config.out]
-    if isinstance(config, ConvertConfig):
-        return ["convert", config.source, config.out]
-    assert isinstance(config, ExportConfig)
-    adapter = ["--adapter", config.adapter] if config.adapter else []
-    return ["export", config.format, config.model, config.out, *adapter]
-
-
-def _flags(config: OutputConfig) -> list[str]:
-    """Options of the command line for what is not as usual."""
-    written = {"base", "adapter", "source", "model", "format", "out", "name", "kind", "schema_version", *config_lists()}
-    if isinstance(config, ConvertConfig):
-        written -= {"base"}
-    found: list[str] = []
-    for spec in walk(type(config)):
-        value = getattr(config, spec.path, None)
-        if spec.path in written or value in (None, spec.default):
-            continue
-        name = "--" + RENAMED.get(spec.path, spec.path).replace("_", "-")
-        found += [name] if value is True else [f"--no-{name[2:]}"] if value is False else [name, str(value)]
-    for one in config.more_adapters if isinstance(config, MergeConfig) else ():
-        found += ["--adapter", f"{one.path}:{one.weight:g}"]
-    return found
-
-
-RENAMED = {"gguf_type": "type", "settings": "config", "repo_id": "repo"}
-"""Options of the command line that are called otherwise than their field."""
-
-
-def config_lists() -> set[str]:
-    """Fields that a command line repeats rather than writes once."""
-    return {"more_adapters"}
