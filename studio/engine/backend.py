@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,19 @@ from studio.engine.adapter import AdapterFiles, open_adapter, open_base, trainin
 from studio.engine.converted import ready
 from studio.engine.dialogue import BASE, ModelFacts, Options
 from studio.engine.generation import Turns
+from studio.engine.generation_pictures import Eyes
 from studio.engine.generation_voice import Voice
 from studio.engine.generation_weights import SharedWeights
-from studio.engine.loading import Holding, adapter_tokenizer, attach, check_room, choose_holding, load_base, quiet
+from studio.engine.loading import (
+    Holding,
+    adapter_tokenizer,
+    attach,
+    check_room,
+    choose_holding,
+    load_base,
+    load_processor,
+    quiet,
+)
 from studio.engine.resident import Loaded, Resident
 from studio.engine.stopping import saved_endings
 from studio.presets import ModelRef
@@ -46,7 +57,7 @@ def _load(options: Options, enter: Callable[[str], None]) -> Loaded:
     base_config = model.config
     if files:
         model = attach(model, {inner[name]: one for name, one in files.items()})
-    voices = _voices(ref, model, files)
+    voices = _voices(ref, model, files, _eyes(ref, model))
     enter("first word")
     weights = SharedWeights(model, inner)
     _warm_up(weights)
@@ -66,7 +77,7 @@ def _facts(voice: Voice, system: str | None) -> ModelFacts:
     template: Any = voice.tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("tool_use") or template.get("default")
-    return ModelFacts(template, system, voice.context)
+    return ModelFacts(template, system, voice.context, images=voice.eyes is not None)
 
 
 def _as_trained(holding: Holding, files: dict[str, AdapterFiles]) -> Holding:
@@ -76,11 +87,23 @@ def _as_trained(holding: Holding, files: dict[str, AdapterFiles]) -> Holding:
     return Holding(holding.bits, holding.dtype, section)
 
 
-def _voices(ref: ModelRef, model: PreTrainedModel, files: dict[str, AdapterFiles]) -> dict[str, Voice]:
+def _eyes(ref: ModelRef, model: PreTrainedModel) -> Eyes | None:
+    processor = load_processor(ref, model)
+    if processor is None:
+        return None
+    wrapped: Any = model
+    inner = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
+    return Eyes(processor, frozenset(inspect.signature(inner.forward).parameters) - {"input_ids", "attention_mask"})
+
+
+def _voices(
+    ref: ModelRef, model: PreTrainedModel, files: dict[str, AdapterFiles], eyes: Eyes | None
+) -> dict[str, Voice]:
     tuned = {
-        name: Voice(adapter_tokenizer(ref, one.folder), model, saved_endings(one.folder)) for name, one in files.items()
+        name: Voice(adapter_tokenizer(ref, one.folder), model, saved_endings(one.folder), eyes)
+        for name, one in files.items()
     }
-    base = Voice(adapter_tokenizer(ref, None), model)
+    base = Voice(adapter_tokenizer(ref, None), model, eyes=eyes)
     if not base.tokenizer.chat_template and tuned:  # a bare base model: asked the way its adapter was taught
         base = next(iter(tuned.values()))
     return {BASE: base, **tuned}

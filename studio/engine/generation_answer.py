@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from studio.engine.dialogue import FinishReason, Piece, Request, TokenChance
+from studio.engine.generation_pictures import placed
 from studio.engine.generation_sampling import Sampler, likelihoods
 from studio.engine.generation_text import StopStrings, TextStream
 from studio.engine.generation_voice import Prompt, Voice
@@ -25,7 +26,10 @@ class Answer:
     def __init__(self, request: Request, voice: Voice, prompt: Prompt, emit: Callable[[Piece], None]) -> None:
         self.model, self.voice, self.emit = request.model, voice, emit
         self.prompt, self.dropped = prompt.ids, prompt.dropped
+        self.pictures = prompt.pictures
         self.pending = prompt.ids
+        self.places: Any = None
+        """Where the words stand behind pictures, as some models count that (see `SharedWeights.places`)."""
         self.cache: Any = None
         self.sampler = Sampler(request.sampling, prompt.ids)
         self.text = TextStream(voice.tokenizer, request.shown)
@@ -58,9 +62,10 @@ class Answer:
         """Read some of the prompt, and write the first token at its end; False when the answer is over."""
         if self.cache is None:
             self.cache = DynamicCache(config=model.config)
-        chunk, self.pending = self.pending[:PREFILL], self.pending[PREFILL:]
-        inputs = torch.tensor([chunk], device=model.device)
-        output = model(input_ids=inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        part = len(self.pending) if self.pictures else PREFILL  # pictures and their tokens go together
+        chunk, self.pending = self.pending[:part], self.pending[part:]
+        inputs = {"input_ids": torch.tensor([chunk], device=model.device), **placed(self.pictures, model)}
+        output = model(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         return True if self.pending else self.take(output.logits[0, -1].float().cpu())
 
     def take(self, logits: torch.Tensor) -> bool:

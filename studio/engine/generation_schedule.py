@@ -88,8 +88,12 @@ class Schedule:
 
     def _understand(self, answer: Answer) -> bool:
         self.weights.select(answer.model)
-        self.tokens += min(len(answer.pending), PREFILL)
-        return answer.read(self.weights.model)
+        self.weights.places = answer.places
+        before = len(answer.pending)
+        goes_on = answer.read(self.weights.model)
+        self.tokens += before if answer.pictures else min(before, PREFILL)
+        answer.places = self.weights.places
+        return goes_on
 
     def _seat(self, answer: Answer) -> None:
         batch = next((batch for batch in self._batches if self._shareable and batch.admits(answer)), None)
@@ -107,6 +111,7 @@ class Schedule:
             batch.keep([number for number, row in enumerate(batch.rows) if not self._stopped(row)])
             if batch.rows:
                 self.weights.select(batch.model)
+                self.weights.places = batch.rows[0].places
                 self.tokens += len(batch.rows)
                 logits = batch.step(self.weights.model)
                 batch.keep([number for number, row in enumerate(batch.rows) if self._take(row, logits[number])])

@@ -29,6 +29,7 @@ class SharedWeights:
             kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
             self.layers = [module for module in model.modules() if isinstance(module, kinds)]
         self.current: str | None = None
+        self._counting: Any = next((module for module in model.modules() if hasattr(module, "rope_deltas")), None)
 
     def select(self, name: str) -> None:
         """Make the weights those of the model called `name`."""
@@ -44,9 +45,22 @@ class SharedWeights:
         self.current = name
 
     @property
+    def places(self) -> Any:
+        """How far the places of words are shifted behind pictures: kept in the model by those that count them apart."""
+        return None if self._counting is None else self._counting.rope_deltas
+
+    @places.setter
+    def places(self, shift: Any) -> None:
+        if self._counting is not None:
+            self._counting.rope_deltas = shift
+
+    @property
     def shareable(self) -> bool:
         """Whether rows of different lengths can go through this model together."""
-        inner: Any = self.model.get_base_model() if self.adapters else self.model
+        if self._counting is not None:
+            return False
+        wrapped: Any = self.model
+        inner = wrapped.get_base_model() if self.adapters else wrapped
         known = inspect.signature(inner.forward).parameters
         rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
         return {"attention_mask", "position_ids"} <= known.keys() and "mrope_section" not in rope

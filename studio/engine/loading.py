@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,17 @@ from typing import Any
 import torch
 import transformers
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as SPEAKING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as SEEING
 
 from studio.config import QuantizationSection
 from studio.engine.adapter import AdapterFiles
@@ -28,6 +39,8 @@ from studio.remote_code import allowed
 
 SMALL_PARAMETERS = 1_000_000_000  # below, float32 is the fastest on a CPU and fits everywhere
 _MODELS: Any = AutoModelForCausalLM  # the libraries' own types are too loose to be checked against
+_SEEING: Any = AutoModelForImageTextToText
+_PROCESSORS: Any = AutoProcessor
 _EIGHT_BITS: Any = transformers.BitsAndBytesConfig
 _LORA_KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?:embedding_)?(?P<side>A|B)(?:\.weight)?")
 
@@ -77,7 +90,7 @@ def count_parameters(ref: ModelRef) -> int:
     """Parameters of a model, from its configuration alone (shared ones once)."""
     config = AutoConfig.from_pretrained(ref.path_or_id, local_files_only=ref.local, trust_remote_code=allowed())
     with torch.device("meta"):
-        model = _MODELS.from_config(config, trust_remote_code=allowed())
+        model = _loader(config).from_config(config, trust_remote_code=allowed())
     return sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -135,7 +148,8 @@ def load_base(ref: ModelRef, holding: Holding, field: str = "base", device: str 
     elif holding.bits == 8:
         arguments["quantization_config"] = _EIGHT_BITS(load_in_8bit=True)
     with blaming(field):
-        model, info = _MODELS.from_pretrained(ref.path_or_id, **arguments)
+        config = AutoConfig.from_pretrained(ref.path_or_id, local_files_only=ref.local, trust_remote_code=allowed())
+        model, info = _loader(config).from_pretrained(ref.path_or_id, **arguments)
         _check_complete(info, field)
     if holding.bits == 4:
         keep_weights_unpacked(model)
@@ -150,6 +164,24 @@ def _check_complete(info: Mapping[str, Any], field: str) -> None:
             "Copy the model again, with all its files.",
             field,
         )
+
+
+def _loader(config: Any) -> Any:
+    """The family of classes a model is loaded with; those that see pictures have their own."""
+    seeing = config.model_type in SEEING and config.model_type not in SPEAKING
+    return _SEEING if seeing else _MODELS
+
+
+def load_processor(ref: ModelRef, model: PreTrainedModel) -> Any:
+    """What prepares pictures for a model; None for one that sees none, or without the settings of its pictures."""
+    if model.config.model_type not in SEEING:
+        return None
+    try:
+        found = _PROCESSORS.from_pretrained(ref.path_or_id, local_files_only=ref.local, trust_remote_code=allowed())
+    except (OSError, ValueError, ImportError) as error:
+        print(f"warning: the model is served without its pictures ({str(error)[:200]})", file=sys.stderr)  # noqa: T201
+        return None
+    return found if hasattr(found, "image_processor") else None
 
 
 def load_tokenizer(folder: str, *, local: bool = True, field: str = "base") -> PreTrainedTokenizerBase:
