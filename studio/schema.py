@@ -332,7 +332,8 @@ _SENTENCES = {
 def _sentence(error: Mapping[str, Any]) -> FieldError:
     code = str(error["type"])
     context = {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in (error.get("ctx") or {}).items()}
-    text = _SENTENCES.get(code, str(error["msg"])).format_map({**context, "error": context.get("error", "")})
+    known = _SENTENCES.get(code)  # pydantic's own words may hold braces: those of a pattern
+    text = known.format_map({**context, "error": context.get("error", "")}) if known else str(error["msg"])
     given = error.get("input")
     if code not in ("missing", "value_error", "model_type") and isinstance(given, str | int | float):
         text += f" (got {_shown(given, meant=code.endswith('_parsing'))})"

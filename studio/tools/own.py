@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,7 +36,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 class OwnTool(Section):
     """One file of the folder `tools`."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]{0,63}$")]
+    name: str
     """What the model calls it."""
     description: Annotated[str, Field(min_length=1, max_length=2000)]
     """What it does, for the model to read."""
@@ -49,6 +50,14 @@ class OwnTool(Section):
     """Seconds an answer may take."""
     key_env: Annotated[str | None, Field(pattern=rf"^{KEY_PREFIX}[A-Z0-9_]+$")] = None
     """Variable of the environment with the key that is sent as bearer token; its name begins with CRUCIBLE_TOOL_."""
+
+    @field_validator("name")
+    @classmethod
+    def check_name(cls, value: str) -> str:
+        """A word that models, files and protocols accept."""
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]{0,63}", value):
+            raise ValueError("write at most 64 letters, digits, _ and -, beginning with a letter")
+        return value
 
     @field_validator("url")
     @classmethod

@@ -12,8 +12,10 @@ from studio.presets import ROOT
 from studio.tools.expression import LONGEST
 from studio.tools.tool import Tool, ToolError
 
+COMPUTING_S = 5
+"""Seconds the processor may work on it."""
 PATIENCE_S = 60.0
-"""Longest wait, whatever it is that takes so long; the computing itself is bounded by `studio.tools.solving`."""
+"""Longest wait, whatever else it is that takes so long."""
 _PARAMETERS: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -38,7 +40,7 @@ def _solve(arguments: dict[str, Any]) -> str:
     try:
         done = subprocess.run(
             [sys.executable, "-m", "studio.tools.solving"],
-            input=json.dumps(arguments),
+            input=json.dumps({**arguments, "seconds": COMPUTING_S}),
             capture_output=True,
             text=True,
             encoding="utf-8",

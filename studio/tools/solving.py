@@ -15,8 +15,6 @@ from typing import Any
 
 from studio.tools.expression import ExpressionError, read_expression
 
-CPU_S = 10
-"""Seconds of computing, beside those it takes to load sympy."""
 MEMORY_BYTES = 2 * 2**30
 MOST_EQUATIONS = 8
 MOST_SOLUTIONS = 20
@@ -32,11 +30,14 @@ _FUNCTIONS = (
 
 
 def main() -> int:
-    """Reads {"equations", "unknown"} and writes {"answer"} or {"fault"}."""
+    """Reads {"equations", "unknown", "seconds"} and writes {"answer"} or {"fault"}.
+
+    `seconds` of computing are allowed, beside those it takes to load sympy.
+    """
     asked = json.loads(sys.stdin.read())
     import sympy
 
-    _bound()
+    _bound(int(asked["seconds"]))
     try:
         found = {"answer": solve(sympy, str(asked["equations"]), str(asked.get("unknown") or ""))}
     except ExpressionError as error:
@@ -49,14 +50,14 @@ def main() -> int:
     return 0
 
 
-def _bound() -> None:
+def _bound(seconds: int) -> None:
     """From here on little time and memory; systems without such limits have the caller's patience only."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         used = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = int(used.ru_utime + used.ru_stime) + CPU_S
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        limit = int(used.ru_utime + used.ru_stime) + seconds
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
 
