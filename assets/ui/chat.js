@@ -19,7 +19,9 @@ function chatThread({ props, trigger, element }) {
   const bar = h("div.thread-bar");
   const heads = h("div.heads");
   const scroll = h("div.thread-scroll", { tabindex: 0, role: "log", "aria-label": t("chatroom.log") }, heads, host);
-  element.querySelector(":scope > div").replaceChildren(bar, scroll);
+  const frame = element.querySelector(":scope > div");
+  frame.className = "thread-box";
+  frame.replaceChildren(bar, scroll);
 
   const change = (work) => { const value = structuredClone(props.value); work(value); props.value = value; redraw(); };
   const send = (data) => trigger("apply", data);
@@ -50,22 +52,24 @@ function chatThread({ props, trigger, element }) {
         icon("edit", t("chatroom.edit"), () => edit({ turn: number, side: "" }), `q-edit-${number}`),
         last(props.value, number) ? icon("retry", t("chatroom.retry"), () => send({ act: "retry", turn: number }), `q-retry-${number}`) : null));
   };
-  const tools = (turn, number, side, answer) => (over(answer) ? h("span.deeds", {},
+  const tools = (number, side, answer) => (over(answer) ? h("span.deeds", {},
     icon("copy", t("chatroom.copy"), (event) => copyText(parted(answer.text).said.trim(), event.currentTarget), `a-copy-${number}-${side}`),
     icon("edit", t("chatroom.correct"), () => edit({ turn: number, side }), `a-edit-${number}-${side}`),
     last(props.value, number) ? icon("retry", t("chatroom.retry.one"), () => send({ act: "retry", turn: number, side }), `a-retry-${number}-${side}`) : null) : null);
+  // Until the vote nothing of an answer tells whose it is: no name, no colour, no speed.
   const answer = (turn, number, side, place, secret) => {
     const found = turn.answers[side];
     const value = props.value;
-    const name = secret ? [h("b", {}, t("chatroom.blind." + place))] : turn.blind ? label(value.sides[side]) : sidesOf(value).length > 1 ? label(value.sides[side]) : [];
-    const head = h("div.who" + (turn.blind ? "" : ".narrow"), {}, name, turn.vote === side ? h("span.chip.finished", {}, t("chatroom.won")) : null);
-    const shell = { side, said: null, node: h("section.reply." + side + (over(found) ? "" : ".growing"), {}, head) };
+    const told = turn.blind || value.blind;
+    const name = secret ? [h("b", {}, t("chatroom.blind." + place))] : sidesOf(value).length > 1 ? label(value.sides[side]) : [];
+    const head = h("div.who" + (told ? "" : ".narrow"), {}, name, turn.vote === side ? h("span.chip.finished", {}, t("chatroom.won")) : null);
+    const shell = { side, said: null, node: h("section.reply." + (secret ? "hidden" : side) + (over(found) ? "" : ".growing"), {}, head) };
     if (!found) { shell.node.append(h("div.foot", {}, h("span.deeds", {}, last(value, number) && !busy() ? button("btn.small", t("chatroom.ask.this"), () => send({ act: "retry", turn: number, side })) : null))); return shell; }
     if (editing && editing.turn === number && editing.side === side) {
       shell.node.append(editor(found.text, t("chatroom.correct.help"), t("chatroom.correct.ok"), (text) => change((now) => { Object.assign(now.turns[number].answers[side], { text, corrected: true }); })));
       return shell;
     }
-    const { node, said } = drawAnswer(found, tools(turn, number, side, found), { secret });
+    const { node, said } = drawAnswer(found, secret ? null : tools(number, side, found), { secret });
     shell.node.append(...node.flat().filter(Boolean));
     shell.said = over(found) && !found.corrected ? said : null;
     return shell;
@@ -108,13 +112,13 @@ function chatThread({ props, trigger, element }) {
       h("span.spring"),
       has ? tool("chat-undo", t("chatroom.undo"), () => change((now) => { now.turns.pop(); }), busy()) : null,
       has ? tool("chat-clear", t("chatroom.clear"), async () => { if (await confirm({ title: t("chatroom.clear.title"), body: t("chatroom.clear.body"), ok: t("chatroom.clear") })) change((now) => { now.turns = []; }); }, busy()) : null,
-      has ? tool("chat-md", "Markdown", () => download("chat.md", "text/markdown", asMarkdown(props.value)), busy()) : null,
-      has ? tool("chat-json", "JSON", () => download("chat.json", "application/json", asJson(props.value)), busy()) : null);
+      has ? tool("chat-md", "↓ Markdown", () => download("chat.md", "text/markdown", asMarkdown(props.value)), busy()) : null,
+      has ? tool("chat-json", "↓ JSON", () => download("chat.json", "application/json", asJson(props.value)), busy()) : null);
   };
   const drawHeads = (value) => {
     const sides = sidesOf(value);
-    render(heads, sides.length > 1 ? sides.map((side, place) => h("div.head." + (value.blind ? "hidden" : side), {}, value.blind ? h("b", {}, t("chatroom.blind." + place)) : label(value.sides[side]))) : []);
-    heads.hidden = sides.length < 2;
+    heads.hidden = sides.length < 2 || value.blind;
+    render(heads, heads.hidden ? [] : sides.map((side) => h("div.head." + side, {}, label(value.sides[side]))));
   };
   const nothing = (value) => h("div.hint", {}, h("p", {}, t(sidesOf(value).length > 1 ? "chatroom.hint.two" : "chatroom.hint.one")),
     value.earlier.length ? button("btn", t(value.earlier.length === 1 ? "chatroom.again.one" : "chatroom.again", { n: value.earlier.length }), () => send({ act: "again" })) : null);
@@ -130,7 +134,7 @@ function chatThread({ props, trigger, element }) {
     if (!drawn.length) host.replaceChildren();
     while (host.children.length > value.turns.length) { host.lastChild.remove(); drawn.pop(); }
     value.turns.forEach((turn, number) => {
-      const key = JSON.stringify([turn, marking, value.sides, busy(), last(value, number), editing && editing.turn === number ? editing : null]);
+      const key = JSON.stringify([turn, marking, value.sides, value.blind, busy(), last(value, number), editing && editing.turn === number ? editing : null]);
       if (drawn[number] === key) return;
       if (!host.children[number]) host.append(h("article.exchange"));
       drawn[number] = key;
@@ -166,10 +170,9 @@ const copyText = async (text, node) => {
 
 function chatStatus({ props, trigger, draw, element }) {
   let since = 0;
-  const ready = (v) => t(v.copies > 1 ? "chatroom.ready.two" : "chatroom.ready", { bits: v.bits });
   const text = (v) => {
     if (v.state === "loading") return [h("span.chip.running", {}, t("chatroom.loading")), h("span.num.quiet", {}, format.seconds((Date.now() - since) / 1000))];
-    if (v.state === "ready") return [h("span.chip.finished", {}, t("tabs.chat.ready")), h("span.told.quiet", {}, ready(v))];
+    if (v.state === "ready") return [h("span.chip.finished", {}, t("tabs.chat.ready")), h("span.told.quiet", { title: t(v.copies > 1 ? "chatroom.ready.two" : "chatroom.ready") }, t("chatroom.held", { bits: v.bits }))];
     const said = v.state === "failed" ? v.message || t("tabs.chat.failed") : t(v.state === "none" ? "tabs.chat.none_state" : "tabs.chat." + v.state);
     const again = button("btn.go", t(v.state === "none" ? "tabs.chat.start" : "tabs.chat.again"), () => { props.value = { state: "loading", seconds: 0 }; since = Date.now(); show(); trigger("apply", {}); });
     return [h("span", { class: "chip " + (v.state === "none" ? "stopped" : "failed") }, t("tabs.chat.off")), h("span.told", {}, said), again];

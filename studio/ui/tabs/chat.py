@@ -304,17 +304,18 @@ def _composer() -> tuple[gr.Textbox, gr.Button, gr.Button]:
 
 def _keeper() -> tuple[gr.Radio, gr.Dropdown, gr.Button, gr.HTML]:
     """The fold that makes training rows of the conversation."""
-    with gr.Accordion(T("chat.keep"), open=False, elem_id="chat-keep"), gr.Group(elem_classes=["form-section"]):
-        sides = [(T(f"chat.keep.{side}"), side) for side in (RIGHT, LEFT)]
-        side = gr.Radio(sides, value=RIGHT, label=T("chat.keep.side"), info=T("chat.keep.side.help"))
-        title = gr.Dropdown(
-            [],
-            label=T("chat.keep.title"),
-            info=T("chat.keep.title.help"),
-            allow_custom_value=True,
-            elem_id="chat-keep-title",
-        )
-        with gr.Row():
+    with gr.Accordion(T("chat.keep"), open=False, elem_id="chat-keep"):
+        with gr.Group(elem_classes=["form-section"]):
+            sides = [(T(f"chat.keep.{side}"), side) for side in (RIGHT, LEFT)]
+            side = gr.Radio(sides, value=RIGHT, label=T("chat.keep.side"), info=T("chat.keep.side.help"))
+            title = gr.Dropdown(
+                [],
+                label=T("chat.keep.title"),
+                info=T("chat.keep.title.help"),
+                allow_custom_value=True,
+                elem_id="chat-keep-title",
+            )
+        with gr.Row(elem_id="chat-keep-row"):
             save = gr.Button(T("chat.keep.save"), elem_id="chat-keep-save", scale=0, min_width=160)
             kept = panel("chat_kept", "chat-kept", "chat")
     return side, title, save, kept
@@ -328,7 +329,7 @@ def build(ctx: Context) -> None:
     with gr.Column(visible=False, elem_id="chat-room") as room:
         with gr.Row(elem_id="chat-head"):
             pickers = [_picker(side) for side in SIDES]
-            status = panel("chat_status", "chat-status", "chat", scale=2, min_width=230)
+            status = panel("chat_status", "chat-status", "chat", scale=1, min_width=150)
         thread = panel("chat_thread", "chat-pair", "chat")
         tally = panel("chat_tally", "chat-tally", "chat")
         chips = panel("chat_chips", "chat-chips", "chat")
