@@ -95,10 +95,11 @@ def prove(
     model: Any = load_base(base.ref, choose_holding(16, base.ref), "base")
     with _said_of_base():
         model = attach(model, {"default": files})
-    prompts = conversations(plan, settings)
     with model.disable_adapter():
-        before = ask(model, tokenizer, prompts, journal, "base")
-    after = ask(model, tokenizer, prompts, journal, "base + adapter")
+        before = ask(model, tokenizer, conversations(plan, settings), journal, "base")
+        if not before:  # a template without a system role, or a short context
+            before = ask(model, tokenizer, conversations(plan, settings, bare=True), journal, "base")
+    after = ask(model, tokenizer, [trace.turns for trace in before], journal, "base + adapter")
     difference = _difference(before, after)
     changed = sum(a.answer_ids != b.answer_ids for a, b in zip(before, after, strict=True))
     reason = "" if difference > 0 else _nothing_changed(before)
@@ -118,12 +119,12 @@ def _nothing_changed(asked: list[Trace]) -> str:
     return "the adapter changes nothing in the answers" if asked else "none of the questions could be asked"
 
 
-def conversations(plan: Plan, settings: Settings) -> list[tuple[Turn, ...]]:
-    """The training's own questions first, under its system prompt, then built-in ones."""
+def conversations(plan: Plan, settings: Settings, *, bare: bool = False) -> list[tuple[Turn, ...]]:
+    """The training's own questions first, under its system prompt (unless `bare`), then built-in ones."""
     trained = plan.trained.trained() if plan.trained else None
     own = texts(trained.samples.evaluation_inputs) if trained else list(settings.questions)
     said = trained.data.system if trained else settings.system
-    system = (Turn("system", said),) if said else ()
+    system = (Turn("system", said),) if said and not bare else ()
     asked = list(dict.fromkeys([*own[:OWN_PROMPTS], *BUILT_IN]))[:MOST_PROMPTS]
     return [(*system, Turn("user", text)) for text in asked]
 

@@ -274,7 +274,7 @@ FUSED = ("internlm2", "qwen", "chatglm", "baichuan2", "deepseek")
 def test_an_adapter_of_an_original_layout_computes_the_same_on_the_converted_model(
     start: Start, out: Path, tmp_path: Path, kind: str
 ) -> None:
-    base = save_original(tmp_path / kind, kind)
+    base = save_original(tmp_path / kind, kind, context=256)
     weights = load_original(base)
     adapted = [
         n for n, w in weights.items() if w.dim() == 2 and not any(k in n for k in ("emb", "wte", "head", "output"))
