@@ -61,7 +61,7 @@ def careful(files: Iterable[Path]) -> Iterator[None]:
     """
     before = os.environ.get(_FORCED)
     names = sorted({name for path in files for name in _foreign_names(path)})
-    stand_ins = [(_stand_in(name), name) for name in names]
+    stand_ins: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(_stand_in(name), name) for name in names]
     os.environ[_FORCED] = "1"
     try:
         with torch.serialization.safe_globals(stand_ins):

@@ -146,6 +146,7 @@ def read(place: Place, settings: str | None) -> Found:
     if place.kind == "folder":
         return _read_folder(place, settings)
     notes: list[str] = []
+    state: Mapping[str, Any]
     if place.kind == "shards":
         assembled = assemble(place.path)
         state, meta, notes = assembled.tensors, assembled.meta, list(assembled.notes)
