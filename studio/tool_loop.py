@@ -7,6 +7,7 @@ How tools are spoken of is a protocol: `native` is the chat template's own (the 
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -198,3 +199,6 @@ async def _used(call: Call, tools: Sequence[Tool], *, too_many: bool) -> Step:
         return Step("result", await asyncio.to_thread(wanted.use, call.arguments), call)
     except ToolError as error:
         return Step("result", str(error), call, failed=True)
+    except Exception as error:  # a defect of the tool must not end the conversation
+        traceback.print_exc()
+        return Step("result", f"{wanted.name}: it broke off ({type(error).__name__})", call, failed=True)
