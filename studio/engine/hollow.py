@@ -66,6 +66,8 @@ class Hollow:
         with blaming(field):
             self.model: Any = _skeleton(self.config)
         self._weights = _open(self.folder)
+        self.tied: dict[str, str] = dict(getattr(self.model, "all_tied_weights_keys", None) or {})
+        """Weights that are another one's: name -> the name they are saved under."""
         self._names = {id(module): name for name, module in self.model.named_modules()}
         self._check(self.model)
         self._packing = packing
@@ -74,11 +76,6 @@ class Hollow:
         self._hollow_out()
         self.buffers = self._load_buffers()
         """Tensors of the files that are no weights, by name."""
-
-    @property
-    def tied(self) -> dict[str, str]:
-        """Weights that are another one's: name -> the name they are saved under."""
-        return dict(getattr(self.model, "all_tied_weights_keys", None) or {})
 
     def shapes(self) -> dict[str, torch.Tensor]:
         """Stand-ins for every tensor of the model, in its order; tied ones are among them."""
@@ -94,11 +91,12 @@ class Hollow:
 
     def _through_4_bits(self, weight: torch.Tensor) -> torch.Tensor:
         """Packed and unpacked again, as a 4-bit layer does it."""
-        from bitsandbytes.nn import Params4bit
+        from bitsandbytes.nn.modules import Params4bit
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
         settings: Any = self._packing
-        packed: Any = Params4bit(
+        packing: Any = Params4bit
+        packed = packing(
             weight,
             requires_grad=False,
             quant_type=settings.bnb_4bit_quant_type,
@@ -231,8 +229,8 @@ def _open(folder: Path) -> Weights:
 
 def _packed_names(config: Any, packing: BitsAndBytesConfig) -> set[str]:
     """The weights a 4-bit model packs, by the rule transformers has for it."""
-    from bitsandbytes.nn import Linear4bit
-    from transformers.quantizers import AutoHfQuantizer
+    from bitsandbytes.nn.modules import Linear4bit
+    from transformers.quantizers.auto import AutoHfQuantizer
 
     model = _skeleton(config)
     quantizer: Any = AutoHfQuantizer

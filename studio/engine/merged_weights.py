@@ -9,6 +9,7 @@ import hashlib
 import shutil
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def _merged(
             yield name, hollow.read(name, dtype) if hollow.is_away(parameter) else parameter.detach().to(dtype)
         return
     hollow.fill(unit)
+    brought = {one: one.data for one in unit.module.parameters() if not hollow.is_away(one)}
     names = [name for name, _ in hollow.named(unit)]
     if samples is not None:
         samples |= {name: sample(parameter).to(dtype) for name, parameter in hollow.named(unit)}
@@ -99,6 +101,8 @@ def _merged(
     for name, parameter in zip(names, changed.parameters(), strict=True):
         yield name, parameter.detach().to(dtype)
     hollow.empty(unit)
+    for one, value in brought.items():
+        one.data = value
     for part in unit.module.modules():
         if isinstance(part, BaseTunerLayer):
             part.merged_adapters.clear()  # the weight it was merged into is gone
@@ -119,6 +123,14 @@ def _add_layer(name: str, layer: Any) -> torch.nn.Module:
             "The training has blown up; use an earlier checkpoint or train again with a lower learning rate.",
             "adapter",
         ) from error
+    except (RuntimeError, NotImplementedError) as error:
+        if "memory" in str(error):
+            raise
+        raise model_failure(
+            f"adapter: it cannot be merged into layer {name} ({' '.join(str(error).split())[:200]}).",
+            "Use the adapter beside its base model instead.",
+            "adapter",
+        ) from error
     return layer.get_base_layer()
 
 
@@ -137,7 +149,7 @@ def _digest(hollow: Hollow, unit: Unit, wanted: str, dtype: torch.dtype) -> byte
     found = hashlib.sha256()
     for name, tensor in _merged(hollow, unit, dtype):
         if name == wanted:
-            found.update(memoryview(tensor.cpu().contiguous().view(torch.uint8).numpy()))
+            found.update(tensor.cpu().contiguous().view(torch.uint8).numpy().data)
     return found.digest()
 
 
@@ -169,6 +181,7 @@ def _add_all(model: Any, dtype: torch.dtype, journal: Journal) -> tuple[Samples,
 
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
     samples: Samples = {}
+    _give_each_its_own(model, [layer for _, layer in layers])
     for done, (name, layer) in enumerate(layers, start=1):
         weight, own = _weight_of(layer)
         place = name.removeprefix("base_model.model.").replace(".base_layer", "")
@@ -181,6 +194,15 @@ def _add_all(model: Any, dtype: torch.dtype, journal: Journal) -> tuple[Samples,
     with warnings.catch_warnings():  # it finds every layer merged already, and says so each time
         warnings.simplefilter("ignore")
         return samples, model.merge_and_unload()
+
+
+def _give_each_its_own(model: Any, layers: list[Any]) -> None:
+    """What is added to a weight that two layers share must not reach the other one."""
+    holders = Counter(id(one) for module in model.modules() for one in module.parameters(recurse=False))
+    for layer in layers:
+        weight, own = _weight_of(layer)
+        if holders[id(weight)] > 1 and own == "weight":
+            layer.get_base_layer().weight = torch.nn.Parameter(weight.detach().clone(), requires_grad=False)
 
 
 def _weight_of(layer: Any) -> tuple[torch.nn.Parameter, str]:

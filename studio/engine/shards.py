@@ -86,7 +86,7 @@ class Shards:
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         with place.file.open("r+b") as stream:
             stream.seek(place.offset)
-            stream.write(memoryview(flat.numpy()))
+            stream.write(flat.numpy().data)
         self.missing.discard(name)
 
     def finish(self) -> None:
