@@ -12,6 +12,7 @@ from studio.chains import adapter_settings
 from studio.checkpoints import complete_checkpoints, step_of
 from studio.config import ConvertConfig, ExportConfig, MergeConfig, RunConfig
 from studio.labels import read_labels
+from studio.model_files import faults
 from studio.model_library import list_models
 from studio.presets import ModelError, resolve_model
 from studio.rundir import RunDir
@@ -52,7 +53,7 @@ def list_choices(workspace: Workspace) -> list[ModelChoice]:
     for run in workspace.list_runs():
         found += choices_of(run)
     found += _imported(workspace)
-    models = [model for model in list_models(workspace) if model.complete]
+    models = [model for model in list_models(workspace) if model.complete or not any(faults(model.path, seeing=True))]
     whole = {choice.base for choice in found if choice.what == "model"}
     for model in models:
         if model.value not in whole:
@@ -105,7 +106,7 @@ def find_choice(workspace: Workspace, reference: str) -> ModelChoice:
     settings = adapter_settings(str(folder))
     if settings is not None:
         return _of_adapter(folder.absolute(), settings)
-    ref = resolve_model(reference)
+    ref = resolve_model(reference, seeing=True)
     value = ref.ref if reference == ref.ref and not folder.exists() else ref.path_or_id
     return ModelChoice(value, "base", Path(value).name if ref.local else value, value)
 

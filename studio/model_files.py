@@ -41,13 +41,16 @@ class Facts:
     weight_bytes: int
 
 
-def faults(folder: Path) -> Iterator[Fault]:
-    """Everything that keeps a model folder from being loaded, the most telling first; nothing for a whole one."""
+def faults(folder: Path, *, seeing: bool = False) -> Iterator[Fault]:
+    """Everything that keeps a model folder from being loaded, the most telling first; nothing for a whole one.
+
+    `seeing`: models that read text and pictures will do too.
+    """
     config = read_object(folder, CONFIG)
     if isinstance(config, Fault):
         yield config
     else:
-        yield from _kind_faults(config, folder.name)
+        yield from _kind_faults(config, folder.name, seeing=seeing)
     yield from _weight_faults(folder)
     tokenizer = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
     if not tokenizer:
@@ -84,7 +87,7 @@ def read_object(folder: Path, name: str) -> dict[str, Any] | Fault:
 # ---- architecture ----------------------------------------------------------------------------------------------------
 
 
-def _kind_faults(config: Mapping[str, Any], name: str) -> Iterator[Fault]:
+def _kind_faults(config: Mapping[str, Any], name: str, *, seeing: bool) -> Iterator[Fault]:
     if "model_type" not in config and "auto_map" not in config:
         yield Fault(f"config.json in {name} does not say its model_type", COPY_AGAIN)
         return
@@ -98,6 +101,8 @@ def _kind_faults(config: Mapping[str, Any], name: str) -> Iterator[Fault]:
     kind = str(config.get("model_type", ""))[:60]
     native, known = known_architectures()
     if kind in native or not native:  # without transformers there are other things to say first
+        return
+    if seeing and kind in seeing_architectures():
         return
     if "auto_map" in config:
         if not allowed():
@@ -120,12 +125,24 @@ def known_architectures() -> tuple[frozenset[str], frozenset[str]]:
 
     Importing transformers takes seconds and these lists are plain text in it. Both are empty where it is missing.
     """
-    found = find_spec("transformers")
-    if found is None or not found.origin:
+    auto = _auto_models()
+    if auto is None:
         return frozenset(), frozenset()
-    auto = Path(found.origin).parent / "models" / "auto"
     causal = _names_in(auto / "modeling_auto.py", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
     return causal, causal | _names_in(auto / "auto_mappings.py", "CONFIG_MAPPING_NAMES")
+
+
+@cache
+def seeing_architectures() -> frozenset[str]:
+    """Types of models that read text and pictures and write text, of the installed transformers."""
+    auto = _auto_models()
+    table = "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
+    return _names_in(auto / "modeling_auto.py", table) if auto else frozenset()
+
+
+def _auto_models() -> Path | None:
+    found = find_spec("transformers")
+    return Path(found.origin).parent / "models" / "auto" if found and found.origin else None
 
 
 def _names_in(file: Path, table: str) -> frozenset[str]:

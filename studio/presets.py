@@ -129,14 +129,14 @@ def _missing(ref: str) -> ModelError:
     return ModelError(f"model.model_name_or_path: the model folder {ref[:200]!r} does not exist", hint)
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, *, seeing: bool = False) -> None:
     """Raises ModelError when a model folder cannot be used (see `studio.model_files.faults`)."""
-    for fault in faults(folder):
+    for fault in faults(folder, seeing=seeing):
         raise ModelError(f"model.model_name_or_path: {fault.message}", fault.fix)
 
 
-def resolve_model(ref: str) -> ModelRef:
-    """A base-model reference -> what to load.
+def resolve_model(ref: str, *, seeing: bool = False) -> ModelRef:
+    """A base-model reference -> what to load; `seeing`: also a model that sees pictures.
 
     Raises:
         ModelError: a folder that is missing or incomplete, or text that is neither a folder nor a hub id.
@@ -153,13 +153,13 @@ def resolve_model(ref: str) -> ModelRef:
                 f"model.model_name_or_path: the run {folder.name} left no model",
                 "go on from its adapter (model.adapter), merge that first, or wait until the run has finished",
             )
-        check_model_folder(folder)
+        check_model_folder(folder, seeing=seeing)
         return ModelRef(ref, str(folder.resolve()), local=True)
     if exists:
         raise ModelError(f"model.model_name_or_path: {ref!r} is a file", "give the folder that holds the model")
     if ref.startswith("crucible/") or not _HUB_ID.fullmatch(ref):
         raise _missing(ref)
     downloaded = cached_model(ref)
-    if downloaded is not None and not any(faults(downloaded)):
+    if downloaded is not None and not any(faults(downloaded, seeing=seeing)):
         return ModelRef(ref, str(downloaded), local=True)
     return ModelRef(ref, ref, local=False)

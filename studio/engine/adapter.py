@@ -29,10 +29,13 @@ class AdapterFiles:
     trained: RunConfig | None
 
 
-def open_base(reference: str) -> ModelRef:
-    """What the base reference stands for. Raises EngineError of kind model, field base."""
+def open_base(reference: str, *, seeing: bool = False) -> ModelRef:
+    """What the base reference stands for; `seeing`: also a model that sees pictures.
+
+    Raises EngineError of kind model, field base.
+    """
     try:
-        return resolve_model(reference)
+        return resolve_model(reference, seeing=seeing)
     except ModelError as error:
         message = error.message.removeprefix("model.model_name_or_path: ")
         raise model_failure(f"base: {message}", error.hint, "base") from error

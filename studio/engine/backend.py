@@ -47,7 +47,7 @@ def open_backend(options: Options, enter: Callable[[str], None]) -> Resident:
 
 def _load(options: Options, enter: Callable[[str], None]) -> Loaded:
     enter("model")
-    ref = ready(open_base(options.base), options.workspace, field="base")
+    ref = ready(open_base(options.base, seeing=True), options.workspace, field="base")
     files = {name: open_adapter(path) for name, path in options.adapters.items()}
     holding = _as_trained(choose_holding(options.bits, ref), files)
     check_room(ref, holding)
