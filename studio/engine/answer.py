@@ -96,7 +96,7 @@ def make_plan(run: RunDir) -> Plan:
     choice = find_adapted(workspace, config.model, config.adapter)
     trained = choice.trained()
     system = config.system if config.system is not None else (trained.data.system or None) if trained else None
-    return Plan(config, prompts, _sessions(choice, trained, compare=config.compare), system, out)
+    return Plan(config, prompts, sessions_of(choice, trained, compare=config.compare), system, out)
 
 
 def _prompt_file(workspace: Workspace, reference: str) -> Path:
@@ -108,7 +108,7 @@ def _prompt_file(workspace: Workspace, reference: str) -> Path:
         raise DataError(error.message, field="prompts") from None
 
 
-def _sessions(choice: ModelChoice, trained: RunConfig | None, *, compare: bool) -> list[Session]:
+def sessions_of(choice: ModelChoice, trained: RunConfig | None, *, compare: bool) -> list[Session]:
     """An adapter and its base share one session; a whole model and the one it was made of have one each."""
     if choice.adapter:
         columns = {BASE: BASE} if compare else {}
