@@ -126,7 +126,8 @@ def free_name(workspace: Workspace, wish: Wish) -> str:
     """A name for the result that no folder has and no run at work will give."""
     source = Path(str(wish.options.get("source") or "")).stem or "adapter"
     choice = wish.choice
-    stem = slug((display_name(choice.run) if choice.run else choice.name) if choice else source, "model")
+    named = choice and (display_name(choice.run) if choice.run else Path(choice.name).name)
+    stem = slug(named or source, "model")
     step = f"-step{choice.step}" if choice and choice.step is not None else ""
     suffix = f"{wish.options.get('bits') or 4}bit" if wish.goal == "bitsandbytes" else SUFFIX.get(wish.goal, wish.goal)
     taken, base = names_taken(workspace), f"{stem}{step}-{suffix}"
@@ -162,8 +163,8 @@ def config_of(workspace: Workspace, wish: Wish) -> OutputConfig:
     if wish.needs_choice and wish.choice is None:
         raise refuse("export.error.source")
     name = _name(workspace, wish)
-    settings = {"name": name, "out": str(workspace.exports / name), **_subject(wish), **_options(wish)}
-    return build(CONFIGS[wish.goal], settings)
+    out = {} if wish.goal == "hub" else {"out": str(workspace.exports / name)}
+    return build(CONFIGS[wish.goal], {"name": name, **out, **_subject(wish), **_options(wish)})
 
 
 def _name(workspace: Workspace, wish: Wish) -> str:
