@@ -22,7 +22,7 @@ from studio.engine.journal import Journal, supervise
 from studio.engine.output_folder import open_goal, refused, shortages_named
 from studio.events import RunState, SavedEvent
 from studio.model_choices import ModelChoice, find_adapted
-from studio.records.errors import DataError
+from studio.records.errors import DataError, shown
 from studio.records.prompt_file import PromptFile, PromptRow, read_prompts
 from studio.records.store import DatasetStore
 from studio.rundir import RunDir, write_atomic
@@ -104,8 +104,9 @@ def _prompt_file(workspace: Workspace, reference: str) -> Path:
     path = Path(reference).expanduser()
     try:
         return path if path.exists() else DatasetStore(workspace.datasets).resolve(reference)
-    except DataError as error:
-        raise DataError(error.message, field="prompts") from None
+    except (DataError, OSError):
+        sentence = f"There is no file {shown(reference, 120)}, and no saved dataset of that name. Check the path."
+        raise DataError(sentence, field="prompts") from None
 
 
 def sessions_of(choice: ModelChoice, trained: RunConfig | None, *, compare: bool) -> list[Session]:
@@ -125,7 +126,7 @@ def _warnings(prompts: PromptFile) -> list[str]:
     if not skipped:
         return prompts.notes
     rows = "1 row" if len(skipped) == 1 else f"{len(skipped)} rows"
-    return [*prompts.notes, f"{rows} left out; row {skipped[0].row}: {skipped[0].reason}."]
+    return [*prompts.notes, f"{rows} left out; row {skipped[0].row}: {skipped[0].reason}"]
 
 
 def _hold(session: Session, plan: Plan, kept: KeptAnswers, journal: Journal) -> None:
@@ -211,7 +212,7 @@ def _settle(plan: Plan, kept: KeptAnswers, journal: Journal, seconds: float) -> 
     report = kept.report(rows, plan.columns)
     if not report["answers"]:
         raise model_failure(
-            f"prompts: none of the {len(rows)} prompts could be answered: {report['first_error']}.",
+            f"prompts: none of the {len(rows)} prompts could be answered: {report['first_error']}",
             "Change the prompts, the model or its chat template.",
             "prompts",
         )
