@@ -70,7 +70,7 @@ def layer_by_layer(plan: Plan, how: How, journal: Journal) -> tuple[Samples, int
     hollow.config.dtype, hollow.config.architectures = dtype, [type(hollow.model).__name__]
     hollow.config.save_pretrained(plan.work)
     _copy_generation_config(plan, hollow.model.generation_config)
-    return samples, len(shards.files)
+    return {name: numbers for name, numbers in samples.items() if name in wanted}, len(shards.files)
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -184,7 +184,7 @@ def _add_all(model: Any, dtype: torch.dtype, journal: Journal) -> tuple[Samples,
     _give_each_its_own(model, [layer for _, layer in layers])
     for done, (name, layer) in enumerate(layers, start=1):
         weight, own = _weight_of(layer)
-        place = name.removeprefix("base_model.model.").replace(".base_layer", "")
+        place = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".token_adapter", "")
         samples[f"{place}.{own}"] = sample(weight).to(dtype)
         kept, weight.data = weight.dtype, weight.data.float()
         _add_layer(place, layer)
