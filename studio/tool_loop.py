@@ -23,12 +23,12 @@ from studio.tool_protocols import (
     MOSS_ANSWER_STOPS,
     MOSS_CALL_STOPS,
     REACT_STOPS,
-    Protocol,
     moss_prompt,
     moss_thought,
     moss_without_commands,
     react_messages,
 )
+from studio.tool_protocols import Protocol as Protocol
 from studio.tool_protocols import protocol_of as protocol_of
 from studio.tool_protocols import protocol_of_style as protocol_of_style
 from studio.tools import Tool, ToolError

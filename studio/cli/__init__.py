@@ -21,7 +21,7 @@ from studio.workspace import RunNotFound, WorkspaceError
 # Verb modules in the order of the help text; each adds its parsers with `add_parser(subparsers)`.
 VERBS = (
     "ui", "demo", "presets", "train", "estimate", "runs", "queue", "data", "models", "convert", "merge", "export",
-    "serve", "chat", "answers", "doctor",
+    "serve", "chat", "answers", "tools", "doctor",
 )  # fmt: skip
 
 

@@ -26,6 +26,10 @@ VERBS = [
     "chat",
     "doctor",
     "test",
+    "convert",
+    "export",
+    "answers",
+    "tools",
 ]
 GOOD = {"ok": True, "share": 1.0, "retained": 1.0, "right": 9, "hits": 0, "kept": 9, "total": 9}
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 from collections.abc import Iterator
 from contextlib import aclosing
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -19,79 +16,20 @@ from studio.tool_loop import MOST_CALLS, ROUNDS, Asked, Step, tool_style_at
 from studio.tool_protocols import Protocol
 from studio.tools import Tool
 from studio.tools.calculator import calculator
+from tests.scripted_model import FOR_EVER, ScriptedModel
 
 QUESTION = [{"role": "user", "content": "What is 12*12?"}]
 
 
-class Model(ThreadingHTTPServer):
-    """Says its lines one after the other; a line is text, calls as a list, or a status code to refuse with."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Turn)
-        self.lines: list[str | list[Call] | int] = []
-        self.asked: list[tuple[str, dict[str, Any]]] = []
-        self.gone = threading.Event()
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Turn(BaseHTTPRequestHandler):
-    server: Model
-    protocol_version = "HTTP/1.0"
-
-    def log_message(self, *_: Any) -> None:
-        """Quiet."""
-
-    def do_GET(self) -> None:
-        body = json.dumps({"id": self.path.rpartition("/")[2], "tool_style": "hermes"}).encode()
-        self.send_response(200 if self.path == "/v1/models/tuned" else 404)
-        self.end_headers()
-        self.wfile.write(body if self.path == "/v1/models/tuned" else b"no")
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.asked.append((self.path, body))
-        line = self.server.lines.pop(0)
-        if isinstance(line, int):
-            self.send_response(line)
-            self.end_headers()
-            self.wfile.write(b'{"error": {"message": "tools: no place for them"}}')
-            return
-        self.send_response(200)
-        self.end_headers()
-        try:
-            for choice in self._choices(line):
-                self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
-                self.wfile.flush()
-            self.wfile.write(b'data: {"choices": [], "usage": {"completion_tokens": 5}}\n\ndata: [DONE]\n\n')
-        except OSError:
-            self.server.gone.set()
-
-    def _choices(self, line: str | list[Call]) -> Iterator[dict[str, Any]]:
-        if isinstance(line, list):
-            yield {"delta": {"tool_calls": [call.as_dict() for call in line]}, "finish_reason": "tool_calls"}
-            return
-        plain = self.path.endswith("/v1/completions")
-        if line == "for ever":
-            while True:
-                yield {"delta": {"content": "la " * 1000}}
-        for at in range(0, len(line), 5):
-            piece = line[at : at + 5]
-            yield {"text": piece} if plain else {"delta": {"content": piece}}
-
-
 @pytest.fixture
-def model() -> Iterator[Model]:
-    server = Model()
+def model() -> Iterator[ScriptedModel]:
+    server = ScriptedModel()
     yield server
     server.shutdown()
     server.server_close()
 
 
-def steps(model: Model, tools: list[Tool], protocol: Protocol = "native", **options: Any) -> list[Step]:
+def steps(model: ScriptedModel, tools: list[Tool], protocol: Protocol = "native", **options: Any) -> list[Step]:
     async def collect() -> list[Step]:
         asked = Asked(model.url, "tuned", options)
         return [
@@ -113,7 +51,7 @@ def shape(found: list[Step]) -> list[tuple[str, str]]:
     return joined
 
 
-def test_native_calls_are_carried_out_and_the_model_goes_on(model: Model) -> None:
+def test_native_calls_are_carried_out_and_the_model_goes_on(model: ScriptedModel) -> None:
     call = Call("calculate", '{"expression": "12*12"}', "abc123def")
     model.lines = [[call], "It is 144."]
     found = steps(model, [calculator()], temperature=0)
@@ -130,7 +68,7 @@ def test_native_calls_are_carried_out_and_the_model_goes_on(model: Model) -> Non
     assert [*found[-1].messages] == [*second["messages"][1:], {"role": "assistant", "content": "It is 144."}]
 
 
-def test_without_tools_it_is_a_plain_answer(model: Model) -> None:
+def test_without_tools_it_is_a_plain_answer(model: ScriptedModel) -> None:
     model.lines = ["Hello."]
     found = steps(model, [])
     assert shape(found) == [("text", "Hello.")]
@@ -138,7 +76,7 @@ def test_without_tools_it_is_a_plain_answer(model: Model) -> None:
     assert "tools" not in model.asked[0][1]
 
 
-def test_react_calls_are_read_from_text(model: Model) -> None:
+def test_react_calls_are_read_from_text(model: ScriptedModel) -> None:
     model.lines = [
         'Thought: I add.\nAction: calculate\nAction Input: {"expression": "12*12"}\n',
         "Thought: I know.\nFinal Answer: 144",
@@ -158,7 +96,7 @@ def test_react_calls_are_read_from_text(model: Model) -> None:
     assert found[-1].messages[0]["tool_calls"][0]["function"]["name"] == "calculate"
 
 
-def test_moss_thinks_commands_and_answers(model: Model) -> None:
+def test_moss_thinks_commands_and_answers(model: ScriptedModel) -> None:
     model.lines = ['<|Inner Thoughts|>: I add.<eot>\n<|Commands|>: Calculate("12*12")', " It is 144."]
     found = steps(model, [calculator()], "moss", chat_template="moss_sft")
     assert shape(found) == [
@@ -173,7 +111,7 @@ def test_moss_thinks_commands_and_answers(model: Model) -> None:
     assert second["stop"][0] == "<eom>"
 
 
-def test_moss_that_needs_no_tool_answers_and_its_thoughts_are_not_shown(model: Model) -> None:
+def test_moss_that_needs_no_tool_answers_and_its_thoughts_are_not_shown(model: ScriptedModel) -> None:
     model.lines = ["<|Inner Thoughts|>: None<eot>\n<|Commands|>: None", " Hello."]
     found = steps(model, [calculator()], "moss")
     assert shape(found) == [("text", " Hello.")]
@@ -181,7 +119,7 @@ def test_moss_that_needs_no_tool_answers_and_its_thoughts_are_not_shown(model: M
     assert found[-1].messages == ({"role": "assistant", "content": " Hello."},)
 
 
-def test_refusals_are_results_the_model_reads(model: Model) -> None:
+def test_refusals_are_results_the_model_reads(model: ScriptedModel) -> None:
     model.lines = [
         [Call("calculate", '{"expression": "1/0"}'), Call("nothing", "{}"), Call("calculate", "{broken")],
         "I cannot.",
@@ -196,7 +134,7 @@ def test_refusals_are_results_the_model_reads(model: Model) -> None:
     assert model.asked[1][1]["messages"][-1]["content"] == "the arguments are not valid JSON"
 
 
-def test_the_loop_ends_whatever_the_model_does(model: Model) -> None:
+def test_the_loop_ends_whatever_the_model_does(model: ScriptedModel) -> None:
     model.lines = [*([[Call("calculate", '{"expression": "1"}')]] * ROUNDS), "Enough."]
     found = steps(model, [calculator()])
     assert sum(step.kind == "result" for step in found) == ROUNDS
@@ -205,7 +143,7 @@ def test_the_loop_ends_whatever_the_model_does(model: Model) -> None:
     assert found[-1].kind == "end"
 
 
-def test_too_many_calls_at_once_are_not_carried_out(model: Model) -> None:
+def test_too_many_calls_at_once_are_not_carried_out(model: ScriptedModel) -> None:
     used: list[dict[str, Any]] = []
     tool = Tool("count", "", {"type": "object", "properties": {}}, lambda given: str(used.append(given)))
     model.lines = [[Call("count", "{}")] * (MOST_CALLS + 3), "Done."]
@@ -214,15 +152,15 @@ def test_too_many_calls_at_once_are_not_carried_out(model: Model) -> None:
     assert [step.failed for step in results] == [False] * MOST_CALLS + [True] * 3
 
 
-def test_a_refusal_of_the_server_is_told(model: Model) -> None:
+def test_a_refusal_of_the_server_is_told(model: ScriptedModel) -> None:
     model.lines = [400]
     with pytest.raises(ChatError, match="tools: no place for them"):
         steps(model, [calculator()])
 
 
 @pytest.mark.parametrize("protocol", ["native", "react"])
-def test_closing_the_loop_stops_the_answer(model: Model, protocol: Protocol) -> None:
-    model.lines = ["for ever"]
+def test_closing_the_loop_stops_the_answer(model: ScriptedModel, protocol: Protocol) -> None:
+    model.lines = [FOR_EVER]
 
     async def begin() -> None:
         async with aclosing(tool_loop.run(Asked(model.url, "tuned"), QUESTION, [calculator()], protocol)) as going:
@@ -234,7 +172,9 @@ def test_closing_the_loop_stops_the_answer(model: Model, protocol: Protocol) -> 
     assert model.gone.wait(60), "the server notices that nobody reads any more"
 
 
-def test_a_tool_that_breaks_off_does_not_end_the_conversation(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tool_that_breaks_off_does_not_end_the_conversation(
+    model: ScriptedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
     def broken(_: dict[str, Any]) -> str:
         raise ZeroDivisionError
 
@@ -244,6 +184,6 @@ def test_a_tool_that_breaks_off_does_not_end_the_conversation(model: Model, caps
     assert "ZeroDivisionError" in capsys.readouterr().err, "the log has the whole story"
 
 
-def test_how_a_served_model_writes_calls(model: Model) -> None:
+def test_how_a_served_model_writes_calls(model: ScriptedModel) -> None:
     assert tool_style_at(model.url, "tuned") == "hermes"
     assert tool_style_at(model.url, "other") == ""
