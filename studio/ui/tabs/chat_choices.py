@@ -83,9 +83,10 @@ def first_pair(workspace: Workspace, room: Room, selected: str) -> tuple[str, st
 
 
 def _best(workspace: Workspace, run_id: str) -> ModelChoice | None:
+    """The best of a training, or what a merge, an import or an export has made; None when there is nothing."""
     try:
-        return best_of(workspace.run(run_id)) if run_id else None
-    except (RunNotFound, OSError, ValueError):
+        return (best_of(workspace.run(run_id)) or find_choice(workspace, run_id)) if run_id else None
+    except (RunNotFound, ConfigError, ModelError, OSError, ValueError):
         return None
 
 
