@@ -57,9 +57,8 @@ def _template(wanted: str | None, settings: Settings, journal: Journal) -> Named
         try:
             return named_template(wanted)
         except DataError as error:
-            message = error.message.removesuffix(" Choose one, write a template text, or leave the field empty.")
-            sentence = f"prompt_template: {message}"
-            raise model_failure(sentence, "Choose one of them, or leave it empty.", "prompt_template") from error
+            hint = "Choose one of them, or leave it empty."
+            raise model_failure(f"prompt_template: {error.message}", hint, "prompt_template") from error
     told = settings.template
     if not told:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,8 @@ COMPLETE = {
     "README.md",
 }
 Start = Callable[..., tuple[int, RunDir]]
+SENTENCES = json.loads((ROOT / "assets" / "i18n" / "sentences.zh.json").read_text(encoding="utf-8"))
+CHINESE = [re.compile(pattern, re.DOTALL | re.IGNORECASE) for pattern, _ in SENTENCES]
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,8 @@ def error_of(run: RunDir) -> Any:
     assert status is not None
     assert status.error is not None
     assert "\n" not in status.error.message
-    assert status.error.hint
+    for said in (status.error.message, status.error.hint):
+        assert any(pattern.search(re.sub(r"^[a-z_]+: ", "", said)) for pattern in CHINESE), f"no Chinese: {said}"
     return status.error
 
 
