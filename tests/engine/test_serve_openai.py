@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from studio.engine.dialogue import (
     Unavailable,
     UnknownModel,
 )
+from studio.presets import ROOT
 from studio.records.template_names import named_template
 
 HELLO: list[Any] = [{"role": "user", "content": "Who are you?"}]
@@ -44,6 +46,7 @@ WEATHER: Any = {
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
 }
 CLOCK: Any = {"type": "function", "function": {"name": "clock", "description": "What time it is."}}
+PATTERNS = [pattern for pattern, _ in json.loads((ROOT / "assets/i18n/sentences.zh.json").read_text(encoding="utf-8"))]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>'
 
 
@@ -221,8 +224,9 @@ def test_a_long_conversation_is_refused_or_visibly_cut(client: OpenAI) -> None:
         talk += [{"role": "user", "content": f"Question {number}?"}, {"role": "assistant", "content": "Yes."}]
     talk += HELLO
     wishes: Any = {"model": "base", "messages": talk, "max_tokens": 8, "temperature": 0}
-    with pytest.raises(openai.BadRequestError, match="tokens long and this model reads at most 512"):
+    with pytest.raises(openai.BadRequestError, match="tokens long and this model reads at most 512") as caught:
         client.chat.completions.create(**wishes)
+    assert in_chinese(caught.value)
     cut: Any = client.chat.completions.create(**wishes, extra_body={"truncation": "auto"})
     assert 0 < cut.dropped_messages < 40
     assert cut.dropped_messages % 2 == 0
@@ -243,8 +247,9 @@ def test_a_template_by_name_and_its_variables(client: OpenAI) -> None:
     assert tokens(chat_template="chatml") == tokens()
     assert tokens(chat_template="vicuna") != tokens()
     assert tokens(chat_template_kwargs={"enable_thinking": False}) == tokens()
-    with pytest.raises(openai.BadRequestError, match=r"chat_template: .*nothing-like-it"):
+    with pytest.raises(openai.BadRequestError, match=r"chat_template: .*nothing-like-it") as caught:
         tokens(chat_template="nothing-like-it")
+    assert in_chinese(caught.value)
     with pytest.raises(openai.BadRequestError, match="chat_template_kwargs: messages cannot be set this way"):
         tokens(chat_template_kwargs={"messages": []})
 
@@ -372,13 +377,23 @@ PICTURES: dict[str, tuple[list[Any], str]] = {
 }
 
 
+UNSEEN = {"address", "path", "no base64", "svg", "of the model", "sound"}  # the chat page sends nothing of the kind
+
+
+def in_chinese(error: openai.APIStatusError) -> bool:
+    """Whether the page has Chinese for what the server says."""
+    body: Any = error.body
+    return any(re.search(pattern, body["message"], re.IGNORECASE | re.DOTALL) for pattern in PATTERNS)
+
+
 @pytest.mark.parametrize("case", PICTURES)
 def test_pictures_that_are_none_are_one_sentence(case: str) -> None:
     messages, words = PICTURES[case]
     backend = Scripted("no", facts=ModelFacts("{{ messages }}", images=True))
-    with talking_to(backend) as client, pytest.raises(openai.BadRequestError, match=words):
+    with talking_to(backend) as client, pytest.raises(openai.BadRequestError, match=words) as caught:
         client.chat.completions.create(model="base", messages=messages)
     assert backend.asked == []
+    assert case in UNSEEN or in_chinese(caught.value)
 
 
 @pytest.mark.parametrize("side", [8_000, 20_000])
