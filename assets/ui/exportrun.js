@@ -61,7 +61,7 @@ function rows(list) {
 }
 
 // A run on 4-bit weights: both bases it can be merged into, each with its measured distance from what was trained.
-function bases(found, chosen) {
+function bases(found, chosen, again) {
   if (!found || typeof found !== "object") return null;
   const widest = Math.max(...Object.values(found).map((one) => one.max_logit_difference || 0)) || 1;
   const one = (name) => {
@@ -73,7 +73,8 @@ function bases(found, chosen) {
       h("p.base-figure", {}, h("b.num", {}, small(it.max_logit_difference)), h("span.quiet", {}, t("export.bases.difference"))),
       h("div.base-bar", { "aria-hidden": "true" }, h("i", { style: `width:${share}%` })),
       it.prompts && h("p.quiet.num", {}, `${count(it.answers_equal, it.prompts)} ${t("export.bases.answers")}`),
-      h("p.quiet", {}, t(`export.bases.${name}.for`)));
+      h("p.quiet", {}, t(`export.bases.${name}.for`)),
+      name !== chosen && again && button("btn.small", t("export.bases.instead"), () => again({ merge_base: name })));
   };
   return h("div.bases-box", {}, h("h4", {}, t("export.bases")), h("p.quiet", {}, t("export.bases.body")), h("div.bases", {}, one("original"), one("dequantized")));
 }
@@ -99,7 +100,7 @@ function place(found, report) {
 
 const WHOLE = ["safetensors", "bitsandbytes"];
 function next(found, again) {
-  const go = (goal) => button("btn", t("export.next." + (goal === "gguf" ? "gguf" : goal === "hub" ? "upload" : "merge")), () => again({ run: found.id, next: goal }));
+  const go = (goal) => button("btn", t("export.next." + (goal === "gguf" ? "gguf" : goal === "hub" ? "upload" : "merge")), () => again({ next: goal }));
   const buttons = [
     found.chat && button("btn.go", t("export.next.chat"), () => { select(found.id); goTab("chat"); }),
     found.there && found.goal === "safetensors" && go("gguf"),
@@ -121,9 +122,9 @@ function result(found, again) {
   const head = h("div.card-head", {}, h("h3", {}, title), h("span.quiet.who", {}, `${t("export.goal." + found.goal)} · ${found.name}`), h("span.spring"),
     passed !== null && h("span", { class: "chip " + (passed ? "finished" : "failed") }, t(passed ? "export.proof.ok" : "export.proof.bad")));
   return h("section.card.result", { "aria-live": "polite" }, head, h("div.result-parts", {},
-    h("div.result-proof", {}, proof && facts(proof, report), said(found.notes), bases(report.bases, report.merge_base), proof && rows(proof.rows),
+    h("div.result-proof", {}, proof && facts(proof, report), said(found.notes), bases(report.bases, report.merge_base, again), proof && rows(proof.rows),
       price(report.price), report.merge && report.merge.proof && h("details.answers", {}, h("summary", {}, t("export.merged_first")),
-        facts(report.merge.proof), bases(report.merge.bases, report.merge.merge_base), rows(report.merge.proof.rows))),
+        facts(report.merge.proof), bases(report.merge.bases, report.merge.merge_base, again), rows(report.merge.proof.rows))),
     h("div.result-next", {}, place(found, report), next(found, again))));
 }
 
@@ -151,7 +152,7 @@ function failed(found, again, log) {
     h("p", {}, error ? error.message : found.state === "stopped" ? t("export.run.stopped.body") : t("export.run.ended", { state: t("state." + found.state) })),
     error && error.hint && h("p.quiet", {}, error.hint),
     proof && facts(proof), proof && rows(proof.rows),
-    h("div.row", {}, button("btn", t("export.run.again"), again), found.state !== "stopped" && button("btn.link", t("export.run.log"), log)));
+    h("div.row", {}, button("btn", t("export.run.again"), () => again({})), found.state !== "stopped" && button("btn.link", t("export.run.log"), log)));
 }
 
 // ---- following one ---------------------------------------------------------------------------------------------------
@@ -159,7 +160,7 @@ export function follow({ props, trigger, draw, element }) {
   let run = "";
   let over = false;
   let seen = { offset: 0, progress: null, phase: "" };
-  const again = (more) => { trigger("apply", { run, ...(more.next ? more : {}) }); scrollTo({ top: 0, behavior: "smooth" }); };
+  const again = (more) => { trigger("apply", { ...more, run }); scrollTo({ top: 0, behavior: "smooth" }); };
   const log = () => { select(run); goTab("monitor"); };
   const stop = async (found) => {
     const body = t(found.goal === "hub" ? "export.run.stop.upload" : "export.run.stop.body");
@@ -188,7 +189,7 @@ export function follow({ props, trigger, draw, element }) {
     if (mine !== run) return;
     const going = GOING.includes(found.state);
     over = !going && (found.state !== "finished" || !!found.report);
-    draw(() => [going ? working(found, seen, () => stop(found)) : found.state === "finished" ? result(found, again) : failed(found, () => again({}), log)]);
+    draw(() => [going ? working(found, seen, () => stop(found)) : found.state === "finished" ? result(found, again) : failed(found, again, log)]);
     if (over) tell();
   };
   const open = (id, scroll) => {

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from studio.config import RunConfig
-from studio.events import RunState
+from studio.config import MergeConfig, RunConfig
+from studio.events import Launch, RunState, Status
 from studio.records import DatasetInfo, DatasetStore
 from studio.schema import build, dump_yaml
 from studio.workspace import Workspace
@@ -187,19 +187,77 @@ def test_two_pages_press_start_together(context: BrowserContext, page: Page, stu
     assert second.state() is RunState.QUEUED
 
 
-def test_chat_side_by_side(page: Page, talking: Studio) -> None:
-    add_finished_run(talking)
+def said(page: Page, side: str) -> Any:
+    """The newest answer of a side."""
+    return page.locator(f"#chat-pair .reply.{side} .prose").last
+
+
+def ask(page: Page, text: str) -> None:
+    box(page, "chat-box").fill(text)
+    box(page, "chat-box").press("Enter")
+
+
+def test_chat_side_by_side(page: Page, talking: Studio, tmp_path: Path) -> None:
+    workspace = add_finished_run(talking)
     show(page, talking, "chat")
     expect(page.locator("#chat-status .chip.finished")).to_be_visible()
     page.locator(".chip-ask").first.click()
-    expect(page.locator("#chat-tuned .bot").last).to_have_text(re.compile("tuned turn 1 heard Who are you"))
-    box(page, "chat-box").fill(HOSTILE)
-    box(page, "chat-box").press("Enter")
-    expect(page.locator("#chat-base .bot").last).to_contain_text(f"base turn 2 heard {HOSTILE}")
-    expect(page.locator("#chat-pair .message img")).to_have_count(0)
+    expect(said(page, "right")).to_contain_text("turn 1 heard Who are you")
+    expect(said(page, "left").locator("mark.differs")).to_have_text("base")
+    page.locator("#chat-marks").click()
+    expect(page.locator("#chat-pair mark.differs")).to_have_count(0)
+    page.locator("#chat-marks").click()
+    markup = f"**bold** `code` ![x](http://example.com/a.png) [x](javascript:window.pwned=1) {HOSTILE}"
+    ask(page, markup)
+    expect(said(page, "left")).to_contain_text("base turn 2 heard bold")
+    expect(said(page, "left")).to_contain_text(HOSTILE)
+    expect(said(page, "left").locator("strong")).to_have_text("bold")
+    expect(page.locator("#chat-pair :is(img, .prose a)")).to_have_count(0)
+    expect(page.locator("#chat-pair .reply.left .foot .num").last).to_have_text("5 tokens · 10 per second")
+    with page.expect_download() as markdown:
+        page.locator("#chat-md").click()
+    text = Path(markdown.value.path()).read_text(encoding="utf-8")
+    assert text.startswith("# crucible/ember (base model) / done (final)")
+    assert f"base turn 2 heard {markup}" in text
+    with page.expect_download() as data:
+        page.locator("#chat-json").click()
+    assert len(json.loads(Path(data.value.path()).read_text(encoding="utf-8"))["turns"]) == 2
+    page.reload()  # the conversation is still there
+    expect(page.locator("#chat-pair .exchange")).to_have_count(2)
+    expect(page.locator("#chat-status .chip.finished")).to_be_visible()
+    # A corrected answer becomes a row of a dataset.
+    page.locator("#a-edit-1-right").click()
+    page.locator("#chat-pair .editor textarea").fill("I am Nova.")
+    page.locator("#chat-pair .editor .btn.go").click()
+    expect(said(page, "right")).to_have_text("I am Nova.")
+    page.locator("#chat-keep > button").click()
+    box(page, "chat-keep-title").fill("from the chat")
+    box(page, "chat-keep-title").press("Tab")
+    page.locator("#chat-keep-save").click()
+    expect(page.locator("#chat-kept")).to_contain_text("1 saved in “from the chat”")
+    (info,) = DatasetStore(workspace.datasets).list()
+    (row,) = DatasetStore(workspace.datasets).rows(info.name)
+    assert [message["content"] for message in row["messages"]][-1] == "I am Nova."
     page.locator("#chat-clear").click()
-    expect(page.locator("#chat-pair .message")).to_have_count(0)
-    expect(box(page, "chat-box")).to_have_value("")
+    page.locator("dialog button.bad").click()
+    expect(page.locator("#chat-pair .exchange")).to_have_count(0)
+
+
+def test_blind_vote_hides_the_names_until_it_is_cast(page: Page, talking: Studio) -> None:
+    add_finished_run(talking)
+    show(page, talking, "chat")
+    expect(page.locator("#chat-status .chip.finished")).to_be_visible()
+    page.locator("#chat-blind").click()
+    ask(page, "hello")
+    expect(page.locator("#chat-pair .ballot")).to_be_visible()
+    expect(page.locator("#chat-pair .reply.hidden")).to_have_count(2)
+    expect(page.locator("#chat-pair :is(.heads, .replies)", has_text="base model")).to_have_count(0)
+    first = page.locator("#chat-pair .reply").first
+    base_first = first.locator(".prose").inner_text().startswith("base")
+    page.locator("#chat-pair .ballot .btn").first.click()
+    expect(first.locator(".who")).to_contain_text("base model" if base_first else "final")
+    expect(first.locator(".who .chip")).to_have_text("better")
+    expect(page.locator("#chat-tally summary")).to_contain_text("1 : 0" if base_first else "0 : 1")
 
 
 @pytest.fixture
@@ -214,24 +272,23 @@ def test_stop_ends_both_answers_and_a_killed_server_is_started_again(
     add_finished_run(talking)
     show(page, talking, "chat")
     expect(page.locator("#chat-status .chip.finished")).to_be_visible()
-    box(page, "chat-box").fill("one two three four five six seven eight nine ten")
-    page.locator("#chat-send").click()
-    expect(page.locator("#chat-base .bot").last).to_contain_text("heard")
+    ask(page, "one two three four five six seven eight nine ten")
+    expect(said(page, "left")).to_contain_text("heard")
+    expect(page.locator("#chat-send")).to_be_hidden()
     page.locator("#chat-stop").click()
-    page.wait_for_timeout(2500)
-    left = [page.locator(f"#chat-{side} .bot").last.inner_text() for side in ("base", "tuned")]
+    expect(page.locator("#chat-pair .reply .foot", has_text="stopped")).to_have_count(2)
+    left = page.locator("#chat-pair .replies").inner_text()
     page.wait_for_timeout(1500)
-    assert [page.locator(f"#chat-{side} .bot").last.inner_text() for side in ("base", "tuned")] == left
-    assert all("ten" not in text for text in left)
+    assert page.locator("#chat-pair .replies").inner_text() == left
+    assert "ten" not in left
     (server,) = [child for child in psutil.Process(talking.process.pid).children() if "serve" in child.cmdline()]
     server.kill()
-    box(page, "chat-box").fill("hello?")
-    page.locator("#chat-send").click()
-    expect(page.locator(".toast-body").first).to_contain_text("The chat server has ended")
+    ask(page, "hello?")
+    expect(page.locator("#chat-pair .reply .note.warn").first).to_contain_text("The chat server has ended")
     page.locator("#chat-status .btn").click()
     expect(page.locator("#chat-status .chip.finished")).to_be_visible()
-    page.locator(".chip-ask").first.click()
-    expect(page.locator("#chat-base .bot").last).to_contain_text("heard Who are you?")
+    page.locator("#q-retry-1").click()
+    expect(said(page, "left")).to_contain_text("heard hello?")
 
 
 def test_chat_without_a_run_shows_the_way(page: Page, talking: Studio) -> None:
@@ -240,18 +297,72 @@ def test_chat_without_a_run_shows_the_way(page: Page, talking: Studio) -> None:
     expect(page.locator("#nav [role=tab][data-tab-id=train]")).to_have_attribute("aria-selected", "true")
 
 
-def test_merge_is_followed_and_never_overwrites(page: Page, studio: Studio) -> None:
+def test_an_export_is_chosen_followed_cancelled_and_never_overwrites(page: Page, studio: Studio) -> None:
     workspace = add_finished_run(studio)
     (workspace.exports / "taken").mkdir()
     show(page, studio, "export")
+    expect(page.locator("#export-goals .goal.on")).to_contain_text("Merged model")
+    expect(page.locator("#export-gguf_type")).to_be_hidden()
+    page.locator("#export-goals [data-goal=gguf]").click()
+    expect(page.locator("#export-gguf_type")).to_be_visible()
+    expect(page.locator("#export-dtype")).to_be_hidden()
+    expect(page.locator("#export-plan")).to_contain_text("llama.cpp loads the file")
     box(page, "export-name").fill("taken")
-    page.locator("#export-merge").click()
-    expect(page.locator("#export-name")).to_contain_text("exists already")
+    expect(page.locator("#export-plan")).to_contain_text("exists already")
     box(page, "export-name").fill("free")
-    page.locator("#export-merge").click()
-    expect(page.locator("#export-result .progress")).to_be_visible()
+    expect(page.locator("#export-plan")).to_contain_text("exports/free")
+    page.locator("#export-start").click()
+    expect(page.locator("#export-follow .progress")).to_be_visible()
     page.reload()
-    expect(page.locator("#export-result .progress")).to_be_visible()
+    expect(page.locator("#export-follow .progress")).to_be_visible()
+    page.locator("#export-follow .btn.bad").click()
+    page.locator("dialog[open] button.bad").click()
+    expect(page.locator("#export-follow")).to_contain_text("Cancelled")
+    expect(page.locator("#export-earlier")).to_contain_text("free")
+    (run,) = [run for run in runs(studio) if run.config().kind == "export"]
+    assert run.state() is RunState.STOPPED
+
+
+def add_finished_merge(workspace: Workspace) -> None:
+    """A merge of a run in 4 bits with everything its proof can hold."""
+    (run,) = workspace.list_runs()
+    out = workspace.exports / "proved"
+    out.mkdir()
+    settings = {"name": "proved", "base": "crucible/ember", "adapter": str(run.adapter), "out": str(out)}
+    merge = workspace.create_run(build(MergeConfig, settings))
+    proof = {
+        "max_logit_difference": 0.04,
+        "tolerance": 0.5,
+        "answers_equal": 1,
+        "prompts": 1,
+        "rows": [{"prompt": "Who?", "adapter": HOSTILE, "merged": HOSTILE}],
+        "passed": True,
+        "reason": "",
+    }
+    bases = {
+        "original": {"max_logit_difference": 2.5, "answers_equal": 0, "prompts": 1},
+        "dequantized": {"max_logit_difference": 5e-06, "answers_equal": 1, "prompts": 1},
+    }
+    report = {"proof": proof, "bases": bases, "merge_base": "original", "out": str(out), "size_bytes": 9, "shards": 1}
+    merge.report_file.write_text(json.dumps(report), encoding="utf-8")
+    merge.write_launch(Launch(argv=[], pid=1, create_time=0.0, host="here", started_at=0.0))
+    merge.write_status(Status(state=RunState.FINISHED))
+
+
+def test_the_proof_shows_both_bases_and_leads_on(page: Page, studio: Studio) -> None:
+    add_finished_merge(add_finished_run(studio))
+    show(page, studio, "export")
+    proof = page.locator("#export-follow")
+    expect(proof).to_contain_text("Done, and proved")
+    expect(proof.locator("table.rows td", has_text=HOSTILE)).to_have_count(2)
+    expect(proof.locator(".base").first).to_contain_text("2.5")
+    expect(proof.locator(".base").last).to_contain_text("0.0000050")
+    expect(proof.locator("dl.uses")).to_contain_text("transformers")
+    proof.locator(".base .btn").click()
+    expect(page.locator("#export-merge_base input[value=dequantized]")).to_be_checked()
+    page.locator("#export-goals [data-goal=import]").click()
+    expect(page.locator("#export-what")).to_be_hidden()
+    expect(page.locator("#export-plan")).to_contain_text("no code in them is ever executed")
 
 
 def test_chinese_page_has_chinese_fields(page: Page, studio: Studio) -> None:

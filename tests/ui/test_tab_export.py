@@ -2,6 +2,8 @@
 
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from studio.cli import build_parser
 from studio.config import ConvertConfig, ExportConfig, MergeConfig, RunConfig
 from studio.events import Launch, RunState, Status
 from studio.outputs import OutputConfig
+from studio.presets import BUILT_IN
 from studio.rundir import RunDir
 from studio.schema import build, walk
 from studio.ui.context import Context
@@ -317,7 +320,7 @@ def test_the_line_for_a_terminal_is_understood(
     }
     wish = handlers.wish(values(run.id, goal, "x", **options.get(goal, {})))
     wanted = eg.config_of(workspace, wish)
-    line = shlex_split(command(wanted, workspace))
+    line = shlex.split(command(wanted, workspace))
     assert line[0] == "studio"
     caught: list[OutputConfig] = []
 
@@ -336,12 +339,6 @@ def test_the_line_for_a_terminal_is_understood(
         arguments.func(arguments)
     (made,) = caught
     assert made.model_dump(exclude={"name"}) == wanted.model_dump(exclude={"name"})
-
-
-def shlex_split(text: str) -> list[str]:
-    import shlex
-
-    return shlex.split(text)
 
 
 # ---- imports ---------------------------------------------------------------------------------------------------------
@@ -425,6 +422,17 @@ def test_the_same_settings_again(handlers: Handlers, workspace: Workspace, run: 
     shown = dict(zip(("what", "state", "about", *CONTROLS[2:]), handlers.again(event(run=done.id)), strict=True))
     assert (shown["what"]["value"], shown["state"]["value"]) == (run.id, run.id)
     assert (shown["goals"]["chosen"], shown["dtype"], shown["name"]) == ("safetensors", "float32", "")
+    assert shown["merge_base"] == "original"
+    other = handlers.again(event(run=done.id, merge_base="dequantized"))
+    assert dict(zip(("what", "state", "about", *CONTROLS[2:]), other, strict=True))["merge_base"] == "dequantized"
+
+
+def test_the_result_goes_on_to_another_goal(handlers: Handlers, workspace: Workspace, run: RunDir) -> None:
+    done = merged(workspace, run)
+    shutil.copytree(BUILT_IN[EMBER], workspace.exports / "m", dirs_exist_ok=True)
+    what, state, facts, cards, *_ = handlers.again(event(run=done.id, next="gguf"))
+    assert what["value"] == state["value"] == str(workspace.exports / "m")
+    assert (facts["what"], cards["chosen"]) == ("model", "gguf")
 
 
 def test_what_was_exported_from_is_gone(handlers: Handlers, workspace: Workspace, run: RunDir) -> None:

@@ -120,7 +120,10 @@ class Handlers:
             raise refuse("export.error.over")
 
     def again(self, event: gr.EventData) -> list[Any]:
-        """Fill the controls from an earlier export; or, for the goal `next`, with its result. The name stays free."""
+        """Fill the controls from an earlier export; or, for the goal `next`, with its result. The name stays free.
+
+        `merge_base` says which base to merge into instead.
+        """
         run, config = self._export(event)
         after = event_data(event).get("next")
         goal = after if after in eg.FORMATS else goal_of(config)
@@ -129,7 +132,9 @@ class Handlers:
             choice = self._choice_of(config)
         key = choice and (choice.key.partition(SEPARATOR)[0] if choice.run else choice.key)
         state, facts, cards = self._of(key, choice.key if choice else None, {"chosen": goal})
+        wanted = event_data(event).get("merge_base")
         shown = {name: to_control(spec, getattr(config, name, spec.default)) for name, spec in eg.specs().items()}
+        shown |= {"merge_base": wanted} if wanted in (eg.specs()["merge_base"].choices or ()) else {}
         what = gr.update(choices=eg.offered(self.workspace), value=key) if choice else gr.skip()
         return [what, state, facts, cards, "", None, *shown.values()]
 
