@@ -8,6 +8,7 @@ fit for this; of some architectures transformers joins and renames tensors while
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from studio.engine.loading import blaming
 from studio.presets import ModelRef
 from studio.remote_code import allowed
 
+_M_MMAP_THRESHOLD = -3  # malloc.h
 _MODELS: Any = AutoModelForCausalLM  # the libraries' own types are too loose to be checked against
 
 
@@ -54,6 +56,7 @@ class Hollow:
     def __init__(
         self, ref: ModelRef, device: str = "cpu", packing: BitsAndBytesConfig | None = None, field: str = "base"
     ) -> None:
+        _give_back_at_once()
         if not ref.local:
             raise Unsuited("it is not on this machine")
         self.folder, self.device = Path(ref.path_or_id), device
@@ -205,6 +208,15 @@ def _plain(module: Any) -> torch.nn.Module:
         return module.get_base_layer()
     found: torch.nn.Module = module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module
     return found
+
+
+def _give_back_at_once() -> None:
+    """Have the C library return large blocks to the system when they are freed.
+
+    Else it keeps blocks of up to 32 MB for later, in pieces that soon fit nothing: twice a model's layers and more.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def _nothing(like: torch.Tensor) -> torch.Tensor:
