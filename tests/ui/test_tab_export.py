@@ -366,6 +366,7 @@ def test_several_files_of_weights_are_one_folder(handlers: Handlers, tmp_path: P
     made = config(handlers, values(None, "import", files=[str(tmp_path / name) for name in names]))
     assert isinstance(made, ConvertConfig)
     assert {path.name for path in Path(made.source).iterdir()} == set(names)
+    assert Path(made.out).name == "adapter-imported"
     assert made.settings is None
 
 

@@ -119,8 +119,8 @@ def _control(spec: FieldSpec) -> Any:
     if spec.path in ("max_shard_size", "base", "prompt_template"):
         choices = list(SIZES) if spec.path == "max_shard_size" else []
         return gr.Dropdown(choices, value=value or None, allow_custom_value=True, **look)
-    lines = 3 if spec.path == "system" else 1
-    return gr.Textbox(value, lines=lines, max_lines=8 if lines > 1 else 1, **look)
+    lines, hint = 3 if spec.path == "system" else 1, T("export.source.hint") if spec.path == "source" else None
+    return gr.Textbox(value, lines=lines, max_lines=8 if lines > 1 else 1, placeholder=hint, **look)
 
 
 def _word(name: str, choice: str) -> str:

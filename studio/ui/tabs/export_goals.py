@@ -124,14 +124,20 @@ def usual_goal(choice: ModelChoice | None) -> str:
 
 def free_name(workspace: Workspace, wish: Wish) -> str:
     """A name for the result that no folder has and no run at work will give."""
-    source = Path(str(wish.options.get("source") or "")).stem or "adapter"
     choice = wish.choice
     named = choice and (display_name(choice.run) if choice.run else Path(choice.name).name)
-    stem = slug(named or source, "model")
+    stem = slug(named or _brought(wish.options), "model")
     step = f"-step{choice.step}" if choice and choice.step is not None else ""
     suffix = f"{wish.options.get('bits') or 4}bit" if wish.goal == "bitsandbytes" else SUFFIX.get(wish.goal, wish.goal)
     taken, base = names_taken(workspace), f"{stem}{step}-{suffix}"
     return next(name for n in range(1, 10_000) if (name := base if n == 1 else f"{base}-{n}") not in taken)
+
+
+def _brought(options: Mapping[str, Any]) -> str:
+    """What an import is called: after its one checkpoint, else after its folder."""
+    files = [Path(str(file)) for file in options.get("files") or ()]
+    checkpoint = next((file for file in files if file.suffix in (".pth", ".pt")), None)
+    return checkpoint.stem if checkpoint else "adapter" if files else Path(str(options.get("source") or "adapter")).stem
 
 
 def names_taken(workspace: Workspace) -> set[str]:
