@@ -23,7 +23,7 @@ Extensions in an answer:
     dropped_messages      in the body, and in every chunk of a stream: how many of the oldest messages were left out
     timings               beside `usage`: prompt_ms, predicted_ms, predicted_per_second (tokens a second)
     in /v1/models         context_length, system (the prompt its run was trained with), images, tools (whether its
-                          template can write them)
+                          template can write them), tool_style (how: see `studio.tool_calls`)
 
 A system message with empty content means: no system prompt, also where the server was told to add that of the run.
 In a stream `tool_calls` come as whole calls, one delta for all of them, before the chunk with the finish_reason or with
@@ -53,6 +53,7 @@ from studio.engine.chat_api_requests import ChatRequest, CompletionRequest, Wish
 from studio.engine.chat_api_tools import Calling, calling
 from studio.engine.dialogue import Backend, Busy, ModelFacts, Piece, PromptError, Request, Unavailable, UnknownModel
 from studio.tool_calls import style_of
+from studio.tool_protocols import protocol_of
 
 __all__ = ["LOOPBACK", "ApiError", "Service", "build_app"]
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
@@ -107,7 +108,7 @@ def _described(name: str, facts: ModelFacts) -> dict[str, Any]:
         "context_length": facts.context_length,
         "system": facts.system,
         "images": facts.images,
-        "tools": bool(style_of(facts.template or "")),
+        "tools": protocol_of(facts.template or "") == "native",
         "tool_style": style_of(facts.template or ""),
     }
 
