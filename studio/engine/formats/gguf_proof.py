@@ -21,7 +21,7 @@ from studio.engine.converted import ready
 from studio.engine.formats import llama_cpp
 from studio.engine.formats.gguf_tokens import Words
 from studio.engine.loading import Holding, count_parameters, load_base
-from studio.engine.proof import BUILT_IN
+from studio.engine.questions import BUILT_IN
 from studio.presets import ModelRef
 
 ANSWER_TOKENS = 16

@@ -35,11 +35,18 @@ class Words:
 
     @property
     def template(self) -> str | None:
-        """The chat template without its `generation` marks, which only transformers knows; same text otherwise."""
+        """The chat template without its `generation` marks, which only transformers knows; same text otherwise.
+
+        Tokens the model has not are empty texts: llama.cpp would take some token of its own for them.
+        """
         own = self.tokenizer.chat_template
         if not isinstance(own, str):
             return None
-        return _GENERATION.sub(lambda found: f"{{%{found[1]} {'endif' if found[2] else 'if true'} {found[3]}%}}", own)
+        missing = [name for name in ("bos_token", "eos_token") if name in own and not getattr(self.tokenizer, name)]
+        empty = "".join(f"{{%- set {name} = '' %}}" for name in missing)
+        guard = "{{- '' }}" if empty and own.startswith("\n") else ""  # a line end after a tag is not written
+        marks = _GENERATION.sub(lambda found: f"{{%{found[1]} {'endif' if found[2] else 'if true'} {found[3]}%}}", own)
+        return f"{empty}{guard}{marks}"
 
     @property
     def ends(self) -> frozenset[int]:

@@ -73,7 +73,7 @@ def _answer(questions: dict[str, Any]) -> dict[str, Any]:
         "rendered": [
             _post(address, "/apply-template", {"messages": talk})["prompt"] for talk in questions["conversations"]
         ],
-        "answers": [_continue(server, prompt, int(questions["tokens"])) for prompt in questions["prompts"]],
+        "answers": [_continue(address, prompt, int(questions["tokens"])) for prompt in questions["prompts"]],
     }
 
 
@@ -110,15 +110,22 @@ def _post(address: str, path: str, body: dict[str, Any]) -> Any:
         return json.load(response)
 
 
-def _continue(server: Any, prompt: list[int], tokens: int) -> list[dict[str, Any]]:
-    """The likeliest continuation, token by token, however the model would have ended it."""
-    body = {"prompt": prompt, "n_predict": tokens, "temperature": 0.0, "n_probs": TOP, "cache_prompt": False}
-    result = server.handle_completions(body | {"ignore_eos": False})
-    found = result["choices"][0]["logprobs"]["content"]
-    return [
-        {"id": token["id"], "top": {str(other["id"]): other["logprob"] for other in token["top_logprobs"]}}
-        for token in found
-    ]
+def _continue(address: str, prompt: list[int], tokens: int) -> list[dict[str, Any]]:
+    """The likeliest continuation, token by token.
+
+    Each is asked for alone: of several, it leaves out the chances of those that end within a character.
+    """
+    found: list[dict[str, Any]] = []
+    body = {"n_predict": 1, "temperature": 0.0, "n_probs": TOP, "cache_prompt": True, "return_tokens": True}
+    for _ in range(tokens):
+        so_far = [*prompt, *(token["id"] for token in found)]
+        result = _post(address, "/completion", body | {"prompt": so_far})
+        if not result["tokens"]:
+            break
+        chances = result.get("completion_probabilities") or [{}]
+        top = {str(other["id"]): other["logprob"] for other in chances[0].get("top_logprobs", ())}
+        found.append({"id": int(result["tokens"][0]), "top": top})
+    return found
 
 
 def main() -> int:
