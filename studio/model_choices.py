@@ -22,6 +22,8 @@ from studio.workspace import RunNotFound, Workspace
 What = Literal["base", "adapter", "model"]
 """base: a model as it came. adapter: weights beside a base. model: whole weights made here (trained or merged)."""
 SEPARATOR = "#"
+LATEST = "last"
+_MAKERS = (MergeConfig, ConvertConfig, ExportConfig)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def find_choice(workspace: Workspace, reference: str) -> ModelChoice:
         ModelError: no such model.
     """
     run_part, _, place = reference.partition(SEPARATOR)
-    run = find_run(workspace, run_part)
+    run = _latest(workspace) if run_part == LATEST else find_run(workspace, run_part)
     if run is not None:
         return _of_run(run, place)
     folder = Path(reference).expanduser()
@@ -151,10 +153,24 @@ def find_run(workspace: Workspace, reference: str) -> RunDir | None:
         return None
 
 
+def _latest(workspace: Workspace) -> RunDir | None:
+    """The newest run that left something to talk to; the newest of all when none did."""
+    runs = workspace.list_runs()
+    return next((run for run in runs if choices_of(run) or isinstance(_config(run), _MAKERS)), next(iter(runs), None))
+
+
+def _config(run: RunDir) -> object:
+    try:
+        return run.config()
+    except ConfigError:
+        return None
+
+
 def _of_run(run: RunDir, place: str) -> ModelChoice:
     config = run.config()
     if isinstance(config, MergeConfig | ExportConfig):
-        return ModelChoice(config.out, "model", config.name, config.out)
+        origin = _run_around(Path(config.adapter)) if config.adapter else None
+        return ModelChoice(config.out, "model", config.name, config.out, run=origin)
     if isinstance(config, ConvertConfig):
         return _of_adapter(Path(config.out), adapter_settings(config.out) or {})
     found = choices_of(run)
@@ -169,6 +185,12 @@ def _of_run(run: RunDir, place: str) -> ModelChoice:
     return chosen
 
 
+def _run_around(folder: Path) -> RunDir | None:
+    """The run a folder of an adapter lies in, or that it is."""
+    places = (folder, *folder.parents[:2])
+    return next((RunDir(place) for place in places if (place / "config.yaml").is_file()), None)
+
+
 def _named(found: list[ModelChoice]) -> str:
     return ", ".join(choice.key.partition(SEPARATOR)[2] or "its result" for choice in found) or "none"
 
@@ -178,8 +200,7 @@ def _of_adapter(folder: Path, settings: dict[str, object]) -> ModelChoice:
     if not isinstance(base, str) or not base:
         sentence = f"{folder.name} does not say which base model it was trained on; name the base model and the adapter"
         raise ConfigError([FieldError("adapter", sentence)])
-    owner = next((RunDir(parent) for parent in folder.parents[:2] if (parent / "config.yaml").is_file()), None)
-    return ModelChoice(str(folder), "adapter", folder.name, base, folder, run=owner)
+    return ModelChoice(str(folder), "adapter", folder.name, base, folder, run=_run_around(folder))
 
 
 def _imported(workspace: Workspace) -> list[ModelChoice]:

@@ -46,12 +46,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _answers(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(arguments)
-    trained = find_adapted(workspace, arguments.model, arguments.adapter).trained()
+    choice = find_adapted(workspace, arguments.model, arguments.adapter)
+    trained = choice.trained()
     own_bits = 4 if trained and trained.method == "qlora" else 16
     settings = {
         "prompts": arguments.prompts,
-        "model": arguments.model,
-        "adapter": arguments.adapter,
+        # What is meant now: `last` would be another run as soon as this one is there.
+        "model": choice.base if arguments.adapter else choice.key,
+        "adapter": str(choice.adapter) if arguments.adapter else None,
         "out": str(Path(arguments.out).expanduser().absolute()),
         "compare": not arguments.no_base,
         "bits": arguments.bits or own_bits,
