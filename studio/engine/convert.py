@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from studio.engine.foreign.sources import Found
 
 
+_SAID_OF_LORA = ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora")
+
+
 def main(run_dir: str) -> int:
     """Import as the run directory's config.yaml says; returns the exit code."""
     return supervise(RunDir(Path(run_dir)), convert_run)
@@ -79,7 +82,12 @@ def _report(config: ConvertConfig, found: Found, lora: dict[str, Any], base: str
         "source_kind": found.place.kind,
         "base": base,
         "settings": found.settings.origin,
-        "lora": {name: lora[name] for name in ("r", "lora_alpha", "target_modules", "use_rslora", "use_dora")},
+        "lora": {name: _told(lora[name]) for name in _SAID_OF_LORA},
         "tensors": len(found.named.tensors),
         "notes": found.notes,
     }
+
+
+def _told(value: Any) -> Any:
+    """A value as JSON takes it: PEFT holds names of layers as a set."""
+    return sorted(value) if isinstance(value, set) else value

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from studio.chains import other_base
 from studio.config import ConvertConfig
 from studio.engine.adapter import open_base
 from studio.engine.converted import Original, find_original, ready
@@ -68,6 +69,10 @@ def make_plan(run: RunDir) -> Plan:
 
     if trained and trained.what != "adapter":
         model = Path(trained.base)
+        if not model.is_dir():
+            raise model_failure(
+                f"source: {model.name} is no longer there.", "Choose a run that has left an adapter.", "source"
+            )
         out = open_goal(config.out)
         check_disk(out, _bytes_of(model), "the model")
         return Plan(config, run, out, work_folder(run, out), model=model, trained=trained)
@@ -121,6 +126,9 @@ def find_base(plan: Plan, settings: Settings, journal: Journal) -> Base:
             "base: nothing says on which base model the adapter was trained.", "Name the base model.", "base"
         )
     ref = open_base(reference) if plan.config.base else _told_base(plan, reference, journal)
+    other = other_base({"base_model_name_or_path": settings.base}, ref.ref)
+    if plan.config.base and other:
+        journal.warn(f"The adapter was trained on {other}; it is tried on {ref.ref}, as was asked for.", "base")
     if not ref.local:
         raise model_failure(
             f"base: {ref.ref} is not on this machine, and the adapter is tried on it.",
@@ -130,7 +138,8 @@ def find_base(plan: Plan, settings: Settings, journal: Journal) -> Base:
     original = find_original(ref, "base")
     workspace = workspace_of(plan.run).path
     loaded = ready(ref, workspace, lambda done, total: journal.progress(done, total, "tensors converted"), "base")
-    return Base(ref.ref, loaded, original)
+    is_folder = ref.local and Path(ref.ref).expanduser().is_dir()  # not a name of the hub or a built-in one
+    return Base(ref.path_or_id if is_folder else ref.ref, loaded, original)
 
 
 def _told_base(plan: Plan, reference: str, journal: Journal) -> ModelRef:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
@@ -16,12 +16,13 @@ from studio.engine.adapter import AdapterFiles, check_supported
 from studio.engine.convertplan import Base, Plan
 from studio.engine.dialogue import Turn
 from studio.engine.failure import EngineError, model_failure
-from studio.engine.foreign.peft_config import check_whole, layer_names, peft_settings
+from studio.engine.foreign.peft_config import check_whole, layer_names, lora_config, peft_settings
 from studio.engine.foreign.settings import Settings
 from studio.engine.foreign.sources import SAFE, Found
 from studio.engine.foreign.tensor_names import Named, converted
 from studio.engine.journal import Journal
 from studio.engine.loading import attach, blaming, check_fits, choose_holding, load_base
+from studio.engine.output_folder import check_disk
 from studio.engine.questions import BUILT_IN, Trace, ask
 from studio.presets import ModelRef
 from studio.prompts import texts
@@ -30,7 +31,6 @@ from studio.remote_code import allowed
 MOST_PROMPTS = 8
 OWN_PROMPTS = 4
 _MODELS: Any = AutoModelForCausalLM  # the libraries' own types are too loose to be checked against
-_LORA: Any = LoraConfig
 
 
 def fit(plan: Plan, found: Found, base: Base) -> AdapterFiles:
@@ -40,17 +40,19 @@ def fit(plan: Plan, found: Found, base: Base) -> AdapterFiles:
         EngineError: field base (a tensor without its place there, named with its shape), source, settings, lora_alpha.
     """
     adapter = converted(found.named, base.original.layout) if base.original else found.named
+    renamed = adapter is not found.named
+    check_supported(found.place.name, {"peft_type": "LORA"} | dict(found.settings.lora), "source")
     skeleton = _skeleton(base.ref)
     check_whole(adapter, skeleton)
-    values = peft_settings(adapter, found.settings, plan.config.lora_alpha)
-    if not found.settings.peft or adapter is not found.named or not values.get("target_modules"):
+    values = peft_settings(adapter, found.settings, plan.config.lora_alpha, renamed=renamed)
+    if renamed or not (found.settings.peft and values.get("target_modules") is not None):
         values["target_modules"] = layer_names(adapter, skeleton)
-    check_supported(found.place.name, values, "source")
     values["base_model_name_or_path"] = base.named
-    settings = _LORA(**{name: value for name, value in values.items() if name in _LORA.__dataclass_fields__})
+    settings = lora_config(values, found.settings)
+    check_disk(plan.out, sum(t.numel() * t.element_size() for t in adapter.tensors.values()), "the adapter")
     settings.save_pretrained(str(plan.work))
     _write(adapter, plan)
-    files = AdapterFiles(plan.work, values, None)
+    files = AdapterFiles(plan.work, settings.to_dict(), None)
     with _said_of_base():
         check_fits(skeleton, files)
     return files
@@ -102,7 +104,7 @@ def prove(
     after = ask(model, tokenizer, [trace.turns for trace in before], journal, "base + adapter")
     difference = _difference(before, after)
     changed = sum(a.answer_ids != b.answer_ids for a, b in zip(before, after, strict=True))
-    reason = "" if difference > 0 else _nothing_changed(before)
+    reason = _why_not(before, difference)
     return {
         "prompts": len(before),
         "answers_changed": changed,
@@ -115,8 +117,13 @@ def prove(
     }
 
 
-def _nothing_changed(asked: list[Trace]) -> str:
-    return "the adapter changes nothing in the answers" if asked else "none of the questions could be asked"
+def _why_not(asked: list[Trace], difference: float | None) -> str:
+    """Why the proof fails, or nothing."""
+    if not asked:
+        return "none of the questions could be asked"
+    if difference is None:
+        return "its answers are not numbers"
+    return "" if difference > 0 else "the adapter changes nothing in the answers"
 
 
 def conversations(plan: Plan, settings: Settings, *, bare: bool = False) -> list[tuple[Turn, ...]]:
@@ -129,7 +136,10 @@ def conversations(plan: Plan, settings: Settings, *, bare: bool = False) -> list
     return [(*system, Turn("user", text)) for text in asked]
 
 
-def _difference(before: list[Trace], after: list[Trace]) -> float:
-    """The largest difference of the logits for the first word of the answers, which all have the same words before."""
+def _difference(before: list[Trace], after: list[Trace]) -> float | None:
+    """The largest difference of the logits for the first word of an answer, whose words before are the same.
+
+    None when they are not numbers.
+    """
     gaps = [(a.logits[0] - b.logits[0]).abs().max().item() for a, b in zip(before, after, strict=True)]
-    return max((gap if gap == gap else float("inf") for gap in gaps), default=0.0)
+    return max(gaps, default=0.0) if all(math.isfinite(gap) for gap in gaps) else None

@@ -391,6 +391,82 @@ def test_a_bin_adapter_is_read_without_running_it(
     assert (out / "chat_template.jinja").read_bytes() == (adapter / "chat_template.jinja").read_bytes()
 
 
+def test_everything_in_a_folder_comes_along(start: Start, out: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    """PEFT saves the embedding beside an adapter on it."""
+    made = save_adapter(tiny_llama, tmp_path / "made", target_modules=["embed_tokens", "q_proj"])
+    given = load_file(made / "adapter_model.safetensors")
+    assert "base_layer.weight" in {".".join(name.split(".")[-2:]) for name in given}
+    code, run = start(made)
+    assert code == 0, error_of(run)
+    written = load_file(out / "adapter_model.safetensors")
+    assert written.keys() == given.keys()
+    assert all(torch.equal(written[name], given[name]) for name in given)
+    assert torch.equal(logits(tiny_llama, out), logits(tiny_llama, made))
+
+
+def test_biases_of_the_matrices_come_along_from_a_pth_file(
+    start: Start, out: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    made = save_adapter(tiny_llama, tmp_path / "made", target_modules=["q_proj"], lora_bias=True)
+    given = {name: tensor + 0.1 for name, tensor in load_file(made / "adapter_model.safetensors").items()}
+    save_file(given, made / "adapter_model.safetensors", metadata={"format": "pt"})
+    state = {
+        f"llm.{name.replace('lora_A', 'lora_A.default').replace('lora_B', 'lora_B.default')}": t
+        for name, t in given.items()
+    }
+    code, run = start(save_pth(tmp_path / "iter_1.pth", state, config_text(tiny_llama)))  # type: ignore[arg-type]
+    assert code == 0, error_of(run)
+    assert torch.equal(logits(tiny_llama, out), logits(tiny_llama, made))
+
+
+def test_what_xtuner_itself_converted_keeps_its_template(
+    start: Start, out: Path, tmp_path: Path, tiny_llama: Path, adapter: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    folder = tmp_path / "iter_500_hf"
+    folder.mkdir()
+    torch.save({name: tensor.half() for name, tensor in tensors.items()}, folder / "adapter_model.bin")
+    shutil.copyfile(adapter / "adapter_config.json", folder / "adapter_config.json")
+    (folder / "xtuner_config.py").write_text(config_text("/gone/model"), encoding="utf-8")
+    code, run = start(folder)
+    assert code == 0, error_of(run)
+    assert (out / "chat_template.jinja").read_text(encoding="utf-8") == named_template("internlm2_chat").source
+    assert load_file(out / "adapter_model.safetensors").popitem()[1].dtype is torch.float16
+
+
+def test_another_base_than_the_adapter_names_is_said(
+    start: Start, tmp_path: Path, tiny_llama: Path, adapter: Path
+) -> None:
+    other = shutil.copytree(tiny_llama, tmp_path / "other-llama")
+    code, run = start(adapter, base=str(other))
+    assert code == 0, error_of(run)
+    [warning] = events_of(run, "warning")
+    assert warning.message == f"The adapter was trained on {tiny_llama}; it is tried on {other}, as was asked for."
+
+
+def test_wrong_settings_of_a_folder_are_one_sentence(
+    start: Start, out: Path, tmp_path: Path, adapter: Path, tiny_llama: Path
+) -> None:
+    folder = shutil.copytree(adapter, tmp_path / "damaged")
+    known = lora_config(folder)
+    cases: tuple[tuple[Any, str, str], ...] = (
+        ("{oops", "source", "adapter_config.json is damaged"),
+        ([], "source", "adapter_config.json is damaged"),
+        (known | {"lora_alpha": "much"}, "settings", "says lora_alpha 'much', which is no number"),
+        (known | {"r": 16}, "settings", "says rank 16, and the adapter's tensors have rank 4"),
+        (known | {"peft_type": "IA3"}, "source", "is of type IA3"),
+        (known | {"init_lora_weights": "pissa"}, "source", "as pissa changed them"),
+        (known | {"bias": "all"}, "source", "bias=all"),
+    )
+    for content, field, words in cases:
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / "adapter_config.json").write_text(text, encoding="utf-8")
+        assert_refused(start(folder), out, field, words)
+    (folder / "adapter_config.json").unlink()
+    assert_refused(start(folder, base=str(tiny_llama)), out, "lora_alpha", "nothing says with which alpha")
+    code, run = start(folder, base=str(tiny_llama), lora_alpha=8)
+    assert code == 0, error_of(run)
+
+
 class Bomb:
     """Unpickled by an ordinary loader, it leaves a file."""
 
@@ -450,6 +526,8 @@ def test_what_nobody_says_is_asked_for(
     pth = save_pth(tmp_path / "alone" / "iter_1.pth", as_xtuner(tensors))
     assert_refused(start(pth, base=str(tiny_llama)), out, "lora_alpha", "nothing says with which alpha")
     assert_refused(start(pth, lora_alpha=8), out, "base", "nothing says on which base model")
+    (tmp_path / "alone" / "train.py").write_text("import os\n" * 3, encoding="utf-8")  # somebody's program
+    (tmp_path / "alone" / "broken.py").write_bytes(b"\xff\xfe lora")
     other = tmp_path / "alone" / "other.py"
     other.write_text(config_text(tiny_llama, r=64, alpha=16), encoding="utf-8")
     assert_refused(start(pth), out, "settings", "says rank 64, and the adapter's tensors have rank 4")
@@ -482,13 +560,24 @@ def _two(tensors: dict[str, Any]) -> dict[str, Any]:
     return {n.replace("default", which): t for which in ("one", "two") for n, t in as_xtuner(tensors).items()}
 
 
+def _no_matrix(tensors: dict[str, Any]) -> dict[str, Any]:
+    found = as_xtuner(tensors)
+    return found | {next(iter(found)): torch.tensor(1.0)}
+
+
+def _two_ranks(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: t[:2] if "lora_A" in name else t for name, t in as_xtuner(tensors).items()}
+
+
 STATES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
     "every weight": (_whole, "every weight was trained"),
-    "half a pair": (_one_sided, "is incomplete"),
+    "half a pair": (_one_sided, "is incomplete or damaged: it has"),
     "no numbers": (_blown_up, "values that are not numbers"),
     "projector": (lambda _: {"projector.model.0.weight": torch.ones(4, 4)}, "only the projector"),
     "picture side": (lambda tensors: as_xtuner(tensors, "visual_encoder."), "another part than the language model"),
     "two adapters": (_two, "2 adapters (one, two)"),
+    "no matrix": (_no_matrix, "is no matrix"),
+    "two ranks": (_two_ranks, "and its partner differ"),
     "nothing": (lambda _: {}, "holds no weights"),
 }
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from studio.engine.failure import EngineError, explain, model_failure
+from studio.engine.shortage import is_memory
 
 _OF_TRAINING = re.compile(
     r"(mmengine|mmcv|xtuner|deepspeed|transformers|accelerate|peft|trl|numpy|argparse|datetime|enum|pathlib)(\.\w+)+"
@@ -121,11 +122,24 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except EngineError:
         raise
+    except OSError as error:
+        if is_memory(error):
+            raise
+        raise unreadable(path, error) from error
     except Exception as error:
         known, _ = explain(error)
         if known.kind != "internal":
             raise
         raise damaged(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> EngineError:
+    """The error for a file the system does not let us read."""
+    return model_failure(
+        f"source: {path.name} cannot be read ({error.strerror or error}).",
+        "Make it readable, or copy it to where it can be read.",
+        "source",
+    )
 
 
 def damaged(path: Path, error: BaseException) -> EngineError:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from peft import LoraConfig
 from torch import nn
 
 from studio.engine.failure import EngineError, model_failure
@@ -14,40 +15,81 @@ from studio.engine.foreign.tensor_names import Named
 from studio.engine.output_folder import refused
 
 
-def peft_settings(found: Named, settings: Settings, alpha: float | None) -> dict[str, Any]:
-    """The arguments of PEFT's LoraConfig but for the layers.
+def peft_settings(found: Named, settings: Settings, alpha: float | None, *, renamed: bool) -> dict[str, Any]:
+    """The arguments of PEFT's LoraConfig. PEFT's own settings are kept but for the names of layers, if `renamed`.
 
-    Raises EngineError, field settings or lora_alpha: nobody says the scale, or the settings are of another adapter.
+    Raises EngineError, field settings, source or lora_alpha: nobody says the scale, the settings are of another
+    adapter, or it is of a kind that is not supported.
     """
-    told = dict(settings.lora) if settings.peft else {}
     lora = settings.lora
-    ranks = found.ranks
-    usual = Counter(ranks.values()).most_common(1)[0][0] if ranks else int(lora.get("r") or 8)
     _check_bias(lora)
-    _check_rank(settings, ranks)
-    scale = alpha if alpha is not None else lora.get("lora_alpha")
-    if scale is None and ranks:
+    scale = alpha if alpha is not None else _number(settings, "lora_alpha")
+    told = dict(lora) if settings.peft else {}
+    fixed = {"task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True}
+    ranks = found.ranks
+    if not lora.get("target_parameters"):  # experts that share a weight have their ranks in one matrix
+        _check_rank(settings, ranks)
+    if settings.peft and not renamed:
+        return told | fixed | ({"lora_alpha": _whole_if_so(alpha)} if alpha is not None else {})
+    if not ranks:
+        raise model_failure(
+            "source: it holds layers trained as a whole and no LoRA matrices.", "Choose a LoRA adapter.", "source"
+        )
+    if scale is None:
         raise refused(
             "config",
             "lora_alpha",
             "lora_alpha: nothing says with which alpha the adapter was trained, and its strength depends on it.",
             "Name the configuration it was trained with, or give the alpha.",
         )
-    scale = scale if scale is not None else 8
-    return told | {
-        "peft_type": told.get("peft_type", "LORA"),
-        "task_type": "CAUSAL_LM",
-        "r": usual,
-        "lora_alpha": int(scale) if float(scale).is_integer() else float(scale),
-        "lora_dropout": float(lora.get("lora_dropout") or 0.0),
-        "bias": "none",
-        "use_rslora": bool(lora.get("use_rslora", False)),
-        "use_dora": found.magnitudes,
-        "rank_pattern": {path: rank for path, rank in ranks.items() if rank != usual},
-        "alpha_pattern": dict(told.get("alpha_pattern") or {}),
-        "modules_to_save": sorted(found.whole) or None,  # full names: PEFT takes a name for any ending
-        "inference_mode": True,
-    }
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    return (
+        told
+        | fixed
+        | {
+            "peft_type": "LORA",
+            "r": usual,
+            "lora_alpha": _whole_if_so(scale),
+            "lora_dropout": _number(settings, "lora_dropout") or 0.0,
+            "lora_bias": found.biases,
+            "use_rslora": bool(lora.get("use_rslora", False)),
+            "use_dora": found.magnitudes,
+            "rank_pattern": {path: rank for path, rank in ranks.items() if rank != usual},
+            "alpha_pattern": {},
+            "modules_to_save": sorted(found.whole) or None,  # full names: PEFT takes a name for any ending
+        }
+    )
+
+
+def _whole_if_so(number: float) -> float:
+    return int(number) if float(number).is_integer() else float(number)
+
+
+def _number(settings: Settings, name: str) -> float | None:
+    value = settings.lora.get(name)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise refused(
+        "config",
+        "settings",
+        f"settings: {settings.origin} says {name} {str(value)[:40]!r}, which is no number.",
+        "Name the configuration it was trained with.",
+    )
+
+
+def lora_config(values: Mapping[str, Any], settings: Settings) -> Any:
+    """PEFT's own object of these settings. Raises EngineError, field settings, for values it does not take."""
+    known = LoraConfig.__dataclass_fields__
+    try:
+        return LoraConfig(**{name: value for name, value in values.items() if name in known})
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise refused(
+            "config",
+            "settings",
+            f"settings: {settings.origin or 'the configuration'} cannot be used ({reason}).",
+            "Name the configuration it was trained with.",
+        ) from error
 
 
 def _check_bias(lora: Mapping[str, Any]) -> None:
@@ -62,8 +104,7 @@ def _check_bias(lora: Mapping[str, Any]) -> None:
 
 def _check_rank(settings: Settings, ranks: Mapping[str, int]) -> None:
     said = settings.lora.get("r")
-    patterns = settings.lora.get("rank_pattern") if settings.peft else None
-    if isinstance(said, int) and ranks and said not in ranks.values() and not patterns:
+    if isinstance(said, int) and ranks and said not in ranks.values() and not settings.lora.get("rank_pattern"):
         seen = ", ".join(str(rank) for rank in sorted(set(ranks.values())))
         raise refused(
             "config",

@@ -6,6 +6,7 @@ adapter_config.json: the one that is named, else the one inside the checkpoint, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from studio.presets import compose
 from studio.schema import ConfigError
 
 _NO_SETTINGS = {"zero_to_fp32.py", "zero_to_torch.py"}  # DeepSpeed writes them beside its checkpoints
+_LONGEST = 1 << 20  # bytes
 _LORA = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "target_modules", "bias")
 
 
@@ -57,7 +59,7 @@ def find_settings(named: str | None, inside: str | None, beside: Sequence[Path])
 
 def _beside(folder: Path) -> Path | None:
     """The configuration in a folder: the one called as the folder is, as XTuner does, or the only one."""
-    scripts = [path for path in sorted(folder.glob("*.py")) if path.name not in _NO_SETTINGS]
+    scripts = [path for path in sorted(folder.glob("*.py")) if path.name not in _NO_SETTINGS and _says_lora(path)]
     own = [path for path in scripts if path.stem in (folder.name, "xtuner_config")]
     if len(own) == 1 or len(scripts) == 1:
         return (own or scripts)[0]
@@ -69,6 +71,13 @@ def _beside(folder: Path) -> Path | None:
     return None
 
 
+def _says_lora(path: Path) -> bool:
+    """Whether a Python file may be such a configuration, and not somebody's program."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return path.stat().st_size < _LONGEST and "lora" in path.read_text(encoding="utf-8").lower()
+    return False
+
+
 def _read(path: Path) -> Settings:
     try:
         if path.is_dir():
@@ -78,7 +87,7 @@ def _read(path: Path) -> Settings:
             if isinstance(found, dict) and "peft_type" in found:
                 return of_peft(found, path.name)
         if not path.exists() and not path.suffix:  # the notes name a configuration of the program as often as a file
-            return _of_program(compose(path.name), path.name)
+            return _of_program(compose(path.name.removesuffix("_copy")), path.name)
         return _of_program(read_foreign(path).settings, path.name)
     except (OSError, ValueError, RuntimeError) as error:  # ConfigError is a ValueError
         raise _unreadable(path, error) from error
@@ -112,13 +121,17 @@ def _of_program(found: Mapping[str, Any], origin: str) -> Settings:
     questions = samples.get("evaluation_inputs")
     return Settings(
         lora=lora,
-        base=model.get("model_name_or_path"),
-        template=model.get("chat_template"),
+        base=_text(model.get("model_name_or_path")),
+        template=_text(model.get("chat_template")),
         system=str(data.get("system") or ""),
         questions=tuple(q for q in questions if isinstance(q, str)) if isinstance(questions, list) else (),
         origin=origin,
         training=found,
     )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def _section(found: Mapping[str, Any], name: str) -> Mapping[str, Any]:

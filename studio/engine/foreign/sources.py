@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import safe_open
 
 from studio.chains import adapter_settings
+from studio.engine.adapter import check_supported
 from studio.engine.failure import EngineError, model_failure
-from studio.engine.foreign.checkpoint_file import damaged, load
+from studio.engine.foreign.checkpoint_file import damaged, load, unreadable
 from studio.engine.foreign.settings import Settings, find_settings, of_peft
 from studio.engine.foreign.tensor_names import Named, named
 from studio.engine.foreign.zero_shards import assemble, is_shards
@@ -42,7 +43,7 @@ class Place:
     def beside(self) -> list[Path]:
         """Folders in which its configuration may lie, the nearest first."""
         inside = [self.path] if self.path.is_dir() else []
-        return [*inside, self.path.parent, self.path.parent.parent]
+        return [*inside, self.path.parent]
 
     @property
     def folder(self) -> Path | None:
@@ -71,7 +72,10 @@ def find_place(reference: str) -> Place:
     if is_file:
         return _of_file(path)
     if is_folder:
-        return _of_folder(path)
+        try:
+            return _of_folder(path)
+        except OSError as error:
+            raise unreadable(path, error) from error
     raise model_failure(
         f"source: {reference[:200]!r} is no file, no folder and no run.",
         "Give the checkpoint or the adapter's folder, or a run's id.",
@@ -158,14 +162,30 @@ def read(place: Place, settings: str | None) -> Found:
 
 
 def _read_folder(place: Place, settings: str | None) -> Found:
-    path = place.path
+    path, folder = place.path, place.path.parent
+    known = find_settings(settings, None, [])
+    if not settings:
+        known = _own_settings(folder) or find_settings(None, None, [folder])
+    check_supported(place.name, {"peft_type": "LORA"} | dict(known.lora), "source")
     state = _safetensors(path) if path.suffix == ".safetensors" else _state_of(path, load(path))[0]
-    own = adapter_settings(str(path.parent))
-    known = of_peft(own, "adapter_config.json") if own and not settings else find_settings(settings, None, [])
-    if not known.lora:
-        known = find_settings(None, None, [path.parent])
     found = named(state, place.name, saved=True)
     return Found(place, found, known, _left_out(found))
+
+
+def _own_settings(folder: Path) -> Settings | None:
+    """adapter_config.json of a folder, with what XTuner's configuration beside it says of the conversation."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    own = adapter_settings(str(folder))
+    if own is None:
+        raise damaged(path, ValueError("it is no JSON object"))
+    known = of_peft(own, path.name)
+    if (folder / "xtuner_config.py").is_file():
+        more = find_settings(str(folder / "xtuner_config.py"), None, [])
+        conversation = {"template": more.template, "system": more.system, "questions": more.questions}
+        known = replace(known, training=more.training, **conversation)
+    return known
 
 
 def _safetensors(path: Path) -> dict[str, Any]:

@@ -23,10 +23,18 @@ PREFIX = "base_model.model."
 _HEAD = r"(?:_orig_mod\.|module\.|llm\.|model\.(?=base_model\.))*base_model\.model\."
 _MATRIX = re.compile(
     _HEAD + r"(?P<path>.+)\.(?P<part>lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)"
-    r"(?:\.(?P<name>(?!weight$)[^.]+))?(?:\.weight)?"
+    r"(?:\.(?P<name>(?!(?:weight|bias)$)[^.]+))?(?:\.(?P<kind>weight|bias))?"
 )
 _WHOLE = re.compile(_HEAD + r"(?P<path>.+)\.modules_to_save\.(?P<name>[^.]+)\.(?P<kind>weight|bias)")
 _SAVED_WHOLE = re.compile(re.escape(PREFIX) + r"(?P<path>.+)\.(?P<kind>weight|bias)")
+
+
+_PARTNERS = (
+    ("lora_A", "lora_B"),
+    ("lora_B", "lora_A"),
+    ("embedding_A", "embedding_B"),
+    ("embedding_B", "embedding_A"),
+)
 
 
 @dataclass(frozen=True)
@@ -48,19 +56,26 @@ class Named:
         return found
 
     @property
+    def biases(self) -> bool:
+        """Whether the second matrices have biases."""
+        return any(name.endswith("lora_B.bias") for name in self.tensors)
+
+    @property
     def magnitudes(self) -> bool:
         """Whether it is a DoRA adapter."""
         return any(name.endswith("lora_magnitude_vector") for name in self.tensors)
 
 
 def named(state: Mapping[str, Any], source: str, *, saved: bool = False) -> Named:
-    """The adapter in a state dictionary; `saved`: it is PEFT's own file, where layers trained as a whole have no mark.
+    """The adapter in a state dictionary. `saved`: it is PEFT's own file: layers trained as a whole have no mark there,
+    and everything in it is part of the adapter.
 
     Raises EngineError, field source: no adapter in it, several adapters, a matrix without its partner.
     """
     tensors: dict[str, torch.Tensor] = {}
     whole: dict[str, None] = {}
     left = []
+    state = {str(key): value for key, value in state.items()}
     names = _adapter_names(state)
     chosen = _choose(names, source)
     for key, value in state.items():
@@ -100,15 +115,17 @@ def _place(key: str, chosen: str | None, *, saved: bool) -> tuple[str, str] | No
     if match:
         if match["name"] not in (None, chosen):
             return None
-        ending = "" if match["part"].startswith(("lora_embedding", "lora_magnitude")) else ".weight"
+        bare = match["part"].startswith(("lora_embedding", "lora_magnitude"))
+        ending = "" if bare else f".{match['kind'] or 'weight'}"
         return f"{PREFIX}{match['path']}.{match['part']}{ending}", ""
     match = _WHOLE.fullmatch(key)
     if match:
         return (f"{PREFIX}{match['path']}.{match['kind']}", match["path"]) if match["name"] == chosen else None
-    match = _SAVED_WHOLE.fullmatch(key) if saved else None
-    if match and ".base_layer" not in key and ".original_module" not in key:
-        return key, match["path"]
-    return None
+    if not saved or not key.startswith(PREFIX):
+        return None
+    match = _SAVED_WHOLE.fullmatch(key)
+    own = match is not None and ".base_layer" not in key and ".original_module" not in key
+    return key, match["path"] if match and own else ""
 
 
 def _no_adapter(state: Mapping[str, Any], source: str) -> EngineError:
@@ -129,7 +146,7 @@ def _no_adapter(state: Mapping[str, Any], source: str) -> EngineError:
 
 
 def _check_pairs(found: Named, source: str) -> None:
-    """Each matrix has its partner, of the same rank, and only numbers."""
+    """Every tensor holds numbers; each matrix is one, and has its partner, of the same rank."""
     for name, tensor in found.tensors.items():
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise model_failure(
@@ -137,14 +154,23 @@ def _check_pairs(found: Named, source: str) -> None:
                 "The training has blown up; use an earlier checkpoint.",
                 "source",
             )
-        for one, other in (("lora_A", "lora_B"), ("lora_B", "lora_A"), ("embedding_A", "embedding_B")):
-            partner = name.replace(one, other)
-            if partner != name and partner not in found.tensors:
-                raise model_failure(
-                    f"source: {source} is incomplete: it has {name} but no {partner.rpartition('.layers.')[2]}.",
-                    "Copy it again, with all its files.",
-                    "source",
-                )
+        for one, other in _PARTNERS:
+            if name.removesuffix(".weight").endswith(one):
+                _check_pair(name, name.replace(one, other), found.tensors, source)
+
+
+def _check_pair(name: str, partner: str, tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    if partner not in tensors:
+        reason = f"it has {name} but no {partner}"
+    elif tensors[name].dim() != 2 or tensors[partner].dim() != 2:
+        reason = f"its {name} is no matrix"
+    elif name.removesuffix(".weight").endswith("_A") and tensors[name].shape[0] != tensors[partner].shape[1]:
+        reason = f"the ranks of {name} and its partner differ"
+    else:
+        return
+    raise model_failure(
+        f"source: {source} is incomplete or damaged: {reason}.", "Copy it again, with all its files.", "source"
+    )
 
 
 def converted(found: Named, layout: Layout) -> Named:
@@ -154,7 +180,7 @@ def converted(found: Named, layout: Layout) -> Named:
     """
     rules, sizes = rules_for(layout.family.key, layout.config), Sizes.of(layout.converted_config())
     places = {name: _place_in_layout(name, rules) for name in found.tensors}
-    if all(place.unchanged for place in places.values()):
+    if all(place.unchanged for place in places.values() if place.rule):
         return found  # it was trained on the converted model, or the names are the same
     tensors: dict[str, torch.Tensor] = {}
     whole: dict[str, None] = {}
