@@ -18,6 +18,7 @@ from studio.engine.generation_text import StopStrings, TextStream
 from studio.engine.generation_voice import Prompt, Voice
 
 PREFILL = 256  # prompt tokens read per turn: a long prompt does not silence the other answers
+REASONING = ("<think>", "</think>")  # a person must see where thinking ends, also where these are special tokens
 
 
 class Answer:
@@ -32,7 +33,7 @@ class Answer:
         """Where the words stand behind pictures, as some models count that (see `SharedWeights.places`)."""
         self.cache: Any = None
         self.sampler = Sampler(request.sampling, prompt.ids)
-        self.text = TextStream(voice.tokenizer, request.shown)
+        self.text = TextStream(voice.tokenizer, (*request.shown, *REASONING))
         self.stops = StopStrings([*request.sampling.stop, *voice.stops])
         self.room = min(request.sampling.max_tokens, voice.context - len(prompt.ids))
         self.cancelled = threading.Event()
@@ -65,6 +66,7 @@ class Answer:
         part = len(self.pending) if self.pictures else PREFILL  # pictures and their tokens go together
         chunk, self.pending = self.pending[:part], self.pending[part:]
         inputs = {"input_ids": torch.tensor([chunk], device=model.device), **placed(self.pictures, model)}
+        self.pictures = {}
         output = model(**inputs, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
         return True if self.pending else self.take(output.logits[0, -1].float().cpu())
 

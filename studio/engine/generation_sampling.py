@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ import torch
 from studio.engine.dialogue import Sampling
 from studio.engine.failure import model_failure
 
+HEAD = 1024  # tokens looked at first for top_p
 GREEDY_BELOW = 1e-4  # temperatures under this always take the likeliest
 
 
@@ -24,7 +26,7 @@ class Sampler:
     def choose(self, logits: torch.Tensor) -> int:
         """The next token id from logits of shape [vocabulary]. Raises EngineError when they are not numbers."""
         scores = logits.float()
-        if not torch.isfinite(scores).any() or torch.isnan(scores).any():
+        if not math.isfinite(scores.max()):  # the largest is no number if any is none
             raise model_failure(
                 "the model's output is not a number.", "Its weights are damaged, or need another number format."
             )
@@ -46,14 +48,33 @@ class Sampler:
             return int(scores.argmax())
         scores = scores / wish.temperature
         if wish.min_p > 0:  # a share of the likeliest's probability is a distance from its score
-            far = scores < scores.max() + torch.tensor(wish.min_p).log()
+            far = scores < scores.max() + math.log(wish.min_p)
             scores = scores.masked_fill(far, -torch.inf)
-        if not wish.top_k and wish.top_p >= 1:
-            return int(torch.multinomial(scores.softmax(-1), 1, generator=self.random))
-        values, order = scores.topk(min(wish.top_k or len(scores), len(scores)))
-        chances = values.softmax(-1)
+        if not wish.top_k and wish.top_p >= 1 and wish.min_p <= 0:
+            return self._draw(scores.softmax(-1))
+        chances, order = _likeliest(scores, wish)
         kept = chances * (chances.cumsum(-1) - chances < wish.top_p)  # always keeps the likeliest
-        return int(order[int(torch.multinomial(kept, 1, generator=self.random))])
+        return int(order[self._draw(kept)])
+
+    def _draw(self, chances: torch.Tensor) -> int:
+        return int(torch.multinomial(chances, 1, generator=self.random))
+
+
+def _likeliest(scores: torch.Tensor, wish: Sampling) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities in falling order and whose they are: of the best `top_k`, or of as many as can be chosen.
+
+    Sorting all of a large vocabulary would take longer than the model takes for a token.
+    """
+    count = len(scores)
+    values, order = scores.topk(min(wish.top_k or HEAD, count))
+    if wish.top_k:
+        return values.softmax(-1), order
+    chances = (values - scores.logsumexp(-1)).exp()
+    enough = chances.sum() >= wish.top_p or values[-1] == -torch.inf
+    if not enough and len(chances) < count:
+        values, order = scores.sort(descending=True)
+        chances = values.softmax(-1)
+    return chances, order
 
 
 def likelihoods(logits: torch.Tensor, token: int, alternatives: int) -> tuple[float, list[tuple[int, float]]]:

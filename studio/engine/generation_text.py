@@ -47,8 +47,8 @@ class TextStream:
 
     def _text(self, ids: Sequence[int]) -> str:
         hidden = self._hidden
-        ids = ids if hidden is None else [number for number in ids if number not in hidden]
-        text = self.tokenizer.decode(ids, skip_special_tokens=hidden is None, clean_up_tokenization_spaces=False)
+        told = list(ids) if hidden is None else [number for number in ids if number not in hidden]
+        text = self.tokenizer.decode(told, skip_special_tokens=hidden is None, clean_up_tokenization_spaces=False)
         return str(text)
 
     def _advance(self, text: str) -> str:

@@ -486,3 +486,14 @@ def test_wild_tokens_read_as_they_would_together(voice: Voice, seed: int) -> Non
     stream = TextStream(voice.tokenizer)
     told = "".join([*map(stream.push, ids), stream.finish()])
     assert told == voice.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def test_top_p_of_a_large_vocabulary_is_that_of_all_of_it() -> None:
+    """A steep and a flat distribution: the few looked at first are enough, or all are looked at."""
+    for steepness, top_p in ((6.0, 0.5), (0.1, 0.9)):
+        logits = torch.randn(20_000, generator=torch.Generator().manual_seed(1)) * steepness
+        chances, order = logits.softmax(-1).sort(descending=True)
+        allowed = set(order[: int((chances.cumsum(-1) - chances < top_p).sum())].tolist())
+        seen = picks(Sampling(temperature=1, top_p=top_p), logits.tolist(), 300)
+        assert seen <= allowed
+        assert len(seen) > min(len(allowed), 250) * 0.6
