@@ -491,9 +491,10 @@ def test_wild_tokens_read_as_they_would_together(voice: Voice, seed: int) -> Non
 def test_top_p_of_a_large_vocabulary_is_that_of_all_of_it() -> None:
     """A steep and a flat distribution: the few looked at first are enough, or all are looked at."""
     for steepness, top_p in ((6.0, 0.5), (0.1, 0.9)):
-        logits = torch.randn(20_000, generator=torch.Generator().manual_seed(1)) * steepness
+        logits = torch.randn(4000, generator=torch.Generator().manual_seed(1)) * steepness
         chances, order = logits.softmax(-1).sort(descending=True)
         allowed = set(order[: int((chances.cumsum(-1) - chances < top_p).sum())].tolist())
-        seen = picks(Sampling(temperature=1, top_p=top_p), logits.tolist(), 300)
+        sampler = Sampler(Sampling(temperature=1, top_p=top_p, seed=1), [])
+        seen = {sampler.choose(logits) for _ in range(200)}
         assert seen <= allowed
-        assert len(seen) > min(len(allowed), 250) * 0.6
+        assert len(seen) > min(len(allowed), 180) * 0.6
