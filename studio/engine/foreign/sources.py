@@ -183,8 +183,9 @@ def _own_settings(folder: Path) -> Settings | None:
     known = of_peft(own, path.name)
     if (folder / "xtuner_config.py").is_file():
         more = find_settings(str(folder / "xtuner_config.py"), None, [])
-        conversation = {"template": more.template, "system": more.system, "questions": more.questions}
-        known = replace(known, training=more.training, **conversation)
+        known = replace(
+            known, template=more.template, system=more.system, questions=more.questions, training=more.training
+        )
     return known
 
 
