@@ -172,7 +172,10 @@ def _of_run(run: RunDir, place: str) -> ModelChoice:
         origin = _run_around(Path(config.adapter)) if config.adapter else None
         return ModelChoice(config.out, "model", config.name, config.out, run=origin)
     if isinstance(config, ConvertConfig):
-        return _of_adapter(Path(config.out), adapter_settings(config.out) or {})
+        settings = adapter_settings(config.out)
+        if settings is None and (Path(config.out) / "config.json").is_file():  # every weight was trained
+            return ModelChoice(config.out, "model", config.name, config.out)
+        return _of_adapter(Path(config.out), settings or {})
     found = choices_of(run)
     if place:
         chosen = next((choice for choice in found if choice.key.endswith(f"{SEPARATOR}{place}")), None)
