@@ -38,7 +38,7 @@ def add_vote(workspace: Workspace, left: str, right: str, choice: str) -> None:
     """Record a vote. Raises OSError; ValueError for a choice that is none."""
     if choice not in CHOICES:
         raise ValueError(f"a vote is one of {', '.join(CHOICES)}")
-    _add(workspace, Vote(left=left, right=right, choice=choice))  # type: ignore[arg-type]
+    _add(workspace, Vote(left=left, right=right, choice=choice))
 
 
 def restart(workspace: Workspace, left: str, right: str) -> None:

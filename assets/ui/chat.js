@@ -14,6 +14,7 @@ const icon = (name, text, onclick, id) => h("button.act.act-" + name, { type: "b
 function chatThread({ props, trigger, element }) {
   let marking = store.get("chat.marks") !== "off";
   let editing = null; // {turn, side}: side "" is the question
+  let following = true;
   let drawn = []; // per turn: what it was drawn from
   const host = h("div.thread");
   const bar = h("div.thread-bar");
@@ -63,7 +64,7 @@ function chatThread({ props, trigger, element }) {
     const told = turn.blind || value.blind;
     const name = secret ? [h("b", {}, t("chatroom.blind." + place))] : sidesOf(value).length > 1 ? label(value.sides[side]) : [];
     const head = h("div.who" + (told ? "" : ".narrow"), {}, name, turn.vote === side ? h("span.chip.finished", {}, t("chatroom.won")) : null);
-    const shell = { side, said: null, node: h("section.reply." + (secret ? "hidden" : side) + (over(found) ? "" : ".growing"), {}, head) };
+    const shell = { side, said: null, node: h("section.reply." + (secret ? "hidden" : side) + (over(found) ? "" : found?.state === "waiting" ? ".growing.queued" : ".growing"), {}, head) };
     if (!found) { shell.node.append(h("div.foot", {}, h("span.deeds", {}, last(value, number) && !busy() ? button("btn.small", t("chatroom.ask.this"), () => send({ act: "retry", turn: number, side })) : null))); return shell; }
     if (editing && editing.turn === number && editing.side === side) {
       shell.node.append(editor(found.text, t("chatroom.correct.help"), t("chatroom.correct.ok"), (text) => change((now) => { Object.assign(now.turns[number].answers[side], { text, corrected: true }); })));
@@ -123,9 +124,23 @@ function chatThread({ props, trigger, element }) {
   const nothing = (value) => h("div.hint", {}, h("p", {}, t(sidesOf(value).length > 1 ? "chatroom.hint.two" : "chatroom.hint.one")),
     value.earlier.length ? button("btn", t(value.earlier.length === 1 ? "chatroom.again.one" : "chatroom.again", { n: value.earlier.length }), () => send({ act: "again" })) : null);
 
+  // After a Stop no more comes of that stream, but for what is on its way already.
+  let ended = "";
+  document.addEventListener("click", (event) => {
+    if (!event.target.closest?.("#chat-stop") || !busy()) return;
+    ended = props.value.stream;
+    redraw();
+  });
+  const settled = (value) => {
+    if (!value.busy || value.stream !== ended) return value;
+    const answers = (turn) => Object.fromEntries(Object.entries(turn.answers).map(([side, answer]) => [side, over(answer) ? answer : { ...answer, state: "stopped" }]));
+    props.value = { ...value, busy: false, turns: value.turns.map((turn) => ({ ...turn, answers: answers(turn) })) };
+    return props.value;
+  };
+
   const redraw = () => {
-    const value = props.value;
-    if (!value || !value.turns) return;
+    if (!props.value || !props.value.turns) return;
+    const value = settled(props.value);
     const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
     document.querySelector("#chat-room")?.classList.toggle("busy", busy());
     drawBar(value);
@@ -142,9 +157,16 @@ function chatThread({ props, trigger, element }) {
       // Handlers of a turn belong to its content: only a growing answer is patched in place.
       if (busy()) render(host.children[number], nodes); else host.children[number].replaceChildren(...nodes.filter(Boolean));
     });
-    if (atEnd && !editing) scroll.scrollTop = scroll.scrollHeight;
+    follow(atEnd);
     keepForReload(value);
   };
+  // While answers come, the one that grows stays in sight, unless the reader has gone elsewhere.
+  const follow = (atEnd) => {
+    if (!busy()) { following = true; if (atEnd && !editing) scroll.scrollTop = scroll.scrollHeight; return; }
+    const growing = host.querySelector(".growing:not(.queued)")?.closest(".exchange");
+    if (following && growing) scroll.scrollTop = growing.offsetTop + growing.offsetHeight - scroll.clientHeight + 24;
+  };
+  for (const sign of ["wheel", "touchmove", "keydown", "pointerdown"]) scroll.addEventListener(sign, () => { following = false; }, { passive: true });
   const keepForReload = (value) => { if (!busy()) try { sessionStorage.setItem(KEPT, JSON.stringify(value)); } catch { /* too long, or private mode */ } };
   const recall = () => {
     const value = props.value;

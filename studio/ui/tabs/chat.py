@@ -18,7 +18,7 @@ from studio.records import DatasetStore
 from studio.runner import StartRefused
 from studio.ui.context import ACTION, EVENT, PREVIEW, READ, Context, Refused, refuse, safe
 from studio.ui.i18n import T, tr
-from studio.ui.tabs.chat_answers import answer_all, stopped
+from studio.ui.tabs.chat_answers import answer_all
 from studio.ui.tabs.chat_choices import (
     Room,
     config_of,
@@ -193,16 +193,17 @@ class Handlers:
         sides = [side for side in SIDES if side in pair and order.side in ("", side)]
         numbers = place(thread, order, self._listed(order, pair, thread))
         self._prepare(thread, numbers, sides, options.seed, drawn=options.request["temperature"] > 0)
-        yield ("" if order.act == "send" else gr.skip()), thread.as_json()
+        typed = order.act == "send" and not event_data(event).get("text")
+        yield ("" if typed else gr.skip()), thread.as_json()
         try:
             loaded = await self._ready(pair, bits_of(pair, options.bits))
-        except Refused as error:
-            yield gr.skip(), _failed(thread, numbers, sides, str(error))
+            wishes = await asyncio.to_thread(wishes_of, options, loaded, self.workspace)
+            async with aclosing(answer_all(thread, numbers, sides, loaded, wishes)) as growing:
+                async for grown in growing:
+                    yield gr.skip(), grown.as_json()
+        except Exception as error:
+            yield gr.skip(), _failed(thread, numbers, error)
             raise
-        wishes = await asyncio.to_thread(wishes_of, options, loaded, self.workspace)
-        async with aclosing(answer_all(thread, numbers, sides, loaded, wishes)) as growing:
-            async for grown in growing:
-                yield gr.skip(), grown.as_json()
         thread.busy = False
         yield gr.skip(), thread.as_json()
 
@@ -210,15 +211,16 @@ class Handlers:
         """The conversations a list of questions asks."""
         if order.act == "again":
             return [[{"role": "user", "content": question}] for question in thread.earlier]
-        found = {"evaluation": evaluation_inputs, "held_out": lambda pair: held_out(pair, self.workspace)}
-        return found[order.act](pair) if order.act in found else []
+        if order.act == "evaluation":
+            return evaluation_inputs(pair)
+        return held_out(pair, self.workspace) if order.act == "held_out" else []
 
     @staticmethod
     def _prepare(
         thread: Thread, numbers: Sequence[int], sides: Sequence[str], seed: int | None, *, drawn: bool
     ) -> None:
         """Both sides get the same seed, and in a blind vote places nobody knows."""
-        thread.busy, thread.earlier = True, []
+        thread.busy, thread.stream, thread.earlier = True, secrets.token_hex(4), []
         for number in numbers:
             turn = thread.turns[number]
             turn.seed = seed if seed is not None else secrets.randbelow(2**31) if drawn else None
@@ -228,7 +230,7 @@ class Handlers:
             elif turn.blind:
                 turn.vote = ""
             for side in sides:
-                turn.answers.pop(side, None)  # type: ignore[call-overload]
+                turn.answers[side] = Answer()  # type: ignore[index]
 
     # ---- what is made of it ----
 
@@ -259,11 +261,13 @@ class Handlers:
         return info.name, {"name": info.name, "said": said}
 
 
-def _failed(thread: Thread, numbers: Sequence[int], sides: Sequence[str], sentence: str) -> dict[str, Any]:
-    """The thread when nothing could answer: questions without answers, and why."""
+def _failed(thread: Thread, numbers: Sequence[int], error: Exception) -> dict[str, Any]:
+    """The thread when nothing could answer: what has no answer says why."""
+    said = str(error) if isinstance(error, Refused) else tr("chat.error.broken", reason=type(error).__name__)
     for number in numbers:
-        for side in sides:
-            thread.turns[number].answers[side] = Answer(state="failed", error=sentence)  # type: ignore[index]
+        for answer in thread.turns[number].answers.values():
+            if answer.state in ("waiting", "streaming"):
+                answer.state, answer.error = "failed", said
     thread.busy = False
     return thread.as_json()
 
@@ -365,8 +369,9 @@ def build(ctx: Context) -> None:
         [box, thread],
         **STREAM,
     )
-    asked.then(handlers.status, who, status, **READ)
-    stop.click(stopped, thread, thread, cancels=[asked], **PREVIEW)
+    for ended in (asked.success, asked.failure):
+        ended(handlers.status, who, status, **READ)
+    stop.click(None, None, None, cancels=[asked], **PREVIEW)  # the page marks what was under way as stopped
     thread.select(safe(handlers.vote), pickers, tally, **ACTION)
     tally.select(safe(handlers.vote), pickers, tally, **ACTION)
     side, title, save, kept = keeper

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from studio.tools import Tool
 from studio.ui.i18n import tr
 from studio.ui.sentences import translated
 from studio.ui.tabs.chat_server import Loaded, Seat
-from studio.ui.widgets.chatview import Answer, Step, Thread, read_thread
+from studio.ui.widgets.chatview import Answer, Step, Thread
 
 FLUSH_S = 0.05
 """Between two pictures of growing answers: a browser cannot draw every token."""
@@ -36,7 +36,7 @@ class Wishes:
 
 async def answer_all(
     thread: Thread, numbers: Sequence[int], sides: Sequence[str], loaded: Loaded, wishes: Wishes
-) -> AsyncIterator[Thread]:
+) -> AsyncGenerator[Thread, None]:
     """Answer these turns one after the other, their sides at once; yields the thread as it grows.
 
     Closing the generator stops the answers under way.
@@ -45,15 +45,16 @@ async def answer_all(
         turn = thread.turns[number]
         for side in sides:
             turn.answers[side] = Answer(state="streaming")  # type: ignore[index]
-        tasks = [asyncio.create_task(_one(thread, number, side, loaded.sides[side], wishes)) for side in sides]
+        told = asyncio.Event()
+        tasks = [asyncio.create_task(_one(thread, number, side, loaded.sides[side], wishes, told)) for side in sides]
         try:
-            waiting: set[asyncio.Task[None]] = set(tasks)
-            while waiting:
+            while not all(task.done() for task in tasks):
                 yield thread
-                _, waiting = await asyncio.wait(waiting, timeout=FLUSH_S)
-                for task in tasks:
-                    if task.done() and not task.cancelled():
-                        task.result()
+                await told.wait()
+                await asyncio.sleep(FLUSH_S)
+                told.clear()
+            for task in tasks:
+                task.result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -61,8 +62,8 @@ async def answer_all(
         yield thread
 
 
-async def _one(thread: Thread, number: int, side: str, seat: Seat, wishes: Wishes) -> None:
-    """One side's answer, written into the thread as it comes."""
+async def _one(thread: Thread, number: int, side: str, seat: Seat, wishes: Wishes, told: asyncio.Event) -> None:
+    """One side's answer, written into the thread as it comes; `told` is set whenever there is more of it."""
     turn = thread.turns[number]
     answer = turn.answers[side]  # type: ignore[index]
     options = {**wishes.request, "seed": turn.seed}
@@ -73,11 +74,13 @@ async def _one(thread: Thread, number: int, side: str, seat: Seat, wishes: Wishe
         async with aclosing(tool_loop.run(asked, messages, wishes.tools, wishes.protocols.get(side, "native"))) as all_:
             async for step in all_:
                 _write(answer, step, clock)
+                told.set()
         answer.state = "done"
     except ChatError as error:
         answer.state, answer.error = "failed", _sentence(error, seat)
     finally:
         answer.seconds = clock.seconds
+        told.set()
 
 
 class _Clock:
@@ -125,14 +128,3 @@ def _sentence(error: ChatError, seat: Seat) -> str:
     if not seat.server.alive:
         return tr("chat.error.gone")
     return tr("chat.error.broken", reason=translated(str(error)).rstrip(".。"))
-
-
-def stopped(value: Any) -> dict[str, Any]:
-    """The thread after Stop: what was under way ends where it is."""
-    thread = read_thread(value)
-    thread.busy = False
-    for turn in thread.turns:
-        for answer in turn.answers.values():
-            if answer.state in ("waiting", "streaming"):
-                answer.state = "stopped"
-    return thread.as_json()

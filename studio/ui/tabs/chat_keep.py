@@ -28,7 +28,7 @@ def keep(store: DatasetStore, value: Any, side: str, title: str, system: str) ->
         raise refuse("chat.error.nothing_said")
     known = next((info for info in store.list() if title in (info.name, info.title)), None)
     if known is None:
-        source = tr("chat.keep.source", None, model=thread.sides[side].name or side)  # type: ignore[index]
+        source = tr("chat.keep.source", None, model=thread.sides[side].name or side)
         info = store.save(title, rows, [], DatasetInfo(kind="upload", source=source))
     else:
         info = known

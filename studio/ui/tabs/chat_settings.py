@@ -130,7 +130,7 @@ def notes(pair: Pair, template: str, chosen_bits: int) -> dict[str, Any]:
         "warned": warned,
         "template": trained,
         "bits": bits_of(pair, chosen_bits),
-        "bytes": {str(bits): sum(found) for bits, found in sizes.items() if all(found)},  # type: ignore[arg-type]
+        "bytes": {str(bits): sum(found) for bits, found in sizes.items() if all(found)},
         "copies": len(bases),
         "free": _free_bytes(),
         "gpu": bool(machine().gpus),

@@ -85,13 +85,15 @@ class Named(_Part):
 
 class Thread(_Part):
     """All of it. `earlier` are the questions asked of another pair before, to be asked again; `chosen_for` is the run
-    that was selected when the pair was chosen; `blind`: the page hides who says what until a vote."""
+    that was selected when the pair was chosen; `blind`: the page hides who says what until a vote; `stream`
+    names the stream of answers, so that the page knows what a Stop was meant for."""
 
     sides: dict[Literal["left", "right"], Named] = {}
     turns: list[Turn] = Field(default=[], max_length=MOST_TURNS)
     earlier: list[str] = Field(default=[], max_length=MOST_TURNS)
     chosen_for: str = Field(default="", max_length=400)
     busy: bool = False
+    stream: str = Field(default="", max_length=40)
     blind: bool = False
 
     @property
