@@ -192,15 +192,15 @@ export function follow({ props, trigger, draw, element }) {
     draw(() => [going ? working(found, seen, () => stop(found)) : found.state === "finished" ? result(found, again) : failed(found, again, log)]);
     if (over) tell();
   };
-  const open = (id, scroll) => {
+  const open = (id, place) => {
     run = id; over = false; seen = { offset: 0, progress: null, phase: "" };
     draw(() => (id ? [h("div.card.skeleton", {})] : []));
-    tick().then(() => scroll && element.scrollIntoView({ block: "nearest", behavior: "smooth" })).catch(() => {});
+    tick().then(() => place && element.scrollIntoView({ block: place, behavior: "smooth" })).catch(() => {});
   };
-  opened = (id) => open(id, true);
+  opened = (id) => open(id, "start");
   poll(element, tick, 800);
   return () => {
     const v = props.value;
-    if (v && v.run !== undefined && (v.run !== run || v.started)) { open(v.run, !!v.started); tell(); }
+    if (v && v.run !== undefined && (v.run !== run || v.started)) { open(v.run, v.started ? "nearest" : ""); tell(); }
   };
 }

@@ -72,8 +72,13 @@ def offered(workspace: Workspace) -> list[tuple[str, str]]:
     """(label, key) of what can be exported: each run once, then imported adapters, models made here, base models."""
     found: dict[str, str] = {}
     for choice in list_choices(workspace):
-        found.setdefault(choice.key.partition(SEPARATOR)[0] if choice.run else choice.key, _label(choice))
+        found.setdefault(offered_key(choice), _label(choice))
     return [(label, key) for key, label in found.items()]
+
+
+def offered_key(choice: ModelChoice) -> str:
+    """The key it is offered under: of a run with all its checkpoints the run's."""
+    return choice.key.partition(SEPARATOR)[0] if choice.run else choice.key
 
 
 def _label(choice: ModelChoice) -> str:

@@ -9,7 +9,7 @@ import gradio as gr
 
 from studio import run_queue, runner
 from studio.config import ConvertConfig
-from studio.model_choices import SEPARATOR, ModelChoice, list_choices
+from studio.model_choices import ModelChoice, list_choices
 from studio.outputs import OutputConfig
 from studio.records import DataError
 from studio.rundir import RunDir
@@ -42,7 +42,7 @@ class Handlers:
         found = eg.offered(self.workspace)
         keys = [key for _, key in found]
         newest = next((choice for choice in list_choices(self.workspace) if choice.adapter), None)
-        first = newest.key.partition(SEPARATOR)[0] if newest and newest.run else newest.key if newest else None
+        first = eg.offered_key(newest) if newest else None
         key = next((key for key in (what, selected, first, *keys) if key in keys), None)
         last = next((run for run in self.workspace.list_runs() if eg.output_of(run)), None)
         return (
@@ -130,7 +130,7 @@ class Handlers:
         choice = self._result_of(run, config) if after in eg.FORMATS else None
         if choice is None and goal != eg.IMPORT:
             choice = self._choice_of(config)
-        key = choice and (choice.key.partition(SEPARATOR)[0] if choice.run else choice.key)
+        key = eg.offered_key(choice) if choice else None
         state, facts, cards = self._of(key, choice.key if choice else None, {"chosen": goal})
         wanted = event_data(event).get("merge_base")
         shown = {name: to_control(spec, getattr(config, name, spec.default)) for name, spec in eg.specs().items()}
