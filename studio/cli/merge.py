@@ -12,9 +12,9 @@ from rich.console import Console
 from studio import runner
 from studio.cli.follow import follow
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
-from studio.config import MergeConfig, RunConfig
+from studio.config import MergeConfig
 from studio.events import RunState
-from studio.model_choices import find_run
+from studio.model_choices import SEPARATOR, find_choice, find_run
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError, build
 from studio.workspace import Workspace
@@ -39,6 +39,15 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         default="converted",
         help="of a base that was converted (InternLM2 and others): as every tool reads it (default), or as it was",
     )
+    parser.add_argument("--device", default="cpu", help="where the sums are done: cpu (default), cuda or auto")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="PATH[:WEIGHT]",
+        help="one more adapter that is added, and how much of it (default 1); may be repeated",
+    )
+    parser.add_argument("--weight", type=float, default=1.0, help="how much of ADAPTER is added (default: 1)")
     parser.add_argument("--json", action="store_true", help="print every event as one line of JSON")
     add_remote_code(parser)
     add_workspace(parser)
@@ -56,6 +65,9 @@ def _merge(arguments: argparse.Namespace) -> int:
         "dtype": arguments.dtype,
         "merge_base": arguments.merge_base,
         "layout": arguments.layout,
+        "device": arguments.device,
+        "weight": arguments.weight,
+        "more_adapters": [_weighted(workspace, text) for text in arguments.adapter],
         "name": f"merge_{Path(out).name}"[:120],
     }
     run = runner.submit(workspace, build(MergeConfig, settings))
@@ -73,23 +85,37 @@ def _merge(arguments: argparse.Namespace) -> int:
 def _what(workspace: Workspace, given: list[str]) -> tuple[str, str, str]:
     """(base, adapter, out) from three references, or from a run and an optional out. Raises ConfigError."""
     if len(given) == 3:
-        return given[0], _reference(workspace, given[1]), given[2]
+        return given[0], _adapter(workspace, given[1]), given[2]
     if len(given) > 3:
         raise _wrong("give BASE ADAPTER OUT, or RUN [OUT]")
-    run = find_run(workspace, given[0])
-    if run is None:
+    if find_run(workspace, given[0].partition(SEPARATOR)[0]) is None:
         raise _wrong(f"there is no run {given[0]!r}; `runs list` shows them all, or give BASE ADAPTER OUT")
-    config = run.config()
-    if not isinstance(config, RunConfig):
-        raise _wrong(f"run {run.id} is no training; give the training run")
-    out = given[1] if len(given) == 2 else str(_free(workspace.exports / run.id))
-    return config.model.model_name_or_path, str(run.path), out
+    choice = find_choice(workspace, given[0])
+    run = choice.run
+    if run is None or choice.trained() is None:
+        raise _wrong(f"{given[0]} is no training; give the training run")
+    out = given[1] if len(given) == 2 else str(_free(workspace.exports / choice.key.replace(SEPARATOR, "_")))
+    return choice.base, str(choice.adapter or choice.base), out
 
 
-def _reference(workspace: Workspace, adapter: str) -> str:
-    """An adapter folder, or the run of that name."""
-    run = None if Path(adapter).exists() else find_run(workspace, adapter)
-    return str(run.path if run else Path(adapter).expanduser().absolute())
+def _adapter(workspace: Workspace, reference: str) -> str:
+    """The folder of an adapter: that of a path, of a run (its best step) or of RUN#checkpoint-N."""
+    known = find_run(workspace, reference.partition(SEPARATOR)[0]) if not Path(reference).exists() else None
+    choice = find_choice(workspace, reference) if known else None
+    return str((choice and choice.adapter) or Path(reference).expanduser().absolute())
+
+
+def _weighted(workspace: Workspace, text: str) -> dict[str, Any]:
+    """PATH:WEIGHT as the configuration has it; a path may have colons of its own."""
+    path, _, weight = text.rpartition(":")
+    try:
+        return (
+            {"path": _adapter(workspace, path), "weight": float(weight)}
+            if path
+            else {"path": _adapter(workspace, text)}
+        )
+    except ValueError:
+        return {"path": _adapter(workspace, text)}
 
 
 def _free(path: Path) -> Path:
@@ -115,3 +141,11 @@ def _report(run: RunDir) -> None:
         f"difference {proof.get('max_logit_difference', 0):.2g} (allowed {proof.get('tolerance', 0):.2g})",
         soft_wrap=True,
     )
+    for name, found in report.get("bases", {}).items():
+        title = "unpacked 4-bit weights" if name == "dequantized" else "original weights"
+        chosen = " (chosen)" if report.get("merge_base") == name else ""
+        console.print(
+            f"on the {title}{chosen}: largest logit difference to what was trained "
+            f"{found['max_logit_difference']:.2g}, {found['answers_equal']} of {found['prompts']} answers equal",
+            soft_wrap=True,
+        )

@@ -28,7 +28,6 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
     "1b": (2048, 5632, 22, 32, 4, 32000),
     "small": (1024, 2816, 12, 16, 16, 8000),
 }
-LIBRARIES_AND_MORE = 0.6e9  # bytes: what Python, torch and transformers take before anything is loaded, measured
 
 
 def make_base(folder: Path, shape: str) -> Path:
