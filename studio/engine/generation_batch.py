@@ -1,4 +1,4 @@
-"""Answers of one model written in one pass: their caches side by side, the shorter ones padded on the left.
+"""Answers written in one pass: their caches side by side, the shorter ones padded on the left.
 
 What is padded is masked out and every row keeps its own positions, so a row's numbers are those it would have alone, up
 to the order in which a larger matrix product adds them up.
@@ -31,13 +31,13 @@ class Batch:
         answer.cache = None
 
     @property
-    def model(self) -> str:
-        """The name of the model all of them ask."""
-        return self.rows[0].model
+    def models(self) -> list[str]:
+        """The names of the models the rows ask."""
+        return [row.model for row in self.rows]
 
     def admits(self, answer: Answer) -> bool:
         """Whether one more can join without too much padding."""
-        if answer.model != self.model or not (_joinable(self._cache) and _joinable(answer.cache)):
+        if not (_joinable(self._cache) and _joinable(answer.cache)):
             return False
         padded = max(self._width, answer.length) * (len(self.rows) + 1)
         used = sum(self._width - missing for missing in self._pads) + answer.length

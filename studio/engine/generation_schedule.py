@@ -1,4 +1,4 @@
-"""Whose turn it is: prompts are read in parts, and answers of one model are written in one pass."""
+"""Whose turn it is: prompts are read in parts, and answers are written in as few passes as can be."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Schedule:
         left = PREFILL
         while self._reading and left > 0:
             left -= self._read(self._reading[0])
-        for batch in sorted(self._batches, key=lambda batch: batch.model):  # an adapter is switched once a turn
+        for batch in sorted(self._batches, key=lambda batch: batch.models[0]):  # an adapter is switched once a turn
             self._write(batch)
 
     def _admit(self) -> None:
@@ -96,7 +96,7 @@ class Schedule:
         return goes_on
 
     def _seat(self, answer: Answer) -> None:
-        batch = next((batch for batch in self._batches if self._shareable and batch.admits(answer)), None)
+        batch = next((batch for batch in self._batches if self._may_share(batch, answer)), None)
         if batch is None:
             self._batches.append(Batch(answer))
             return
@@ -105,12 +105,16 @@ class Schedule:
         except Exception as error:  # no memory: the rows are no longer whole
             self._drop(batch, [*batch.rows, answer], error)
 
+    def _may_share(self, batch: Batch, answer: Answer) -> bool:
+        same = self.weights.mixable or batch.models[0] == answer.model
+        return same and self._shareable and batch.admits(answer)
+
     def _write(self, batch: Batch) -> None:
         """One token of every row; rows that are over leave."""
         try:
             batch.keep([number for number, row in enumerate(batch.rows) if not self._stopped(row)])
             if batch.rows:
-                self.weights.select(batch.model)
+                self.weights.select_rows(batch.models)
                 self.weights.places = batch.rows[0].places
                 self.tokens += len(batch.rows)
                 logits = batch.step(self.weights.model)

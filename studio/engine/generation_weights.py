@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from studio.memory_room import tightest
 
+PEFT_BASE = "__base__"  # PEFT's name for a row without adapter
 CPU_SHARE, GPU_SHARE = 0.5, 0.8  # of the free memory: growing a cache needs some of it twice for a moment
 
 
@@ -29,10 +31,16 @@ class SharedWeights:
             kinds = (BaseTunerLayer, AuxiliaryTrainingWrapper)
             self.layers = [module for module in model.modules() if isinstance(module, kinds)]
         self.current: str | None = None
+        self.mixable = _mixable(self.layers, set(adapters.values()))
+        """Whether rows of different models can go through the layers together."""
+        self._mix: list[str] | None = None
+        for layer in self.layers if self.mixable else ():
+            layer.register_forward_pre_hook(self._tell_rows, with_kwargs=True)
         self._counting: Any = next((module for module in model.modules() if hasattr(module, "rope_deltas")), None)
 
     def select(self, name: str) -> None:
         """Make the weights those of the model called `name`."""
+        self._mix = None
         if name == self.current:
             return
         adapter = self.adapters.get(name)
@@ -43,6 +51,16 @@ class SharedWeights:
                 layer.set_adapter(adapter)
                 layer.enable_adapters(True)
         self.current = name
+
+    def select_rows(self, names: Sequence[str]) -> None:
+        """Make the weights of each row of the next pass those of the model called so. Several only where `mixable`."""
+        tuned = next((name for name in names if name in self.adapters), names[0])
+        self.select(tuned)
+        if len(set(names)) > 1:
+            self._mix = [self.adapters.get(name, PEFT_BASE) for name in names]
+
+    def _tell_rows(self, layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        return (given, {**named, "adapter_names": self._mix}) if self._mix else None
 
     @property
     def places(self) -> Any:
@@ -64,6 +82,19 @@ class SharedWeights:
         known = inspect.signature(inner.forward).parameters
         rope = getattr(self.model.config.get_text_config(), "rope_parameters", None) or {}
         return {"attention_mask", "position_ids"} <= known.keys() and "mrope_section" not in rope
+
+
+def _mixable(layers: Sequence[Any], adapters: set[str]) -> bool:
+    """PEFT mixes plain LoRA on linear layers; what else an adapter may change (DoRA, embeddings) it does not."""
+    if not layers:
+        return False
+    from peft.tuners.lora import Linear, LoraLayer
+
+    def plain(layer: Any) -> bool:
+        known = type(layer) is Linear or type(layer).__module__ == "peft.tuners.lora.bnb"
+        return known and isinstance(layer, LoraLayer) and not adapters & {*layer.lora_variant} and not layer.merged
+
+    return all(plain(layer) for layer in layers)
 
 
 class CacheRoom:

@@ -427,15 +427,29 @@ def test_a_failed_pass_is_a_sentence_and_the_next_answer_is_given(
     assert shared.finish()[2].text
 
 
-def test_base_and_tuned_share_weights_and_no_pass(tmp_path: Path, voice: Voice) -> None:
-    adapter = save_adapter(EMBER, tmp_path / "adapter", strength=4.0)
-    loaded = AutoModelForCausalLM.from_pretrained(EMBER, dtype=torch.float32)
-    tuned: Any = PeftModel.from_pretrained(loaded, str(adapter), adapter_name="a").eval()
-    weights = SharedWeights(tuned, {"tuned": "a"})
-    requests = [question(text, model=name) for text in QUESTIONS[:3] for name in ("base", "tuned")]
-    one, many = alone(weights, voice, requests), together(weights, voice, requests)
+@pytest.mark.parametrize(("kind", "rows"), [({}, 6), ({"use_dora": True}, 3)])
+def test_base_and_tuned_at_once(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any], rows: int
+) -> None:
+    """Plain LoRA goes through the layers beside its base and another adapter; DoRA needs a pass of its own."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    voice = Voice(byte_tokenizer(), loaded)
+    weak, strong = (save_adapter(tiny_llama, tmp_path / str(s), strength=s, **kind) for s in (1.0, 4.0))
+    tuned: Any = PeftModel.from_pretrained(loaded, str(weak), adapter_name="a").eval()
+    tuned.load_adapter(str(strong), adapter_name="b")
+    weights = SharedWeights(tuned, {"weak": "a", "strong": "b"})
+    sampling = replace(GREEDY, logprobs=0)
+    names = ("base", "weak", "strong") if rows == 6 else ("base", "strong")
+    requests = [question(text, model=name, sampling=sampling) for text in QUESTIONS[:6] for name in names][:6]
+    one = alone(weights, voice, requests)
+    seen = passes(loaded, monkeypatch)
+    many = together(weights, voice, requests)
+    assert max(count for count, _ in seen) == rows
     assert [heard.text for heard in many] == [heard.text for heard in one]
-    assert many[0].text != many[1].text
+    for single, shared in zip(one, many, strict=True):
+        values = [value for _, value in tokens_of(single)]
+        assert [value for _, value in tokens_of(shared)] == pytest.approx(values, abs=1e-4)
+    assert len({heard.text for heard in one[: len(names)]}) == len(names)
 
 
 def test_nothing_can_be_asked_of_what_is_closed(model: Any, voice: Voice) -> None:
