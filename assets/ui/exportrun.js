@@ -98,14 +98,13 @@ function place(found, report) {
   return h("p.where", {}, h("span.quiet", {}, said), path);
 }
 
-const WHOLE = ["safetensors", "bitsandbytes"];
 function next(found, again) {
   const go = (goal) => button("btn", t("export.next." + (goal === "gguf" ? "gguf" : goal === "hub" ? "upload" : "merge")), () => again({ next: goal }));
   const buttons = [
     found.chat && button("btn.go", t("export.next.chat"), () => { select(found.id); goTab("chat"); }),
-    found.there && found.goal === "safetensors" && go("gguf"),
-    found.there && found.goal === "import" && go("safetensors"),
-    found.there && [...WHOLE, "adapter", "import"].includes(found.goal) && go("hub"),
+    found.there && found.whole && found.goal !== "bitsandbytes" && go("gguf"),
+    found.there && !found.whole && found.goal === "import" && go("safetensors"),
+    found.there && (found.whole || ["adapter", "import"].includes(found.goal)) && go("hub"),
   ].filter(Boolean);
   if (found.state !== "finished" || (!buttons.length && !found.uses.length)) return null;
   const programs = [...new Set(found.uses.map((one) => one.program))];

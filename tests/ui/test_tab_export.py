@@ -316,7 +316,14 @@ def test_the_line_for_a_terminal_is_understood(
         "ollama": {"system": "Be 'brief'.", "gguf_type": "bf16"},
         "hub": {"repo_id": "me/nova", "private": False, "endpoint": "http://127.0.0.1:1"},
         "import": {"source": str(theirs), "base": EMBER, "lora_alpha": "16", "prompt_template": "qwen_chat"},
-        "safetensors": {"dtype": "float32", "merge_base": "dequantized", "max_shard_size": "1GB"},
+        "safetensors": {
+            "dtype": "float32",
+            "merge_base": "dequantized",
+            "max_shard_size": "1GB",
+            "device": "auto",
+            "weight": "0.5",
+            "more_adapters": [{"path": str(theirs), "weight": "0.25"}],
+        },
     }
     wish = handlers.wish(values(run.id, goal, "x", **options.get(goal, {})))
     wanted = eg.config_of(workspace, wish)
@@ -474,6 +481,22 @@ def test_an_export_whose_folder_is_gone_says_so(client: TestClient, workspace: W
     (workspace.exports / "m").rmdir()
     shown = client.get("/api/export", params={"run": done.id}).json()
     assert (shown["there"], shown["uses"], shown["chat"]) == (False, [], False)
+
+
+def test_an_import_is_an_adapter_or_a_whole_model(client: TestClient, workspace: Workspace, tmp_path: Path) -> None:
+    theirs = add_adapter(tmp_path / "theirs")
+    for name, whole, program in (("small", False, "PEFT"), ("big", True, "transformers")):
+        out = workspace.exports / name
+        if whole:
+            out.mkdir()
+            (out / "config.json").write_text("{}", encoding="utf-8")
+        else:
+            add_adapter(out)
+        made = build(ConvertConfig, {"name": name, "source": str(theirs), "out": str(out)})
+        done = finished(workspace, made, {"out": str(out), "proof": {"passed": True}})
+        shown = client.get("/api/export", params={"run": done.id}).json()
+        assert (shown["goal"], shown["whole"]) == ("import", whole)
+        assert program in {use["program"] for use in shown["uses"]}
 
 
 def test_an_adapter_given_away_is_no_import(workspace: Workspace, run: RunDir, tmp_path: Path) -> None:

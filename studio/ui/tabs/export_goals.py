@@ -78,11 +78,11 @@ def offered(workspace: Workspace) -> list[tuple[str, str]]:
 
 def offered_key(choice: ModelChoice) -> str:
     """The key it is offered under: of a run with all its checkpoints the run's."""
-    return choice.key.partition(SEPARATOR)[0] if choice.run else choice.key
+    return choice.run.id if choice.run and choice.key.partition(SEPARATOR)[0] == choice.run.id else choice.key
 
 
 def _label(choice: ModelChoice) -> str:
-    if choice.run:
+    if choice.run and offered_key(choice) == choice.run.id:
         return f"{choice.name} · {choice.run.id[:15]}"
     return f"{choice.name} · {tr(f'export.what.{choice.what}')}"
 

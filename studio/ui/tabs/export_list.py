@@ -97,13 +97,22 @@ def shown(workspace: Workspace, run: RunDir, language: str) -> dict[str, Any]:
         "notes": [translated(str(note), language) for note in (report or {}).get("notes") or ()],
         "waiting": {"place": waiting[0], "why": waiting[1]} if waiting else None,
         "uses": used(config, found) if found["state"] == "finished" and found["there"] else [],
+        "whole": made_of(config, found["out"]) in ("safetensors", "bitsandbytes"),
         "chat": found["state"] == "finished" and found["there"] and goal_of(config) not in ("gguf", "ollama", "hub"),
     }
 
 
+def made_of(config: OutputConfig, out: str) -> str:
+    """The goal whose result it is; an import is an adapter or a whole model."""
+    goal = goal_of(config)
+    if goal != IMPORT:
+        return goal
+    return "adapter" if adapter_settings(out) is not None else "safetensors"
+
+
 def used(config: OutputConfig, found: dict[str, Any]) -> list[dict[str, str]]:
     """How a finished result is used: (program, what to type)."""
-    goal: Any = "adapter" if found["goal"] == IMPORT else found["goal"]
+    goal: Any = made_of(config, found["out"])
     base = getattr(config, "base", None) or _base_of(found["out"])
     hub: Any = getattr(config, "hub", "huggingface")
     how = uses(goal, Path(found["out"]), base=str(base), repo_id=str(getattr(config, "repo_id", "") or ""), hub=hub)
