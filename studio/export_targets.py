@@ -108,6 +108,8 @@ def _about_model(choice: ModelChoice, goal: Goal) -> Iterator[Advice]:
         return
     if goal in ("gguf", "ollama"):
         reason = gguf_support.obstacle(folder)
+        if goal == "ollama":
+            reason = reason or gguf_support.modelfile_obstacle(folder)
         if reason:
             yield Advice("error", "format", reason.removesuffix("."), "choose another format")
     if goal == "bitsandbytes":

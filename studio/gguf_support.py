@@ -14,6 +14,8 @@ from studio.gguf_vocabulary import Unsupported, vocabulary
 from studio.layout_configs import Refused
 from studio.layouts import detect
 from studio.model_files import CONFIG, Fault, read_object
+from studio.ollama_template import Unsayable, modelfile_template
+from studio.records.chat_tokenizer import ChatTokenizer
 from studio.records.errors import DataError
 from studio.records.original_tokenizer import read_original
 from studio.records.sentencepiece_file import BPE, parse
@@ -49,6 +51,20 @@ def obstacle(folder: Path) -> str | None:
         return f"{folder.name} cannot be written as GGUF: {error}."
     except DataError as error:
         return error.message
+    return None
+
+
+def modelfile_obstacle(folder: Path, template: str | None = None) -> str | None:
+    """Why Ollama cannot be told how the model in `folder` is spoken to, in a sentence; None when it can.
+
+    `template`: a chat template's text or name, instead of the folder's own.
+    """
+    try:
+        modelfile_template(ChatTokenizer.from_folder(folder, template).template, drop_begin=False)
+    except Unsayable as error:
+        return f"The chat template of {folder.name} cannot be written for Ollama: {error}."
+    except DataError:  # without a template there is nothing to say; a broken one is told where it is used
+        return None
     return None
 
 
