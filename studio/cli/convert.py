@@ -159,12 +159,14 @@ def _report(run: RunDir) -> None:
     proof, lora = report.get("proof", {}), report.get("lora")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"{'adapter' if lora else 'model'}: {report.get('out')}")
-    if not lora:
+    if not lora and "files_equal" in proof:
         console.print(
             f"proof: {proof.get('files_equal')} weights file(s) equal, {proof.get('prompts')} questions answered"
         )
         return
-    console.print(f"base model: {report.get('base')}; rank {lora['r']}, alpha {lora['lora_alpha']}")
+    console.print(
+        f"base model: {report.get('base')}" + (f"; rank {lora['r']}, alpha {lora['lora_alpha']}" if lora else "")
+    )
     console.print(
         f"proof: {report.get('tensors')} tensors found their place; {proof.get('answers_changed')} of "
         f"{proof.get('prompts')} answers changed, logits by up to {proof.get('max_logit_difference', 0):.3g}"

@@ -54,8 +54,8 @@ def _copied(plan: Plan, journal: Journal) -> dict[str, Any]:
 
 
 def _imported(plan: Plan, journal: Journal) -> dict[str, Any]:
-    """The adapter of a source, complete and proven."""
-    from studio.engine import giveaway, import_proof  # torch: seconds to import
+    """The adapter of a source, or the model of a training of every weight, complete and proven."""
+    from studio.engine import giveaway, import_proof, imported_model  # torch: seconds to import
     from studio.engine.foreign import sources
     from studio.engine.loading import quiet
 
@@ -66,6 +66,8 @@ def _imported(plan: Plan, journal: Journal) -> dict[str, Any]:
     for note in found.notes:
         journal.warn(note, "source")
     base = find_base(plan, found.settings, journal)
+    if found.weights is not None:
+        return imported_model.write_model(plan, found, base, journal)
     journal.phase("convert", f"{found.place.name} → {base.named}")
     adapter = import_proof.fit(plan, found, base)
     tokenizer = giveaway.write_beside(plan, found, base, journal)

@@ -25,6 +25,7 @@ from studio.events import VerdictEvent
 from studio.model_choices import ModelChoice
 from studio.records import DataError
 from studio.records.template_names import NamedTemplate, named_template, template_names
+from studio.remote_code import allowed
 
 _GENERATION: Any = GenerationConfig
 _CHECKED = (("learned", "learned"), ("leaked", "leaked"), ("retained", "of what it knew before kept"))
@@ -76,14 +77,14 @@ def _generation(work: Path, own: Path | None, base: Base) -> None:
         if folder and (folder / SETTINGS).is_file():
             shutil.copyfile(folder / SETTINGS, work / SETTINGS)
             return
-    config = AutoConfig.from_pretrained(base.ref.path_or_id, local_files_only=True)
+    config = AutoConfig.from_pretrained(base.ref.path_or_id, local_files_only=True, trust_remote_code=allowed())
     _GENERATION.from_model_config(config).save_pretrained(work)
 
 
 def write_card(plan: Plan, found: Found, report: dict[str, Any]) -> None:
     """README.md: of our own run all that is known about it, else what the import found. No path of this machine."""
     own = own_card(plan.trained) if plan.trained else ""
-    text = own or _foreign_card(plan, found, report)
+    text = own or foreign_card(plan, found, report)
     (plan.work / CARD).write_text(text, encoding="utf-8")
 
 
@@ -129,22 +130,19 @@ def _check_at(choice: ModelChoice) -> str:
     return f"Checked at step {choice.step}: {', '.join(told)}." if told else ""
 
 
-def _foreign_card(plan: Plan, found: Found, report: dict[str, Any]) -> str:
-    lora, proof = report["lora"], report["proof"]
-    layers = lora["target_modules"]
+def foreign_card(plan: Plan, found: Found, report: dict[str, Any]) -> str:
+    """The card of an import: where it comes from, what it is, its proof, how it was trained."""
+    proof, lora = report["proof"], report["lora"]
     facts = (
         f"Base model: `{plain(public_name(report['base']))}`",
         f"Imported by Crucible {__version__} from `{plain(found.place.name)}` ({SAID[found.place.kind]}), "
         f"SHA-256 `{fingerprint(found.place)}`",
-        f"Adapter: rank {lora['r']}, alpha {lora['lora_alpha']}"
-        + (", rsLoRA" if lora["use_rslora"] else "")
-        + (", DoRA" if lora["use_dora"] else ""),
-        f"Layers: {plain(layers if isinstance(layers, str) else ', '.join(layers))[:500]}",
+        *(_of_adapter(lora) if lora else ("Method: full (every weight was trained)",)),
         f"Proof: {report['tensors']} tensors found their place in the base model; {proof['answers_changed']} of "
-        f"{proof['prompts']} answers changed, logits by up to {proof['max_logit_difference']:.3g}",
+        f"{proof['prompts']} answers changed, logits by up to {proof['max_logit_difference'] or 0:.3g}",
     )
     parts = [
-        front_matter(report["base"], "peft"),
+        front_matter(report["base"], "peft" if lora else "transformers"),
         f"# {plain(plan.out.name)}",
         "\n".join(f"* {fact}" for fact in facts),
         "The licence and the limits of the base model apply. The data it was trained on is not known here.",
@@ -153,6 +151,15 @@ def _foreign_card(plan: Plan, found: Found, report: dict[str, Any]) -> str:
         told = yaml.safe_dump(_public(dict(found.settings.training)), sort_keys=False, allow_unicode=True, width=1000)
         parts.append(f"## Configuration it was trained with\n\n~~~~yaml\n{told}~~~~")
     return "\n\n".join(parts) + "\n"
+
+
+def _of_adapter(lora: dict[str, Any]) -> tuple[str, ...]:
+    layers = lora["target_modules"]
+    kinds = (", rsLoRA" if lora["use_rslora"] else "") + (", DoRA" if lora["use_dora"] else "")
+    return (
+        f"Adapter: rank {lora['r']}, alpha {lora['lora_alpha']}{kinds}",
+        f"Layers: {plain(layers if isinstance(layers, str) else ', '.join(layers))[:500]}",
+    )
 
 
 def _public(value: Any) -> Any:

@@ -42,11 +42,11 @@ def fit(plan: Plan, found: Found, base: Base) -> AdapterFiles:
     adapter = converted(found.named, base.original.layout) if base.original else found.named
     renamed = adapter is not found.named
     check_supported(found.place.name, {"peft_type": "LORA"} | dict(found.settings.lora), "source")
-    skeleton = _skeleton(base.ref)
-    check_whole(adapter, skeleton)
+    layers = skeleton(base.ref)
+    check_whole(adapter, layers)
     values = peft_settings(adapter, found.settings, plan.config.lora_alpha, renamed=renamed)
     if renamed or not (found.settings.peft and values.get("target_modules") is not None):
-        values["target_modules"] = layer_names(adapter, skeleton)
+        values["target_modules"] = layer_names(adapter, layers)
     values["base_model_name_or_path"] = base.named
     settings = lora_config(values, found.settings)
     check_disk(plan.out, sum(t.numel() * t.element_size() for t in adapter.tensors.values()), "the adapter")
@@ -54,11 +54,11 @@ def fit(plan: Plan, found: Found, base: Base) -> AdapterFiles:
     _write(adapter, plan)
     files = AdapterFiles(plan.work, settings.to_dict(), None)
     with _said_of_base():
-        check_fits(skeleton, files)
+        check_fits(layers, files)
     return files
 
 
-def _skeleton(ref: ModelRef) -> nn.Module:
+def skeleton(ref: ModelRef) -> nn.Module:
     """The base model without its weights: names and shapes."""
     with blaming("base"), torch.device("meta"):
         config = AutoConfig.from_pretrained(ref.path_or_id, local_files_only=True, trust_remote_code=allowed())
@@ -98,20 +98,29 @@ def prove(
     with _said_of_base():
         model = attach(model, {"default": files})
     with model.disable_adapter():
-        before = ask(model, tokenizer, conversations(plan, settings), journal, "base")
-        if not before:  # a template without a system role, or a short context
-            before = ask(model, tokenizer, conversations(plan, settings, bare=True), journal, "base")
+        before = asked(model, tokenizer, plan, settings, journal)
     after = ask(model, tokenizer, [trace.turns for trace in before], journal, "base + adapter")
+    return compared(before, after)
+
+
+def asked(
+    model: Any, tokenizer: PreTrainedTokenizerBase, plan: Plan, settings: Settings, journal: Journal
+) -> list[Trace]:
+    """What the base answers; without the system prompt where its template has no place for one, or its context."""
+    found = ask(model, tokenizer, conversations(plan, settings), journal, "base")
+    return found or ask(model, tokenizer, conversations(plan, settings, bare=True), journal, "base")
+
+
+def compared(before: list[Trace], after: list[Trace]) -> dict[str, Any]:
+    """The proof: what the base answers, what the import does, and whether their logits differ."""
     difference = _difference(before, after)
-    changed = sum(a.answer_ids != b.answer_ids for a, b in zip(before, after, strict=True))
     reason = _why_not(before, difference)
+    pairs = list(zip(before, after, strict=True))
     return {
         "prompts": len(before),
-        "answers_changed": changed,
+        "answers_changed": sum(a.answer_ids != b.answer_ids for a, b in pairs),
         "max_logit_difference": difference,
-        "rows": [
-            {"prompt": a.prompt, "base": a.answer, "adapter": b.answer} for a, b in zip(before, after, strict=True)
-        ],
+        "rows": [{"prompt": a.prompt, "base": a.answer, "adapter": b.answer} for a, b in pairs],
         "reason": reason,
         "passed": not reason,
     }

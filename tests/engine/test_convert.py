@@ -27,6 +27,7 @@ from xtuner_files import STAGES, as_xtuner, config_text, save_pth
 from studio.config import ConvertConfig
 from studio.engine import convert
 from studio.engine.foreign import sources
+from studio.model_choices import find_choice
 from studio.records.template_names import named_template
 from studio.rundir import RunDir
 from studio.schema import build
@@ -309,6 +310,87 @@ def test_an_adapter_of_an_original_layout_computes_the_same_on_the_converted_mod
     scale = float(expected.abs().max())
     assert (found - expected).abs().max() <= 2e-5 * scale
     assert (before - expected).abs().max() > 1e-2 * scale
+
+
+# ---- Trainings of every weight ----
+
+
+@torch.no_grad()
+def changed_weights(base: Path) -> dict[str, torch.Tensor]:
+    """The weights of a model, each a little different."""
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(5)
+    return {n: w + 0.02 * torch.randn(w.shape, generator=generator) for n, w in model.state_dict().items()}
+
+
+def test_a_training_of_every_weight_becomes_a_model(
+    start: Start, out: Path, tmp_path: Path, workspace: Workspace, tiny_llama: Path
+) -> None:
+    weights = changed_weights(tiny_llama)
+    state = {f"llm.{name}": weight for name, weight in weights.items()}
+    state["llm.model.rotary_emb.inv_freq"] = torch.ones(8)
+    text = re.sub(r"\n    lora=dict\(.*?\),", "", config_text(tiny_llama), flags=re.DOTALL)
+    code, run = start(save_pth(tmp_path / "iter_1.pth", state, text))  # type: ignore[arg-type]
+    assert code == 0, error_of(run)
+    left = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert {path.name for path in out.iterdir()} == left | {"generation_config.json", "README.md"}
+    written = load_file(out / "model.safetensors")
+    assert written.keys() == load_file(tiny_llama / "model.safetensors").keys()
+    assert all(torch.equal(written[name], weights[name]) for name in written)
+    assert report_of(run)["proof"]["answers_changed"] > 0
+    assert "Method: full" in (out / "README.md").read_text(encoding="utf-8")
+    assert find_choice(workspace, run.id).what == "model"
+
+
+@pytest.mark.parametrize("kind", ["internlm2", "qwen"])
+def test_every_weight_of_an_original_layout_is_converted(start: Start, out: Path, tmp_path: Path, kind: str) -> None:
+    base = save_original(tmp_path / kind, kind, context=256)
+    weights = {name: weight * 1.1 for name, weight in load_original(base).items()}
+    trained = shutil.copytree(base, tmp_path / "trained")
+    save_file(weights, trained / "a.safetensors", metadata={"format": "pt"})
+    (trained / "b.safetensors").unlink()
+    ids = [1, 7, 300, 42, 9]
+    expected = Reference(trained).logits(ids)
+    state = {f"llm.{name}": weight for name, weight in weights.items()}
+    code, run = start(save_pth(tmp_path / "iter_1.pth", state), base=str(base))  # type: ignore[arg-type]
+    assert code == 0, error_of(run)
+    model: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+    with torch.no_grad():
+        found = model.eval()(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    assert (found - expected).abs().max() <= 2e-5 * float(expected.abs().max())
+
+
+def test_shards_of_every_weight_become_a_model(start: Start, out: Path, shards: Path, tiny_llama: Path) -> None:
+    code, run = start(shards / "full3" / "iter_1.pth")
+    assert code == 0, error_of(run)
+    expected, written = load_file(shards / "full3" / "expected.safetensors"), load_file(out / "model.safetensors")
+    assert {f"llm.{name}" for name in written} == expected.keys()
+    assert all(torch.equal(written[name], expected[f"llm.{name}"]) for name in written)
+
+
+def test_a_whole_model_that_is_not_of_the_base_is_one_sentence(
+    start: Start, out: Path, tmp_path: Path, tiny_llama: Path
+) -> None:
+    weights = changed_weights(tiny_llama)
+    first = "model.layers.1.mlp.up_proj.weight"
+    blown = weights | {first: torch.full_like(weights[first], float("nan"))}
+    for state, field, words in (
+        ({k: v for k, v in weights.items() if k != first}, "source", f"the base model has {first}, and it has not"),
+        (weights | {first: torch.ones(4, 4)}, "base", f"its {first} is 4 x 4, and the base model's is 128 x 64"),
+        (
+            weights | {"model.layers.9.mlp.up_proj.weight": torch.ones(4)},
+            "base",
+            "the base model has none of that name",
+        ),
+        (blown, "source", "values that are not numbers"),
+    ):
+        pth = save_pth(tmp_path / "iter_1.pth", state)  # type: ignore[arg-type]
+        assert_refused(start(pth, base=str(tiny_llama)), out, field, words)
+    code, run = start(
+        save_pth(tmp_path / "iter_1.pth", load_file(tiny_llama / "model.safetensors")), base=str(tiny_llama)
+    )  # type: ignore[arg-type]
+    assert code == 1
+    assert "changes nothing" in error_of(run).message
 
 
 # ---- DeepSpeed's shards ----

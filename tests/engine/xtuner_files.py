@@ -102,7 +102,7 @@ def save_pth(path: Path, tensors: Mapping[str, torch.Tensor], config: str = "", 
 
 
 def write_shards(base: Path, out: Path) -> None:
-    """`out`/zero2/iter_1.pth and `out`/zero3/iter_1.pth, and beside each what was trained, put together."""
+    """`out`/zero2/iter_1.pth, zero3, full3 (every weight trained), and beside each what was trained, put together."""
     from studio.engine import zero
 
     zero.prepare_process()
@@ -113,12 +113,12 @@ def write_shards(base: Path, out: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
-    for stage in STAGES:
+    for stage, method in ((2, "zero"), (3, "zero"), (3, "full")):
         torch.manual_seed(stage)
         model: Any = torch.nn.Module()
         language: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         lora = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
-        model.llm = get_peft_model(language, lora)
+        model.llm = get_peft_model(language, lora) if method == "zero" else language
         model.forward = lambda ids, llm=model.llm: llm(input_ids=ids, labels=ids, use_cache=False).loss
         trained = [weight for weight in model.parameters() if weight.requires_grad]
         settings = {
@@ -130,7 +130,7 @@ def write_shards(base: Path, out: Path) -> None:
         engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(trained, lr=1e-2), config=settings)
         engine.backward(engine(torch.tensor([[5, 6, 7, 8]])))
         engine.step()
-        folder = out / f"zero{stage}"
+        folder = out / f"{method}{stage}"
         state = {"meta": {"cfg": config_text(base), "iter": 1}, "message_hub": {}}
         engine.save_checkpoint(
             str(folder), tag="iter_1.pth", client_state=state, save_latest=False, exclude_frozen_parameters=True

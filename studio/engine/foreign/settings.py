@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from studio.presets import compose
 from studio.schema import ConfigError
 
 _NO_SETTINGS = {"zero_to_fp32.py", "zero_to_torch.py"}  # DeepSpeed writes them beside its checkpoints
+_SIGN = re.compile(r"lora|pretrained_model_name_or_path", re.IGNORECASE)
 _LONGEST = 1 << 20  # bytes
 _LORA = ("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "modules_to_save", "target_modules", "bias")
 
@@ -74,7 +76,7 @@ def _beside(folder: Path) -> Path | None:
 def _says_lora(path: Path) -> bool:
     """Whether a Python file may be such a configuration, and not somebody's program."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        return path.stat().st_size < _LONGEST and "lora" in path.read_text(encoding="utf-8").lower()
+        return path.stat().st_size < _LONGEST and _SIGN.search(path.read_text(encoding="utf-8")) is not None
     return False
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from safetensors import safe_open
 
 from studio.chains import adapter_settings
@@ -15,7 +16,7 @@ from studio.engine.adapter import check_supported
 from studio.engine.failure import EngineError, model_failure
 from studio.engine.foreign.checkpoint_file import damaged, load, unreadable
 from studio.engine.foreign.settings import Settings, find_settings, of_peft
-from studio.engine.foreign.tensor_names import Named, named
+from studio.engine.foreign.tensor_names import Named, named, whole_model
 from studio.engine.foreign.zero_shards import assemble, is_shards
 
 Kind = Literal["checkpoint", "shards", "folder"]
@@ -59,6 +60,8 @@ class Found:
     named: Named
     settings: Settings
     notes: list[str] = field(default_factory=list)
+    weights: dict[str, torch.Tensor] | None = None
+    """Of a training of every weight: the whole model; then there is no adapter."""
 
 
 def find_place(reference: str) -> Place:
@@ -156,9 +159,12 @@ def read(place: Place, settings: str | None) -> Found:
         state, meta, notes = assembled.tensors, assembled.meta, list(assembled.notes)
     else:
         state, meta = _state_of(place.path, load(place.path))
+    known = find_settings(settings, _config_text(meta), place.beside)
+    weights = whole_model(state)
+    if weights is not None:
+        return Found(place, Named({}, ()), known, notes, weights)
     found = named(state, place.name)
-    notes += _left_out(found)
-    return Found(place, found, find_settings(settings, _config_text(meta), place.beside), notes)
+    return Found(place, found, known, [*notes, *_left_out(found)])
 
 
 def _read_folder(place: Place, settings: str | None) -> Found:

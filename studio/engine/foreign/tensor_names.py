@@ -26,6 +26,8 @@ _MATRIX = re.compile(
     r"(?:\.(?P<name>(?!(?:weight|bias)$)[^.]+))?(?:\.(?P<kind>weight|bias))?"
 )
 _WHOLE = re.compile(_HEAD + r"(?P<path>.+)\.modules_to_save\.(?P<name>[^.]+)\.(?P<kind>weight|bias)")
+_OUTSIDE = r"^(?:_orig_mod\.|module\.|llm\.)+"
+_LAYER = re.compile(r"(?:model|transformer)\.(?:\w+\.)?(?:layers|h)\.(\d+)\.")
 _SAVED_WHOLE = re.compile(re.escape(PREFIX) + r"(?P<path>.+)\.(?P<kind>weight|bias)")
 
 
@@ -91,6 +93,15 @@ def named(state: Mapping[str, Any], source: str, *, saved: bool = False) -> Name
     found = Named(tensors, tuple(whole), tuple(left))
     _check_pairs(found, source)
     return found
+
+
+def whole_model(state: Mapping[str, Any]) -> dict[str, torch.Tensor] | None:
+    """The weights of a training of every weight, under the names of the base's files; None for anything else."""
+    weights = {re.sub(_OUTSIDE, "", str(k)): v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    if any("lora_" in name or "modules_to_save" in name for name in weights):
+        return None
+    layers = {match[1] for name in weights if (match := _LAYER.match(name))}
+    return weights if layers and any(name.startswith(("model.", "transformer.")) for name in weights) else None
 
 
 def _adapter_names(state: Mapping[str, Any]) -> Counter[str]:
