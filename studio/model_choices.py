@@ -4,6 +4,7 @@ merged and wholly trained models. The lists of the Export and Chat tabs and the 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -135,10 +136,19 @@ def find_adapted(workspace: Workspace, reference: str, adapter: str | None) -> M
 
 def training_of(run: RunDir) -> RunConfig | None:
     """The configuration of a training run; None for another kind, or one that cannot be read."""
+    return _training(run.path, _changed(run.config_file), _changed(run.changes_file))
+
+
+def _changed(file: Path) -> int:
     try:
-        config = run.config()
-    except ConfigError:
-        return None
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+@lru_cache(maxsize=2048)  # lists ask for every run of a workspace, again and again
+def _training(path: Path, _written: int, _changes: int) -> RunConfig | None:
+    config = _config(RunDir(path))
     return config if isinstance(config, RunConfig) else None
 
 

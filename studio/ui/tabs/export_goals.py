@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldSpec, build, walk
 from studio.ui.context import refuse
 from studio.ui.i18n import tr
+from studio.ui.run_lines import changed, facts
 from studio.ui.tabs.train_preview import display_name
 from studio.workspace import Workspace, slug
 
@@ -37,6 +39,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 NUMBER_FORMAT = {"safetensors": "dtype", "bitsandbytes": "bits", "gguf": "gguf_type", "ollama": "gguf_type"}
 """The option that says how many bits a weight takes."""
 SUFFIX = {"safetensors": "merged", "hub": "upload", IMPORT: "imported"}
+KINDS = ("merge", "convert", "export")
 LONGEST_NAME = 80
 
 
@@ -157,8 +160,13 @@ def names_taken(workspace: Workspace) -> set[str]:
 
 def output_of(run: RunDir) -> OutputConfig | None:
     """The configuration of a run that exports; None for any other or a broken one."""
+    return _output(run.path, changed(run.config_file)) if facts(run)["kind"] in KINDS else None
+
+
+@lru_cache(maxsize=512)
+def _output(path: Path, _changed: int) -> OutputConfig | None:
     try:
-        config: Any = run.config()
+        config: Any = RunDir(path).config()
     except ConfigError:
         return None
     return config if isinstance(config, MergeConfig | ConvertConfig | ExportConfig) else None
