@@ -9,12 +9,12 @@ import json
 import re
 import secrets
 import string
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 ID_LENGTH = 9  # Mistral's templates accept no other
-LONGEST = 200_000  # characters of an answer that is searched for calls
+LONGEST = 100_000  # characters of an answer that is searched for calls
 _ALPHABET = string.ascii_letters + string.digits
 
 
@@ -222,7 +222,7 @@ def _llama(text: str) -> Found:
     return _bare_json(text.replace("<|python_tag|>", "").replace("<|eom_id|>", ""))
 
 
-_ARGS = re.compile(r"([\w.-]+)\s*(?:\[CALL_ID\][\w-]*)?\[ARGS\]\s*")
+_ARGS = re.compile(r"(?<![\w.-])([\w.-]+)\s*(?:\[CALL_ID\][\w-]*)?\[ARGS\]\s*")
 
 
 def _mistral(text: str) -> Found:
@@ -255,17 +255,24 @@ def _internlm(text: str) -> Found:
     return (text[: at + 1].strip(), calls) if calls else _bare_json(text)
 
 
-_DEEPSEEK = re.compile(
-    r"(?:<｜tool▁call▁begin｜>)?(?:function<｜tool▁sep｜>)?([\w.-]+)\s*(?:<｜tool▁sep｜>)?\s*(?:```json)?\s*(\{.*?\})\s*"
-    r"(?:```)?\s*<｜tool▁call▁end｜>",
-    re.DOTALL,
-)
+_FENCE = re.compile(r"\A```\w*\n?|\n?```\Z")
+_SEPARATOR = "<｜tool▁sep｜>"
 
 
 def _deepseek(text: str) -> Found:
     said, mark, rest = text.partition("<｜tool▁calls▁begin｜>")
-    calls = [Call(name, _object(given)) for name, given in _DEEPSEEK.findall(rest)] if mark else []
-    return (said.strip(), calls) if calls else (text, [])
+    parts = rest.partition("<｜tool▁calls▁end｜>")[0].split("<｜tool▁call▁begin｜>")[1:] if mark else []
+    calls = [_deepseek_call(part.partition("<｜tool▁call▁end｜>")[0]) for part in parts]
+    return (said.strip(), [call for call in calls if call]) if calls and all(calls) else (text, [])
+
+
+def _deepseek_call(text: str) -> Call | None:
+    """name, separator, JSON; older ones write `function` and a separator first, and the JSON in a fence."""
+    head, _, given = text.removeprefix(f"function{_SEPARATOR}").partition(_SEPARATOR)
+    if not given:
+        head, _, given = head.partition("\n")
+    name, given = head.strip(), _FENCE.sub("", given.strip())
+    return Call(name, _object(given)) if name and given else None
 
 
 def _listed(text: str) -> Found:
@@ -276,12 +283,11 @@ def _listed(text: str) -> Found:
 
 
 _ACTION = re.compile(
-    r"^[ \t]*Action[ \t]*[:：][ \t]*(?P<name>[^\n]+?)[ \t]*\n"
-    r"[ \t]*Action[ _]?Input[ \t]*[:：][ \t]*(?P<input>.*?)"
+    r"^[ \t]*Action[ \t]*[:：][ \t]*(?P<name>[^\s][^\n]*)\n"
+    r"[ \t]*Action[ _]?Input[ \t]*[:：](?P<input>.*?)"
     r"(?=^[ \t]*(?:Observation|Response|Thought|Final Answer)[ \t]*[:：]|\Z)",
     re.DOTALL | re.MULTILINE | re.IGNORECASE,
 )
-_FENCE = re.compile(r"\A```\w*\n?|\n?```\s*\Z")
 
 
 def _react(text: str) -> Found:
@@ -289,15 +295,14 @@ def _react(text: str) -> Found:
     match = _ACTION.search(text)
     if not match:
         return text, []
-    name = match["name"].strip("`\"'[]* ")
+    name = match["name"].strip("`\"'[]* \t\r")
     given = _FENCE.sub("", match["input"].strip()).strip()
     return text[: match.start()].strip(), [Call(name, _object(given))]
 
 
 _COMMANDS = re.compile(r"<\|Commands\|>[:：]?(.*?)(?:<eoc>|<\|Results\|>|<\|MOSS\|>|\Z)", re.DOTALL)
-_COMMAND = re.compile(
-    r"""([^\W\d]\w*)\(\s*(?:"((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'|([^()]*(?:\([^()]*\)[^()]*)*))\s*\)"""
-)
+_NAME = re.compile(r"\b([^\W\d]\w*)\(\s*")
+_CLOSED = re.compile(r"\s*\)")
 
 
 def _moss(text: str) -> Found:
@@ -305,11 +310,43 @@ def _moss(text: str) -> Found:
     match = _COMMANDS.search(text)
     if not match:
         return text, []
-    calls = [
-        Call(name, json.dumps({"input": (one or two or three).strip()}, ensure_ascii=False))
-        for name, one, two, three in _COMMAND.findall(match[1])
-    ]
+    calls = [Call(name, json.dumps({"input": given}, ensure_ascii=False)) for name, given in _commands(match[1])]
     return (text[: match.start()].strip(), calls) if calls else (text, [])
+
+
+def _commands(text: str) -> Iterator[tuple[str, str]]:
+    """Names and arguments, up to the first that is not closed."""
+    place = 0
+    while match := _NAME.search(text, place):
+        quoted = text[match.end() : match.end() + 1] in ("'", '"')
+        end = (_end_of_quote if quoted else _end_of_bracket)(text, match.end())
+        if end is None:
+            return
+        given = text[match.end() + quoted : end - quoted]
+        yield match[1], (re.sub(r"""\\(["'\\])""", r"\1", given) if quoted else given).strip()
+        place = end
+
+
+def _end_of_quote(text: str, start: int) -> int | None:
+    """Behind the quote that ends the argument, which a bracket follows."""
+    place = start + 1
+    while place < len(text):
+        if text[place] == "\\":
+            place += 1
+        elif text[place] == text[start] and _CLOSED.match(text, place + 1):
+            return place + 1
+        place += 1
+    return None
+
+
+def _end_of_bracket(text: str, start: int) -> int | None:
+    """Where the bracket is that closes the one before `start`."""
+    depth = 1
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+    return None
 
 
 _STYLES: dict[str, _Style] = {

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+
+from pydantic import ValidationError
 
 from studio.config import AnswersConfig, RunConfig
 from studio.engine.answer_table import SUFFIXES, KeptAnswers, write_table
@@ -30,6 +33,7 @@ from studio.workspace import Workspace
 
 TUNED = "tuned"
 AT_ONCE = 12  # of the answers a backend takes at a time
+BUSY_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -166,13 +170,16 @@ class _Asking:
         )
         self.ended: SimpleQueue[dict[str, Any]] = SimpleQueue()
 
-    def answers(self, questions: list[tuple[PromptRow, str]]) -> Any:
+    def answers(self, questions: list[tuple[PromptRow, str]]) -> Iterator[dict[str, Any]]:
         """Every answer as {"row", "column", "answer" or "error", "tokens", "cut"}."""
         under_way = 0
         for row, column in questions:
             while under_way >= AT_ONCE or not self._begin(row, column):
-                yield self.ended.get()
-                under_way -= 1
+                if under_way:
+                    yield self.ended.get()
+                    under_way -= 1
+                else:
+                    time.sleep(BUSY_S)
             under_way += 1
         for _ in range(under_way):
             yield self.ended.get()
@@ -188,10 +195,15 @@ class _Asking:
                 said = {"error": piece.error} if piece.error else {"answer": text, "cut": piece.finish == "length"}
                 self.ended.put({"row": row.row, "column": column, **said, "tokens": piece.completion_tokens})
 
+        def refuse(reason: str) -> None:
+            self.ended.put({"row": row.row, "column": column, "error": reason, "tokens": 0})
+
         try:
             self.talker.begin(self._request(row, self.session.columns[column]), emit)
+        except ValidationError as error:  # a conversation in an order no model is asked in
+            refuse(str(error.errors()[0]["msg"]).removeprefix("Value error, "))
         except PromptError as error:
-            self.ended.put({"row": row.row, "column": column, "error": str(error), "tokens": 0})
+            refuse(str(error))
         except Busy:
             return False
         return True

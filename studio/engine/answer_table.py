@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from studio.durable import write_atomic
 from studio.engine.output_folder import taken_already
 from studio.records.prompt_file import PromptRow
 
@@ -24,8 +25,7 @@ class KeptAnswers:
         self._found: dict[tuple[int, str], dict[str, Any]] = {}
         for answer in _lines(path):
             self._found[answer["row"], answer["column"]] = answer
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(_line(answer) for answer in self._found.values())
+        write_atomic(path, "".join(map(_line, self._found.values())))
 
     def __len__(self) -> int:
         return len(self._found)

@@ -39,7 +39,14 @@ def _text(response: httpx.Response, tool: str, deadline: float) -> str:
     kind = response.headers.get("content-type", "text/plain").lower()
     if not kind.startswith(_TEXTUAL) and "+json" not in kind:
         raise ToolError(f"{tool}: the service answers with {kind[:60]}, not with text")
-    text = body.decode(response.charset_encoding or "utf-8", errors="replace")
+    text = _decoded(body, response.charset_encoding or "utf-8")
     if response.is_error:
         raise ToolError(f"{tool}: the service refuses with HTTP {response.status_code}: {' '.join(text.split())[:200]}")
     return text
+
+
+def _decoded(body: bytes, encoding: str) -> str:
+    try:
+        return body.decode(encoding, errors="replace")
+    except LookupError:  # a name nobody knows
+        return body.decode("utf-8", errors="replace")

@@ -75,12 +75,13 @@ def test_base_and_tuned_answer_every_prompt(asked: Any, adapter: Path) -> None:
         {"messages": [*talk, {"role": "assistant", "content": "I am Nova."}]},
         {"unknown": 1, "columns": 2},
         {"prompt": "x" * 20_000},
+        {"messages": [{"role": "user", "content": " "}, {"role": "assistant", "content": "?"}, talk[2]]},
     ]
     run = asked("".join(json.dumps(row) + "\n" for row in rows), system=SYSTEM)
     assert answer.main(str(run.path)) == 0
     config: Any = run.config()
     found = [json.loads(line) for line in Path(config.out).read_text(encoding="utf-8").splitlines()]
-    first, second, long = found
+    first, second, long, empty = found
     system = {"role": "system", "content": SYSTEM}
     for row, messages in ((first, [system, *talk[2:]]), (second, [system, *talk])):
         assert {name: row[name] for name in ("base", "tuned")} == expected(adapter, messages)
@@ -89,14 +90,15 @@ def test_base_and_tuned_answer_every_prompt(asked: Any, adapter: Path) -> None:
     assert long["row"] == 4
     assert long["tuned"] is None
     assert "tokens long" in long["tuned_error"]
+    assert empty["base_error"] == "the message is empty; write something"
     report = run.read_report()
     assert report is not None
     assert {key: report[key] for key in ("prompts", "answers", "refused", "changed", "skipped", "system")} == {
-        "prompts": 3, "answers": 4, "refused": 2, "changed": 2, "skipped": 1, "system": SYSTEM,
+        "prompts": 4, "answers": 4, "refused": 4, "changed": 2, "skipped": 1, "system": SYSTEM,
     }  # fmt: skip
     assert [(event.what, event.path) for event in events_of(run, "saved")] == [("answers", config.out)]
     assert [event.name for event in events_of(run, "phase")] == ["load", "answer", "save"]
-    assert (events_of(run, "progress")[-1].done, events_of(run, "progress")[-1].total) == (6, 6)
+    assert (events_of(run, "progress")[-1].done, events_of(run, "progress")[-1].total) == (8, 8)
     assert "row 3" in events_of(run, "warning")[0].message
 
 

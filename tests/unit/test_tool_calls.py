@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -44,6 +45,8 @@ ANSWERS: list[tuple[str, str, str, list[tuple[str, dict[str, Any]]]]] = [
      [("calculate", {"expression": "1+1"})]),
     ("moss", '<|Inner Thoughts|>: hm<eot>\n<|Commands|>: Search("tea (green)"), Calculate("(2+3)*4")<eoc>\n',
      "<|Inner Thoughts|>: hm<eot>", [("Search", {"input": "tea (green)"}), ("Calculate", {"input": "(2+3)*4"})]),
+    ("moss", "<|Commands|>: Say('it\\'s (fine)' ), Ask(what's up), Broken(", "",
+     [("Say", {"input": "it's (fine)"}), ("Ask", {"input": "what's up"})]),
     ("moss", "<|Commands|>: Calculate((2+3)*4)", "", [("Calculate", {"input": "(2+3)*4"})]),
 ]  # fmt: skip
 
@@ -92,6 +95,21 @@ def test_what_is_no_call_stays_text_to_the_last_character(style: str, answer: st
     rest, calls = reader.finish()
     assert not calls
     assert f"{shown}{rest}" == answer
+
+
+@pytest.mark.parametrize("style", ["hermes", "mistral", "internlm", "deepseek", "listed", "llama3", "react", "moss"])
+@pytest.mark.parametrize(
+    "line",
+    ["Action:" + " " * 9000, "Action: a\nAction Input:" + " \t" * 9000, "<|Commands|>:" + "a" * 30_000,
+     "a" * 30_000 + "[ARGS]", "<|Commands|>: a(" + " " * 9000,
+     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>a" + " \n" * 9000, "<tool_call><function=f>" + "<parameter=x>" * 900,
+     "<|Commands|>:" + "a(" * 9000, "<|Commands|>:" + 'a("' * 9000, "[TOOL_CALLS]" + "a " * 9000, "{" * 9000],
+)  # fmt: skip
+def test_no_answer_takes_long_to_read(style: str, line: str) -> None:
+    """Each of these takes minutes with a pattern that tries every division of the text."""
+    began = time.process_time()
+    parse(line, style)
+    assert time.process_time() - began < 5, "seconds of computing, not of waiting"
 
 
 def test_text_is_shown_as_soon_as_it_cannot_be_a_call() -> None:
