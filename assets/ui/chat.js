@@ -3,7 +3,7 @@
 import { button, copy, empty, mounting } from "./tabs.js";
 import { drawAnswer, markBoth, parted } from "./chatanswer.js";
 import { asJson, asMarkdown, download } from "./chatshare.js";
-const { t, h, render, goTab, format, poll, confirm, store } = window.Studio;
+const { t, h, api, render, goTab, format, poll, confirm, store } = window.Studio;
 
 const KEPT = "studio.chat";
 const over = (answer) => answer && !["waiting", "streaming"].includes(answer.state);
@@ -218,16 +218,33 @@ const chatChips = ({ trigger, draw }) => () => draw((v) => {
     h("span.spring"), list("evaluation", v.evaluation), list("held_out", v.held_out))];
 });
 
-const chatTally = ({ trigger, draw }) => () => draw((v) => {
-  const total = v && v.counts ? Object.values(v.counts).reduce((sum, n) => sum + n, 0) : 0;
-  if (!total) return [];
-  const name = (side) => `${v.names[side].name} · ${v.names[side].what}`;
-  const rows = [["left", name("left")], ["right", name("right")], ["both", t("chatroom.vote.both")], ["neither", t("chatroom.vote.neither")]];
-  const again = async () => { if (await confirm({ title: t("chatroom.tally.title"), body: t("chatroom.tally.body"), ok: t("chatroom.tally.restart") })) trigger("select", { vote: "restart" }); };
-  return [h("details.tally", {}, h("summary", {}, t(total === 1 ? "chatroom.tally.one" : "chatroom.tally", { n: total }), h("span.num.quiet", {}, ` ${v.counts.left} : ${v.counts.right}`)),
-    h("dl", {}, rows.map(([side, text]) => [h("dt", {}, text), h("dd", {}, h("i." + side, { style: `width:${Math.round((100 * v.counts[side]) / total)}%` }), h("span.num", {}, v.counts[side]))])),
-    button("btn.small", t("chatroom.tally.restart"), again))];
-});
+// Other pages may be voting on the same pair: a class sees its count grow.
+function chatTally({ props, trigger, draw, element }) {
+  let open = false;
+  const show = () => draw((v) => {
+    const total = v && v.counts ? Object.values(v.counts).reduce((sum, n) => sum + n, 0) : 0;
+    if (!total) return [];
+    const name = (side) => `${v.names[side].name} · ${v.names[side].what}`;
+    const rows = [["left", name("left")], ["right", name("right")], ["both", t("chatroom.vote.both")], ["neither", t("chatroom.vote.neither")]];
+    const again = async () => { if (await confirm({ title: t("chatroom.tally.title"), body: t("chatroom.tally.body"), ok: t("chatroom.tally.restart") })) trigger("select", { vote: "restart" }); };
+    return [h("details.tally", { open, ontoggle: (event) => { open = event.currentTarget.open; } },
+      h("summary", {}, t(total === 1 ? "chatroom.tally.one" : "chatroom.tally", { n: total }), h("span.num.quiet", {}, ` ${v.counts.left} : ${v.counts.right}`)),
+      h("dl", {}, rows.map(([side, text]) => [h("dt", {}, text), h("dd", {}, h("i." + side, { style: `width:${Math.round((70 * v.counts[side]) / total)}%` }), h("span.num", {}, v.counts[side]))])),
+      button("btn.small", t("chatroom.tally.restart"), again))];
+  });
+  poll(element, async () => {
+    const v = props.value;
+    if (!v || !v.counts || !document.querySelector("#chat-room")?.contains(element)) return;
+    const counts = await api(`/api/votes?left=${encodeURIComponent(v.names.left.key)}&right=${encodeURIComponent(v.names.right.key)}`);
+    if (props.value === v && JSON.stringify(counts) !== JSON.stringify(v.counts)) { props.value = { ...v, counts }; show(); }
+  }, 4000);
+  return show;
+}
+
+const chatTools = ({ trigger, draw }) => () => draw((v) => (v && v.tools ? [h("ul.tool-list", {}, v.tools.map((tool) => h("li" + (tool.off ? ".off" : ""), {},
+  h("b", {}, tool.name), h("span", {}, tool.description), tool.off ? h("span.why", {}, tool.off) : null,
+  tool.own ? button("btn.small", t("chatroom.tool.remove"), () => trigger("delete", { name: tool.name })) : null))),
+  v.said ? h("p.quiet.small", { role: "status" }, v.said) : null] : []));
 
 const chatNotes = ({ draw }) => () => draw((v) => {
   if (!v || !v.bits) return [];
@@ -243,4 +260,4 @@ const chatNotes = ({ draw }) => () => draw((v) => {
 
 const chatKept = ({ draw }) => () => draw((v) => (v && v.name ? [h("p.kept", { role: "status" }, h("span", {}, v.said), button("btn.small", t("chatroom.open_data"), () => goTab("data")))] : []));
 
-export const mount = mounting({ chat_thread: chatThread, chat_status: chatStatus, chat_empty: chatEmpty, chat_chips: chatChips, chat_tally: chatTally, chat_notes: chatNotes, chat_kept: chatKept });
+export const mount = mounting({ chat_thread: chatThread, chat_status: chatStatus, chat_empty: chatEmpty, chat_chips: chatChips, chat_tally: chatTally, chat_tools: chatTools, chat_notes: chatNotes, chat_kept: chatKept });

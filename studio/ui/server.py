@@ -24,7 +24,7 @@ from studio.ui import doctor_routes, library_routes, queue_care, queue_routes, r
 from studio.ui.app import ASSETS, build_ui
 from studio.ui.i18n import page_texts, translations
 from studio.ui.shell import Guard, Shell, is_loopback
-from studio.ui.tabs import data_routes, export_list, train_routes
+from studio.ui.tabs import chat_routes, data_routes, export_list, train_routes
 from studio.workspace import Workspace, WorkspaceError
 
 PORTS_TRIED = 50
@@ -74,6 +74,7 @@ def create_app(workspace: Workspace, token: str | None = None, cookie: str = "st
     app.include_router(doctor_routes.build(workspace))
     app.include_router(data_routes.build(workspace))
     app.include_router(train_routes.build(workspace))
+    app.include_router(chat_routes.build(workspace))
     app.include_router(export_list.build(workspace))
     app.mount("/studio-assets", Assets(directory=ASSETS))
     gr.mount_gradio_app(

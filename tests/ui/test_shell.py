@@ -48,6 +48,10 @@ def test_this_machine_needs_no_token() -> None:
     assert _client().get("/echo").status_code == 200
 
 
+def test_the_page_fetches_no_picture_from_elsewhere() -> None:
+    assert _client().get("/").headers["content-security-policy"] == "img-src 'self' data: blob:"
+
+
 def test_a_name_that_was_rebound_to_this_machine_is_refused() -> None:
     answer = _client(host="evil.com").get("/echo")
     assert answer.status_code == 403

@@ -11,17 +11,23 @@ from typing import Any
 
 import pytest
 from building import context
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from studio import chat_memory, chat_server, runner, votes
 from studio.config import RunConfig
+from studio.presets import ROOT
 from studio.records import DatasetInfo, DatasetStore
 from studio.rundir import RunDir
-from studio.schema import build
+from studio.schema import ConfigError, build
+from studio.serving_size import weight_bytes
 from studio.ui.context import Refused
+from studio.ui.tabs import chat_routes
 from studio.ui.tabs.chat import Handlers
 from studio.ui.tabs.chat_choices import room_of
 from studio.ui.tabs.chat_order import LISTS
 from studio.ui.tabs.chat_settings import NAMES, read_options, seed_error, stop_error
+from studio.ui.tabs.chat_tools import Tools
 from studio.ui.widgets.chatview import LEFT, RIGHT, Answer, Thread, Turn, read_thread
 from studio.workspace import Workspace
 
@@ -609,3 +615,51 @@ def test_a_corrected_conversation_becomes_rows_and_is_chosen_in_the_data_tab(
 def test_rows_that_cannot_be_saved(handlers: Handlers, value: Any, side: str, title: str) -> None:
     with pytest.raises(Refused):
         handlers.save(value, side, title, "")
+
+
+# ---- the list of tools ----
+
+TOOL = "name: weather\ndescription: The weather.\nurl: http://localhost:9/weather\n"
+
+
+def test_own_tools_are_added_only_for_hosts_that_are_listed_on_the_disk(workspace: Workspace) -> None:
+    tools = Tools(workspace)
+    listed = {tool["name"]: tool for tool in tools.shown()["tools"]}
+    assert listed["clock"]["off"] == ""
+    assert not any(tool["own"] for tool in listed.values())
+    with pytest.raises(ConfigError, match="localhost:9 is not allowed"):
+        tools.add(TOOL)
+    assert len(tools.shown()["tools"]) == len(listed)
+    (workspace.path / "tools").mkdir()
+    (workspace.path / "tools" / "hosts.txt").write_text("localhost:9\n", encoding="utf-8")
+    cleared, shown = tools.add(TOOL)
+    assert cleared == ""
+    assert [tool["name"] for tool in shown["tools"] if tool["own"]] == ["weather"]
+    (workspace.path / "tools" / "hosts.txt").unlink()
+    assert next(tool["off"] for tool in tools.shown()["tools"] if tool["own"]).startswith("the host localhost:9")
+    removed: Any = SimpleNamespace(_data={"name": "weather"})
+    assert not any(tool["own"] for tool in tools.remove(removed)["tools"])
+    with pytest.raises(Refused):
+        tools.remove(removed)
+
+
+@pytest.mark.parametrize("text", ["", " ", None, "x" * 20_001])
+def test_a_tool_needs_a_description(workspace: Workspace, text: str | None) -> None:
+    with pytest.raises(Refused):
+        Tools(workspace).add(text)
+
+
+def test_votes_are_read_by_other_pages(workspace: Workspace) -> None:
+    votes.add_vote(workspace, "a", "b", "left")
+    with pytest.raises(ValueError, match="a vote is one of"):
+        votes.add_vote(workspace, "a", "b", "restart")
+    app = FastAPI()
+    app.include_router(chat_routes.build(workspace))
+    found = TestClient(app).get("/api/votes", params={"left": "b", "right": "a"}).json()
+    assert found == {"left": 0, "right": 1, "both": 0, "neither": 0}
+
+
+def test_sizes_of_the_weights_are_those_of_the_files() -> None:
+    file = ROOT / "assets" / "models" / "ember" / "model.safetensors"
+    assert weight_bytes(BASE, 16) == pytest.approx(file.stat().st_size, rel=0.02)
+    assert weight_bytes("no/such-model", 4) is None

@@ -251,7 +251,7 @@ class Handlers:
         if len(pair) < 2:
             return {}
         counts = votes.tally(self.workspace, pair[LEFT].key, pair[RIGHT].key)
-        names = {side: {"name": who.name, "what": who.what} for side, who in named(pair).items()}
+        names = {side: who.model_dump() for side, who in named(pair).items()}
         return {"counts": counts, "names": names}
 
     def save(self, value: Any, side: str, title: str | None, system: str | None) -> tuple[Any, Any]:
@@ -338,7 +338,7 @@ def build(ctx: Context) -> None:
         tally = panel("chat_tally", "chat-tally", "chat")
         chips = panel("chat_chips", "chat-chips", "chat")
         box, send, stop = _composer()
-        options, noted = settings()
+        options, noted = settings(ctx)
         keeper = _keeper()
     held = options[-2]
     shape = [options[-3], held]  # template and bits

@@ -13,12 +13,13 @@ from studio.records.template_names import named_template, template_names
 from studio.serving_size import BITS, weight_bytes
 from studio.tool_loop import Protocol, protocol_of, protocol_of_style, tool_style_at
 from studio.tools import available
-from studio.ui.context import READ, refuse
+from studio.ui.context import READ, Context, refuse
 from studio.ui.i18n import T, tr
 from studio.ui.machine import machine
 from studio.ui.tabs.chat_answers import Wishes
 from studio.ui.tabs.chat_choices import template_name, trained_bits
 from studio.ui.tabs.chat_server import Loaded, Pair, Seat
+from studio.ui.tabs.chat_tools import fold
 from studio.ui.widgets.bubbles import panel
 from studio.ui.widgets.form import judged
 from studio.workspace import Workspace
@@ -142,8 +143,8 @@ def _free_bytes() -> int:
     return max(gpu.free_bytes for gpu in gpus) if gpus else hardware.memory_bytes()[1]
 
 
-def settings() -> tuple[list[Any], gr.HTML]:
-    """The controls in the order of NAMES, and the panel of notes beneath them."""
+def settings(ctx: Context) -> tuple[list[Any], gr.HTML]:
+    """The folds with the controls, in the order of NAMES, and the panel of notes beneath them."""
 
     def look(name: str) -> dict[str, Any]:
         return {"label": T(f"chat.{name}"), "info": T(f"chat.{name}.help"), "elem_id": f"chat-{name}"}
@@ -167,8 +168,8 @@ def settings() -> tuple[list[Any], gr.HTML]:
             template = gr.Dropdown(names, value="", **look("template"))
             choices = [(T("chat.bits.own"), "0"), *((T(f"chat.bits.{bits}"), str(bits)) for bits in BITS)]
             held = gr.Radio(choices, value="0", **look("bits"))
-            tools = gr.Checkbox(value=False, **look("tools"))
         noted = panel("chat_notes", "chat-notes", "chat")
+    tools = fold(ctx)
     seed.blur(lambda _: None, seed, None, validator=_check_seed, **READ)
     stop.blur(lambda _: None, stop, None, validator=_check_stop, **READ)
     return [system, *sliders, stop, seed, template, held, tools], noted
