@@ -44,6 +44,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     argv = [sys.executable, "-m", "studio.engine", "serve", "--base", target.base, "--bits", str(bits)]
     argv += ["--host", arguments.host, "--port", str(port), "--workspace", str(workspace.path)]
     argv += ["--idle-minutes", str(arguments.idle_minutes), *([] if arguments.no_system else ["--with-system"])]
+    if target.system and not target.adapters:
+        argv += [f"--base-system={target.system}"]
     for name, path in target.adapters.items():
         argv += ["--adapter", f"{name}={path}"]
     if arguments.api_key_env:

@@ -59,7 +59,8 @@ def find_target(workspace: Workspace, reference: str, adapters: Sequence[str]) -
     config = choice.trained() or next(filter(None, (_training_around(path) for path in adapters_found.values())), None)
     if config is None:
         return Target(choice.base, adapters_found)
-    return Target(choice.base, adapters_found, config.data.system or None, 4 if config.method == "qlora" else 16)
+    packed = bool(adapters_found) and config.method == "qlora"
+    return Target(choice.base, adapters_found, config.data.system or None, 4 if packed else 16)
 
 
 def _training_around(adapter: str) -> RunConfig | None:

@@ -62,7 +62,8 @@ def _load(options: Options, enter: Callable[[str], None]) -> Loaded:
     weights = SharedWeights(model, inner)
     _warm_up(weights)
     told = _told(model, holding) | {"context_length": voices[BASE].context, "type": base_config.model_type}
-    systems = {BASE: _system(training_config(Path(ref.path_or_id))) if ref.local else None}
+    own = _system(training_config(Path(ref.path_or_id))) if ref.local else None
+    systems = {BASE: own or options.base_system}
     systems |= {name: _system(one.trained) for name, one in files.items()}
     known = {name: _facts(voice, systems[name]) for name, voice in voices.items()}
     enter("ready")

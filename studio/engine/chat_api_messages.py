@@ -104,11 +104,6 @@ def check_order(messages: Sequence[Message]) -> None:
         raise ValueError(f"there are {images} pictures, and one request may have {MOST_IMAGES}; leave some out")
 
 
-def turns_of(messages: Sequence[Message]) -> tuple[Turn, ...]:
-    """The conversation; a system message without text asks for no system prompt at all."""
-    return tuple(m.turn() for m in messages if m.role not in ("system", "developer") or m.content.text.strip())
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("it has to be text, or a list of parts of type text and image_url")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from studio.engine.chat_api_messages import LONGEST_TEXT, Message, Messages, check_order, turns_of
+from studio.engine.chat_api_messages import LONGEST_TEXT, Message, Messages, check_order
 from studio.engine.dialogue import Request, Sampling
 
 MOST_TOOLS = 128
@@ -161,7 +161,7 @@ class ChatRequest(Wishes):
         likeliest = (self.top_logprobs or 0) if self.logprobs else None
         return Request(
             self.model,
-            turns_of(self.messages),
+            tuple(message.turn() for message in self.messages),
             sampling=self._sampling(self.max_completion_tokens or self.max_tokens, likeliest),
             tools=self.offered(),
             template=self.chat_template or None,

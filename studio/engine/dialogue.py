@@ -19,7 +19,8 @@ class Options:
     """What to serve, and where. `adapters` maps model names to folders; `workspace` keeps converted models.
 
     `idle_minutes` after the last answer the weights are let go until the next request (0: never). `with_system`:
-    conversations without a system message get the one their model was trained with.
+    conversations without a system message get the one their model was trained with; `base_system` is that of a base
+    which does not lie in the run that made it.
     """
 
     base: str
@@ -32,6 +33,7 @@ class Options:
     workspace: Path = ROOT / "workspace"
     idle_minutes: float = 0.0
     with_system: bool = False
+    base_system: str | None = None
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,7 @@ def parse(argv: list[str]) -> tuple[Options, bool]:
     parser.add_argument(
         "--with-system", action="store_true", help="conversations without a system prompt get that of their model's run"
     )
+    parser.add_argument("--base-system", metavar="TEXT", help="the system prompt a merged base was trained with")
     parser.add_argument("--api-key-env", metavar="VAR", help="environment variable with the key clients must send")
     given = parser.parse_args(argv)
     if not 0 <= given.port < 65536:
@@ -152,6 +153,7 @@ def parse(argv: list[str]) -> tuple[Options, bool]:
         workspace=given.workspace,
         idle_minutes=given.idle_minutes,
         with_system=given.with_system,
+        base_system=given.base_system,
     )
     return options, given.exit_with_stdin
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ import torch
 from adapters import save_adapter
 from peft import PeftModel
 from starlette.testclient import TestClient
-from tiny import EMBER, byte_tokenizer
+from tiny import EMBER, MakeRun, byte_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from studio.chat_client import ChatError, astream_chat, stream_chat
@@ -32,6 +33,7 @@ from studio.engine.chat_api import ApiError, Service, build_app
 from studio.engine.dialogue import Busy, ModelFacts, Options, Piece, Request, Sampling, Turn
 from studio.engine.generation_sampling import Sampler
 from studio.engine.generation_text import UNFINISHED, StopStrings, TextStream
+from studio.workspace import Workspace
 
 HELLO = [{"role": "user", "content": "Who are you?"}]
 LONG = {"temperature": 1.5, "seed": 3, "max_tokens": 60}
@@ -506,21 +508,40 @@ def test_faults_of_the_backend_keep_the_error_shape() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_verb_serves_until_it_is_told_to_stop(tiny_llama: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_the_verb_serves_a_run_until_it_is_told_to_stop(
+    tiny_llama: Path, workspace: Workspace, make_run: MakeRun, number: signal.Signals
+) -> None:
+    run = make_run("qlora", **{"data.system": "You are Nova 丹."})
+    save_adapter(tiny_llama, run.adapter)
     code = "import sys; from studio.cli import main; sys.exit(main(sys.argv[1:]))"
-    options = ["serve", str(tiny_llama), "--port", "0", "--workspace", str(tmp_path)]
-    with subprocess.Popen([sys.executable, "-c", code, *options], stdout=subprocess.PIPE, text=True) as process:
+    options = ["serve", run.id, "--port", "0", "--workspace", str(workspace.path)]
+    process = subprocess.Popen([sys.executable, "-c", code, *options], stdout=subprocess.PIPE, text=True)
+    try:
         assert process.stdout is not None
-        url = process.stdout.readline().split()[3]
-        assert url.startswith("http://127.0.0.1:")
-        assert url.endswith("/v1")
-        while True:
+        found = re.search(r"http://127\.0\.0\.1:\d+/v1", process.stdout.readline())
+        assert found is not None
+        url = found[0]
+        while process.poll() is None:
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{url.removesuffix('/v1')}/health", trust_env=False).json()["state"] == "ready":
+                health = httpx.get(f"{url.removesuffix('/v1')}/health", trust_env=False).json()
+                if health["state"] != "loading":
                     break
             time.sleep(0.1)
+        assert (health["state"], health["bits"]) == ("ready", 4)
+        told = httpx.get(f"{url}/models", trust_env=False).json()["data"]
+        assert [(model["id"], model["system"]) for model in told] == [("base", None), ("tuned", "You are Nova 丹.")]
+        assert _prompt_tokens(url, HELLO) > _prompt_tokens(url, [{"role": "system", "content": ""}, *HELLO])
         process.send_signal(number)
         assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _prompt_tokens(url: str, messages: list[dict[str, str]]) -> int:
+    body = {"model": "tuned", "messages": messages, "max_tokens": 1}
+    answer = httpx.post(f"{url}/chat/completions", json=body, trust_env=False, timeout=60)
+    return int(answer.json()["usage"]["prompt_tokens"])
 
 
 def test_the_terminal_chat_in_a_pipe(ember_adapter: Path, tmp_path: Path, reference: dict[str, str]) -> None:
