@@ -65,7 +65,15 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=None, help="same seed, same answer")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
-    parser.add_argument("--stop-words", nargs="+", default=None, metavar="TEXT", help="texts that end an answer")
+    parser.add_argument("--stop-words", nargs="+", default=[], metavar="TEXT", help="texts that end an answer")
+    # As older versions of the notes' tool call them.
+    for name in ("--answer-stop-word", "--command-stop-word"):
+        parser.add_argument(name, dest="stop_words", action="append", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--torch-dtype",
+        choices=("fp16", "bf16", "fp32", "auto"),
+        help="fp32: the same as --bits 32; else as --bits says",
+    )
 
 
 def _chat(arguments: argparse.Namespace) -> int:
@@ -74,7 +82,8 @@ def _chat(arguments: argparse.Namespace) -> int:
     system = _system(arguments, target)
     style = style_of(named_template(arguments.prompt_template).source) if arguments.prompt_template else None
     tools = chosen_tools(workspace, arguments.with_plugins)
-    server = chat_server.start_chat_server(workspace, target.base, target.adapters, arguments.bits or target.bits)
+    bits = arguments.bits or (32 if arguments.torch_dtype == "fp32" else target.bits)
+    server = chat_server.start_chat_server(workspace, target.base, target.adapters, bits)
     try:
         fault = _wait_until_ready(server)
         if fault is not None:
@@ -108,7 +117,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
         "repetition_penalty": arguments.repetition_penalty,
         "seed": arguments.seed,
         "max_tokens": arguments.max_new_tokens,
-        "stop": arguments.stop_words,
+        "stop": arguments.stop_words or None,
         "chat_template": arguments.prompt_template,
         "truncation": "auto",
     }

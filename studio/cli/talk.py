@@ -174,7 +174,8 @@ class Talk:
 
     def _answer(self, name: str, question: str) -> None:
         asked: list[Message] = [*self.histories[name], {"role": "user", "content": question}]
-        shown = _Shown(self.manner, name if len(self.histories) > 1 else self.manner.bot_name, typed=self.typed)
+        label = name if len(self.histories) > 1 else self.manner.bot_name or (name if self.typed else "")
+        shown = _Shown(self.manner, label, typed=self.typed)
         try:
             asyncio.run(self._ask(name, asked, shown))
         except KeyboardInterrupt:  # the answer, not the program

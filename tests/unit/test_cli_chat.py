@@ -232,6 +232,12 @@ def test_the_notes_options_have_their_names() -> None:
     assert given.with_plugins == ["calculate", "solve", "search"]
 
 
+def test_older_spellings_of_the_notes_are_understood() -> None:
+    given = build_parser().parse_args(["chat", "M", "--command-stop-word", "<eoc>", "--answer-stop-word", "<eom>"])
+    assert chat._options(given)["stop"] == ["<eoc>", "<eom>"]
+    assert chat._options(build_parser().parse_args(["chat", "M"]))["stop"] is None, "none is left from another call"
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
