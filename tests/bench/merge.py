@@ -27,6 +27,8 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
     "7b": (4096, 11008, 32, 32, 32, 32000),
     "1b": (2048, 5632, 22, 32, 4, 32000),
     "small": (1024, 2816, 12, 16, 16, 8000),
+    "test": (768, 2048, 16, 12, 12, 4000),
+    "tiny": (64, 128, 2, 4, 4, 300),
 }
 
 
@@ -121,6 +123,7 @@ def peak_of_merge(settings: dict[str, Any], workspace: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started, 1),
         "before": before,
         "peak": peak,
+        "whole": sum(file.stat().st_size for file in out.glob("*.safetensors")),
         "largest_file": max((file.stat().st_size for file in out.glob("*.safetensors")), default=0),
         "adapter": (Path(settings["adapter"]) / "adapter_model.safetensors").stat().st_size,
         "phases": list(_phases(run)),
