@@ -18,6 +18,11 @@ from studio.records.sentencepiece_file import BPE, Kind, Piece, SentencePieceMod
 from studio.records.template_names import named_template
 
 LLAMA3_WORDS = QWEN_WORDS.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_FIRST, _SHORT = r"[^\r\n\p{L}\p{N}]?", r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+TEKKEN_WORDS = rf"{_FIRST}{_UPPER}*{_LOWER}+|{_FIRST}{_UPPER}+{_LOWER}*|\p{{N}}{_REST}"
+GPT4O_WORDS = rf"{_FIRST}{_UPPER}*{_LOWER}+{_SHORT}?|{_FIRST}{_UPPER}+{_LOWER}*{_SHORT}?|\p{{N}}{{1,3}}{_REST}"
 CORPUS = (
     "Hello world, this is a test. The year 2024 has 366 days; I'm sure they've said it's fine, can't you see?",
     "def area(r):\n    return 3.14 * r**2\n\n  two spaces and tabs\t\tare here  \n",
@@ -34,6 +39,7 @@ LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 256}
 GEMMA: Settings = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16}
 # Name -> (model_type, what differs, tokenizer)
@@ -41,7 +47,7 @@ SHAPES: dict[str, tuple[str, Settings, str]] = {
     "llama": ("llama", {"tie_word_embeddings": True, "rope_parameters": LLAMA3_ROPE}, "llama3"),
     "llama_biased": (
         "llama",
-        {"attention_bias": True, "head_dim": 32, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+        {"attention_bias": True, "head_dim": 32, "rope_parameters": LINEAR},
         "pieces",
     ),
     "mistral": ("mistral", {"sliding_window": 512}, "pieces"),
@@ -54,10 +60,10 @@ SHAPES: dict[str, tuple[str, Settings, str]] = {
 }  # fmt: skip
 
 
-def save_shape(folder: Path, name: str) -> Path:
-    """The model called `name` of SHAPES, in float32."""
-    kind, settings, words = SHAPES[name]
-    tokenizer = tokenizer_of(words)
+def save_shape(folder: Path, name: str, words: str | None = None) -> Path:
+    """The model called `name` of SHAPES, in float32; `words`: with another tokenizer."""
+    kind, settings, own = SHAPES[name]
+    tokenizer = tokenizer_of(words or own)
     size = len(tokenizer) + 5  # more rows than tokens, as many a model has
     named = {f"{part}_token_id": getattr(tokenizer, f"{part}_token_id") for part in ("bos", "eos", "pad")}
     config = AutoConfig.for_model(kind, **SIZES | settings | named | {"vocab_size": size})
@@ -80,18 +86,17 @@ def save_shape(folder: Path, name: str) -> Path:
 
 @cache
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
-    """A tokenizer: bytes as llama3, qwen or gpt2 cuts them, or pieces as Llama 2, Llama 2 today, or Gemma has them."""
-    if kind in ("llama3", "qwen", "gpt2"):
-        return _bytes(kind)
-    return _pieces(kind)
+    """A tokenizer: bytes within words as Llama 3, Qwen, GPT-2 … cut them, or pieces as Llama 2 or Gemma has."""
+    return _pieces(kind) if kind in ("pieces", "pieces_first", "gemma") else _bytes(kind)
 
 
 def _bytes(kind: str) -> PreTrainedTokenizerFast:
-    backend = Tokenizer(models.BPE())
-    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind == "gpt2")
-    words = LLAMA3_WORDS if kind == "llama3" else QWEN_WORDS
-    split = pre_tokenizers.Split(Regex(words), "isolated")
-    backend.pre_tokenizer = plain if kind == "gpt2" else pre_tokenizers.Sequence([split, plain])
+    backend = Tokenizer(models.BPE(ignore_merges=kind == "tekken"))
+    words = {"llama3": LLAMA3_WORDS, "qwen": QWEN_WORDS, "tekken": TEKKEN_WORDS, "gpt4o": GPT4O_WORDS}.get(kind)
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words is None)
+    digits = [pre_tokenizers.Digits(individual_digits=True)] if kind == "smollm" else []
+    split = [pre_tokenizers.Split(Regex(words), "isolated")] if words else digits
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*split, plain])
     backend.decoder = decoders.ByteLevel()
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()

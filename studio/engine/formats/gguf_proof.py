@@ -19,9 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from studio.engine.converted import ready
 from studio.engine.formats import llama_cpp
+from studio.engine.formats.gguf_model import read_config
 from studio.engine.formats.gguf_tokens import Words
 from studio.engine.loading import Holding, count_parameters, load_base
 from studio.engine.questions import BUILT_IN
+from studio.gguf_support import context_length
 from studio.presets import ModelRef
 
 ANSWER_TOKENS = 16
@@ -43,18 +45,18 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class Asked:
-    """One question: the text as the template writes it, and its token ids."""
+    """One question, and the token ids of what the template makes of it."""
 
     prompt: str
-    text: str
     ids: list[int]
 
 
 def prove_in_llama_cpp(source: Path, file: Path, words: Words, kind: str) -> dict[str, Any]:
     """Ask llama.cpp and transformers the same. Returns the figures; `reason` is empty when they agree."""
+    longest = min(CONTEXT, context_length(read_config(source).to_dict())) - ANSWER_TOKENS
     tokenizer = words.tokenizer
-    asked = _questions(tokenizer)
-    texts = _texts(words, asked)
+    asked = _questions(tokenizer, longest)
+    texts = _texts(words)
     talks = _conversations() if words.template is not None else []
     try:
         said = llama_cpp.ask(
@@ -76,14 +78,15 @@ def prove_in_llama_cpp(source: Path, file: Path, words: Words, kind: str) -> dic
     return report
 
 
-def _questions(tokenizer: PreTrainedTokenizerBase) -> list[Asked]:
+def _questions(tokenizer: PreTrainedTokenizerBase, longest: int) -> list[Asked]:
+    """Those of at most `longest` tokens."""
     found = []
     for prompt in BUILT_IN:
         text = _written(tokenizer, [{"role": "user", "content": prompt}])
         plain = text is None
         ids = tokenizer(prompt if text is None else text, add_special_tokens=plain)["input_ids"]
-        if 0 < len(ids) <= CONTEXT - ANSWER_TOKENS:
-            found.append(Asked(prompt, prompt if text is None else text, [int(number) for number in ids]))
+        if 0 < len(ids) <= longest:
+            found.append(Asked(prompt, [int(number) for number in ids]))
     return found
 
 
@@ -103,7 +106,7 @@ def _conversations() -> list[list[dict[str, str]]]:
     return [first, [*first, answer, {"role": "user", "content": TEXTS[4]}]]
 
 
-def _texts(words: Words, asked: list[Asked]) -> list[tuple[str, list[int]]]:
+def _texts(words: Words) -> list[tuple[str, list[int]]]:
     """Texts to cut into tokens, and the ids wanted: within conversations if there is a template, else plain ones."""
     tokenizer = words.tokenizer
     bos = str(tokenizer.bos_token or "")
