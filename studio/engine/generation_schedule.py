@@ -114,10 +114,10 @@ class Schedule:
         try:
             batch.keep([number for number, row in enumerate(batch.rows) if not self._stopped(row)])
             if batch.rows:
-                self.weights.select_rows(batch.models)
                 self.weights.places = batch.rows[0].places
                 self.tokens += len(batch.rows)
-                logits = batch.step(self.weights.model)
+                with self.weights.rows_of(batch.models):
+                    logits = batch.step(self.weights.model)
                 batch.keep([number for number, row in enumerate(batch.rows) if self._take(row, logits[number])])
         except Exception as error:
             self._drop(batch, batch.rows, error)

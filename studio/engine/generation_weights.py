@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +41,6 @@ class SharedWeights:
 
     def select(self, name: str) -> None:
         """Make the weights those of the model called `name`."""
-        self._mix = None
         if name == self.current:
             return
         adapter = self.adapters.get(name)
@@ -52,12 +52,16 @@ class SharedWeights:
                 layer.enable_adapters(True)
         self.current = name
 
-    def select_rows(self, names: Sequence[str]) -> None:
-        """Make the weights of each row of the next pass those of the model called so. Several only where `mixable`."""
-        tuned = next((name for name in names if name in self.adapters), names[0])
-        self.select(tuned)
+    @contextlib.contextmanager
+    def rows_of(self, names: Sequence[str]) -> Iterator[None]:
+        """Inside, the weights of each row of a pass are those of the model called so; several only where `mixable`."""
+        self.select(next((name for name in names if name in self.adapters), names[0]))
         if len(set(names)) > 1:
             self._mix = [self.adapters.get(name, PEFT_BASE) for name in names]
+        try:
+            yield
+        finally:
+            self._mix = None
 
     def _tell_rows(self, layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> Any:
         return (given, {**named, "adapter_names": self._mix}) if self._mix else None
