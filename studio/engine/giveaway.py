@@ -19,7 +19,7 @@ from studio.engine.foreign.settings import Settings
 from studio.engine.foreign.sources import SAID, Found, fingerprint
 from studio.engine.journal import Journal
 from studio.engine.loading import adapter_tokenizer
-from studio.engine.saving import CARD, front_matter, model_card, plain, public_name, save_tokenizer
+from studio.engine.saving import CARD, PATHS, front_matter, model_card, plain, public_name, save_tokenizer
 from studio.engine.stopping import SETTINGS, Endings, add_to_saved, remember
 from studio.events import VerdictEvent
 from studio.model_choices import ModelChoice
@@ -162,12 +162,12 @@ def _of_adapter(lora: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _public(value: Any) -> Any:
+def _public(value: Any, key: str = "") -> Any:
     """A configuration without the paths of the machine it was written on."""
     if isinstance(value, dict):
-        return {str(key): _public(item) for key, item in value.items()}
+        return {str(name): _public(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_public(item) for item in value]
+        return [_public(item, key) for item in value]
     if isinstance(value, str):
-        return public_name(value)
+        return public_name(value) if key in PATHS else value
     return value if value is None or isinstance(value, int | float | bool) else str(value)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel
 from safetensors.torch import save_file
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from studio.chains import lineage
 from studio.checkpoints import step_of
@@ -23,13 +23,15 @@ from studio.durable import sync, sync_tree, write_atomic
 from studio.engine.best import Ending
 from studio.engine.converted import layout_note
 from studio.engine.model import Loaded
+from studio.engine.stopping import SETTINGS
 from studio.events import SavedEvent
 from studio.rundir import RunDir
 from studio.schema import dump_yaml
 
 CARD = "README.md"
+_GENERATION: Any = GenerationConfig  # the library's own types are too loose to be checked against
 SectionT = TypeVar("SectionT", bound=BaseModel)
-_PATHS = ("model_name_or_path", "adapter", "dataset", "validation_dataset")
+PATHS = ("model_name_or_path", "adapter", "dataset", "validation_dataset")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -47,7 +49,7 @@ def save_result(run: RunDir, config: RunConfig, loaded: Loaded, card: str) -> Sa
         else:
             _save_adapter(loaded, folder, config.model.model_name_or_path)
         save_tokenizer(loaded.tokenizer, folder)
-        loaded.model.generation_config.save_pretrained(folder)
+        _save_generation(loaded, folder)
         (folder / CARD).write_text(card, encoding="utf-8")
     return SavedEvent(path=target.name, what="model" if whole else "adapter")
 
@@ -58,7 +60,7 @@ def complete_checkpoint(folder: Path, config: RunConfig, loaded: Loaded, dataset
     Raises OSError when the disk is full.
     """
     save_tokenizer(loaded.tokenizer, folder)
-    loaded.model.generation_config.save_pretrained(folder)
+    _save_generation(loaded, folder)
     settings = folder / "adapter_config.json"
     if settings.is_file():  # PEFT writes the folder the base was loaded from
         known = json.loads(settings.read_text(encoding="utf-8"))
@@ -78,6 +80,26 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     if isinstance(template, str):
         (folder / "chat_template.jinja").write_bytes(template.encode("utf-8"))
+
+
+def _save_generation(loaded: Loaded, folder: Path) -> None:
+    """What ends an answer, and the model's own settings, also those transformers reads but refuses to write."""
+    settings = loaded.model.generation_config
+    try:
+        settings.save_pretrained(folder)
+    except ValueError:
+        (folder / SETTINGS).write_text(settings.to_json_string(), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def without_generation_settings(model: Any) -> Iterator[None]:
+    """Inside, transformers can save the model whatever its generation settings are; they are written apart."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kept, inner.generation_config = inner.generation_config, _GENERATION()
+    try:
+        yield
+    finally:
+        inner.generation_config = kept
 
 
 def rewrite_card(run: RunDir, config: RunConfig, card: str) -> None:
@@ -136,7 +158,7 @@ def _public(section: SectionT) -> SectionT:
             changes[name] = _public(value)
         elif isinstance(value, list):
             changes[name] = [_public(item) if isinstance(item, BaseModel) else item for item in value]
-        elif name in _PATHS and isinstance(value, str):
+        elif name in PATHS and isinstance(value, str):
             changes[name] = public_name(value)
     return section.model_copy(update=changes)
 
@@ -184,7 +206,8 @@ def _save_model(loaded: Loaded, folder: Path) -> None:
     cache, model.config.use_cache = model.config.use_cache, True
     model.config.dtype = dtype
     try:
-        model.save_pretrained(folder, state_dict=weights)
+        with without_generation_settings(model):
+            model.save_pretrained(folder, state_dict=weights)
     finally:
         model.config.use_cache = cache
 

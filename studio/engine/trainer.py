@@ -23,6 +23,7 @@ from studio.engine.best import follow_best, no_better, with_patience_as_asked
 from studio.engine.data import dataset_of
 from studio.engine.model import Loaded
 from studio.engine.pace import Pace, Plan
+from studio.engine.saving import without_generation_settings
 from studio.engine.soundness import Guard
 from studio.optimizers import read_settings, usual_settings
 from studio.records.batches import Rows, training_rows, validation_rows
@@ -132,7 +133,8 @@ class Trainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with during("save"), self.pace.timing("save"):
-            super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
+            with without_generation_settings(self.model):
+                super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._finish_checkpoint()

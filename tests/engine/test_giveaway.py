@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -205,3 +206,17 @@ def test_the_notes_own_commands(
     assert "pth_to_hf CONFIG PTH OUT" in capfd.readouterr().err
     assert cli(["convert", "a", "b", "c", *where]) == 4
     assert "give SOURCE and OUT" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_settings_that_transformers_reads_and_refuses_to_write_stop_no_training(
+    make_run: MakeRun, engine: Engine, tmp_path: Path, tiny_llama: Path, method: str
+) -> None:
+    base = shutil.copytree(tiny_llama, tmp_path / "chatty")
+    settings = {"do_sample": False, "temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}
+    (base / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    trained = make_run(method, base, **{"train.save_steps": 3})
+    assert engine(trained) == 0, error_of(trained)
+    for folder in (trained.checkpoints / "checkpoint-3", trained.model if method == "full" else trained.adapter):
+        saved = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        assert saved["temperature"] == 0.9

@@ -96,15 +96,15 @@ def _of_file(path: Path) -> Place:
     return Place("checkpoint", path)
 
 
-def _of_folder(folder: Path) -> Place:
+def _of_folder(folder: Path, *, pointed_to: bool = False) -> Place:
     for name in (SAFE, PICKLED):
         if (folder / name).is_file():
             return Place("folder", folder / name)
     if is_shards(folder):
         return Place("shards", folder)
-    latest = _last(folder)
+    latest = None if pointed_to else _last(folder)
     if latest is not None:
-        return _of_file(latest) if latest.is_file() else _of_folder(latest)
+        return _of_file(latest) if latest.is_file() else _of_folder(latest, pointed_to=True)
     raise _nothing_known(folder)
 
 
@@ -116,7 +116,7 @@ def _last(folder: Path) -> Path | None:
         except (OSError, UnicodeDecodeError):
             continue
         found = folder / named_there
-        if named_there and found.exists():
+        if named_there not in ("", "..") and found.exists():
             return found
     checkpoints = [path for path in folder.iterdir() if path.suffix == ".pth"]
     return checkpoints[0] if len(checkpoints) == 1 else None
