@@ -613,6 +613,8 @@ def test_what_nobody_says_is_asked_for(
     other = tmp_path / "alone" / "other.py"
     other.write_text(config_text(tiny_llama, r=64, alpha=16), encoding="utf-8")
     assert_refused(start(pth), out, "settings", "says rank 64, and the adapter's tensors have rank 4")
+    other.write_text(config_text(tiny_llama).replace("bias='none'", "bias='all'"), encoding="utf-8")
+    assert_refused(start(pth), out, "source", "trained with biases of the base model")
     other.write_text(config_text("/gone/nova-7b"), encoding="utf-8")
     assert_refused(start(pth), out, "base", "trained on /gone/nova-7b, which is not on this machine")
     other.write_text(config_text("someone/nova-7b"), encoding="utf-8")

@@ -196,9 +196,15 @@ def test_the_notes_own_commands(
         raise StartRefused("not now")
 
     monkeypatch.setattr(runner, "submit", submit)
-    given = ["--max-shard-size", "50KB", "--safe-serialization"]
+    given = ["--max-shard-size", "50KB", "--device", "auto", "--safe-serialization"]
     assert cli(["convert", "merge", str(tiny_llama), str(out), str(merged), *given, *where]) == 4
-    expected = {"base": str(tiny_llama), "adapter": str(out), "out": str(merged), "max_shard_size": "50KB"}
+    expected = {
+        "base": str(tiny_llama),
+        "adapter": str(out),
+        "out": str(merged),
+        "max_shard_size": "50KB",
+        "device": "auto",
+    }
     assert asked[0].model_dump(include=set(expected)) == expected
     assert asked[0].kind == "merge"
 

@@ -10,13 +10,14 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from studio.engine.failure import EngineError
 from studio.engine.output_folder import refused
 from studio.foreign.files import read_foreign, read_foreign_text
+from studio.foreign.imported import Imported
 from studio.presets import compose
 from studio.schema import ConfigError
 
@@ -49,7 +50,7 @@ def find_settings(named: str | None, inside: str | None, beside: Sequence[Path])
         return _read(Path(named).expanduser())
     if inside:
         try:
-            return _of_program(read_foreign_text(inside, "config.py").settings, "the checkpoint itself")
+            return _of_import(read_foreign_text(inside, "config.py"), "the checkpoint itself")
         except ConfigError:
             pass  # what was written into it is no configuration; there may be one beside it
     for folder in beside:
@@ -90,7 +91,7 @@ def _read(path: Path) -> Settings:
                 return of_peft(found, path.name)
         if not path.exists() and not path.suffix:  # the notes name a configuration of the program as often as a file
             return _of_program(compose(path.name.removesuffix("_copy")), path.name)
-        return _of_program(read_foreign(path).settings, path.name)
+        return _of_import(read_foreign(path), path.name)
     except (OSError, ValueError, RuntimeError) as error:  # ConfigError is a ValueError
         raise _unreadable(path, error) from error
 
@@ -114,6 +115,13 @@ def of_peft(found: Mapping[str, Any], origin: str) -> Settings:
     """What an adapter_config.json says."""
     base = found.get("base_model_name_or_path")
     return Settings(lora=dict(found), base=base if isinstance(base, str) and base else None, origin=origin, peft=True)
+
+
+def _of_import(found: Imported, origin: str) -> Settings:
+    """What a file of another program says; biases that were trained have no field of ours, and must be known of."""
+    settings = _of_program(found.settings, origin)
+    trained = any(left.name.endswith("lora.bias") for left in found.left_out)
+    return replace(settings, lora={**settings.lora, "bias": "trained"}) if trained else settings
 
 
 def _of_program(found: Mapping[str, Any], origin: str) -> Settings:
