@@ -148,6 +148,29 @@ def test_what_is_changed_in_an_xtuner_file_changes_its_field(old, new, field, va
     assert found[field] == (pytest.approx(value) if isinstance(value, float) else value)
 
 
+def test_a_file_beside_a_checkpoint_names_everything_as_text_and_says_the_same():
+    """XTuner writes `SYSTEM_TEMPLATE.alpaca` as 'xtuner.utils.SYSTEM_TEMPLATE.alpaca' and classes alike."""
+    text = textwrap.dedent(XTUNER)
+    for name, where in (
+        ("PROMPT_TEMPLATE.internlm2_chat", "xtuner.utils."),
+        ("SYSTEM_TEMPLATE.alpaca", "xtuner.utils."),
+        ("type=process_hf_dataset", "xtuner.dataset."),
+        ("alpaca_map_fn", "xtuner.dataset.map_fns."),
+        ("type=EvaluateChatHook", "xtuner.engine.hooks."),
+        ("type=CosineAnnealingLR", "mmengine.optim."),
+        ("type=LinearLR", "mmengine.optim."),
+        ("optim_type = AdamW", "torch.optim."),
+    ):
+        key, sign, value = name.rpartition("=")
+        assert name in text
+        before = key + sign + " " if name.startswith("optim_type") else key + sign
+        text = text.replace(name, f"{before}'{where}{value.strip()}'")
+    dumped, written = read_xtuner(text), xtuner()
+    assert settings(dumped) == settings(written)
+    assert settings(dumped)["model.chat_template"] == "internlm2_chat"
+    assert settings(dumped)["data.mapping"] == "alpaca"
+
+
 def test_no_adapter_is_full_training():
     found = xtuner(
         "lora=dict(type=LoraConfig, r=64, lora_alpha=16, lora_dropout=0.1, bias='none', task_type='CAUSAL_LM')", ""
