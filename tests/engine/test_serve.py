@@ -421,6 +421,14 @@ def test_special_tokens_are_never_shown() -> None:
     assert "".join(shown) == "hi"
 
 
+def test_special_tokens_that_mark_a_call_are_kept_where_they_are_asked_for() -> None:
+    tokenizer = byte_tokenizer()
+    opening = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    stream = TextStream(tokenizer, ("<|im_start|>", "not in here"))
+    shown = [stream.push(token) for token in (opening, *tokenizer("hé")["input_ids"], 0, opening)]
+    assert "".join(shown) == "<|im_start|>hé<|im_start|>"
+
+
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_stop_strings_across_pieces(cut: int) -> None:
     text = "one STOP two"
