@@ -209,12 +209,12 @@ class _Asking:
         return True
 
     def _request(self, row: PromptRow, model: str) -> Request:
-        from studio.engine.chat_api_messages import Message, turns_of
+        from studio.engine.chat_api_messages import Message
 
         messages = list(row.messages)
         if self.plan.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.plan.system})
-        turns = turns_of([Message.model_validate(message) for message in messages])
+        turns = tuple(Message.model_validate(message).turn() for message in messages)
         return Request(model, turns, sampling=self.sampling)
 
 
