@@ -37,7 +37,7 @@ function facts(p, report = {}) {
   };
   measured("max_logit_difference", "export.proof.difference", "export.proof.moves");
   measured("max_logprob_difference", "export.proof.logprob", "export.proof.logprob");
-  all("answers_equal", "prompts", "export.proof.answers");
+  if (p.skipped !== "memory") all("answers_equal", "prompts", "export.proof.answers");
   if (has("answers_changed") && p.prompts) list.push(fact(p.answers_changed > 0 ? true : null, t("export.proof.changed"), count(p.answers_changed, p.prompts)));
   if (has("weights_differ_from_base")) list.push(fact(p.weights_differ_from_base, t("export.proof.weights"), p.layers ? t("export.proof.layers", { n: p.layers_changed ?? 0, total: p.layers }) : yes(p.weights_differ_from_base)));
   all("layers_packed", "layers", "export.proof.packed");
@@ -46,10 +46,16 @@ function facts(p, report = {}) {
   if (has("template_identical")) list.push(fact(p.template_identical, t("export.proof.template"), yes(p.template_identical)));
   if (Number.isFinite(p.files)) list.push(fact(true, t("export.proof.files"), format.number(p.files)));
   if (has("checked_with")) list.push(fact(null, t("export.proof.engine"), String(p.checked_with)));
+  if (report.modelfile) list.push(fact(!!report.modelfile.passed, t("export.proof.modelfile"), count(true, report.modelfile.conversations)));
+  if (p.skipped === "memory") list.push(fact(null, t("export.proof.answers"), t("export.proof.no_memory")));
   if (report.lora) list.push(fact(null, t("export.proof.lora"), t("export.proof.lora.value", { r: report.lora.r, alpha: report.lora.lora_alpha })));
   if (report.lora && report.tensors) list.push(fact(true, t("export.proof.tensors"), format.number(report.tensors)));
   return h("ul.facts", {}, list);
 }
+
+// What follows the end of an answer was compared too, but means nothing to a person.
+const ENDS = /\s*(?:<\|[^|>\s]+\|>|<\/s>|<end_of_turn>|<eos>)[\s\S]*$/;
+const answerOf = (text) => text.replace(ENDS, "");
 
 function rows(list) {
   if (!Array.isArray(list) || !list.length) return null;
@@ -57,7 +63,7 @@ function rows(list) {
   const head = (key) => { const name = "export.proof.col." + key; const text = t(name); return text === name ? key : text; };
   return h("details.answers", { open: true }, h("summary", {}, t("export.proof.rows")), h("div.scroll", { tabindex: 0, role: "region", "aria-label": t("export.proof.rows") }, h("table.rows", {},
     h("thead", {}, h("tr", {}, keys.map((key) => h("th", { scope: "col" }, head(key))))),
-    h("tbody", {}, list.map((row) => h("tr", {}, keys.map((key) => h("td", {}, row[key]))))))));
+    h("tbody", {}, list.map((row) => h("tr", {}, keys.map((key) => h("td", {}, key === "prompt" ? row[key] : answerOf(row[key])))))))));
 }
 
 // A run on 4-bit weights: both bases it can be merged into, each with its measured distance from what was trained.

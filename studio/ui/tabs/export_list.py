@@ -19,8 +19,8 @@ from studio.ui.answers import Answers
 from studio.ui.queue_view import place_and_reason
 from studio.ui.routes import chosen, language_of
 from studio.ui.run_lines import status_of
-from studio.ui.sentences import translated
 from studio.ui.tabs.export_goals import IMPORT, output_of
+from studio.ui.tabs.export_review import as_sentence
 from studio.workspace import Workspace
 
 SHOWN = 60
@@ -90,16 +90,21 @@ def shown(workspace: Workspace, run: RunDir, language: str) -> dict[str, Any]:
     waiting = place_and_reason(workspace, run, language) if found["state"] == "queued" else None
     proof = (report or {}).get("proof")
     if isinstance(proof, dict) and proof.get("reason"):
-        proof["reason"] = translated(str(proof["reason"]), language)
+        proof["reason"] = as_sentence(str(proof["reason"]), language)
     return {
         **found,
         "report": report,
-        "notes": [translated(str(note), language) for note in (report or {}).get("notes") or ()],
+        "notes": [as_sentence(str(note), language) for note in _notes(report or {})],
         "waiting": {"place": waiting[0], "why": waiting[1]} if waiting else None,
         "uses": used(config, found) if found["state"] == "finished" and found["there"] else [],
         "whole": made_of(config, found["out"]) in ("safetensors", "bitsandbytes"),
         "chat": found["state"] == "finished" and found["there"] and goal_of(config) not in ("gguf", "ollama", "hub"),
     }
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    """What a report adds for people, with that of a Modelfile."""
+    return [*(report.get("notes") or ()), *((report.get("modelfile") or {}).get("notes") or ())]
 
 
 def made_of(config: OutputConfig, out: str) -> str:

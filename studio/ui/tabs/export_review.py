@@ -77,13 +77,13 @@ def _card(choice: ModelChoice | None, goal: Any) -> dict[str, Any]:
 
 def _said(item: Advice) -> str:
     """Both sentences of an advice in the visitor's language."""
-    sentences = [_sentence(text) for text in (item.message, item.fix) if text]
+    sentences = [as_sentence(text) for text in (item.message, item.fix) if text]
     return "".join(sentences) if sentences[0].endswith("。") else " ".join(sentences)
 
 
-def _sentence(text: str) -> str:
-    """A sentence of a lower layer in the visitor's language, with a capital and a stop."""
-    told = translated(text.removesuffix("."))
+def as_sentence(text: str, language: str | None = None) -> str:
+    """A sentence of a lower layer in a language, by default the visitor's, with a capital and a stop."""
+    told = translated(text.removesuffix("."), language)
     stop = "" if told.endswith((".", "。", "!", "?", "？")) else "." if told == text.removesuffix(".") else "。"
     return told[:1].upper() + told[1:] + stop
 
@@ -141,13 +141,13 @@ def problems(error: Exception) -> list[dict[str, Any]]:
     if isinstance(error, ConfigError):
         return [_issue(owner(item), _wrong(item)) for item in error.errors]
     if isinstance(error, DataError):
-        return [_issue(error.field or "", _sentence(error.message))]
+        return [_issue(error.field or "", as_sentence(error.message))]
     return [_issue("", str(error))]
 
 
 def _wrong(error: FieldError) -> str:
     named = f"{owner(error)}: "
-    return _sentence(error_text(error).removeprefix(named).removeprefix(named.capitalize()))
+    return as_sentence(error_text(error).removeprefix(named).removeprefix(named.capitalize()))
 
 
 def _issue(name: str, message: str) -> dict[str, Any]:
