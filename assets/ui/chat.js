@@ -105,6 +105,7 @@ function chatThread({ props, trigger, element }) {
   const drawBar = (value) => {
     const two = sidesOf(value).length > 1;
     const has = value.turns.length > 0;
+    bar.hidden = !two && !has;
     const press = (id, text, title, on, onclick) => h("button.tool", { type: "button", id, title, "aria-pressed": String(on), onclick }, text);
     const tool = (id, text, onclick, disabled) => h("button.tool", { type: "button", id, onclick, disabled }, text);
     render(bar,

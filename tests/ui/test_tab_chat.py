@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -50,7 +51,7 @@ def adapter_in(folder: Path) -> None:
 
 
 def add_run(workspace: Workspace, name: str = "r", method: str = "lora", **layers: Any) -> RunDir:
-    config = build(RunConfig, {"name": name, "method": method, "model_path": BASE, "dataset": "d", **layers})
+    config = build(RunConfig, {"model_path": BASE, "name": name, "method": method, "dataset": "d", **layers})
     run = workspace.create_run(config)
     if method == "full":
         run.model.mkdir()
@@ -470,6 +471,16 @@ def test_the_selected_run_is_compared_with_its_base(handlers: Handlers, workspac
     assert (left, right) == (BASE, old.id)
     assert opened(old.id, "", new.id, value)[:2] == ("", new.id), "what was chosen here stays"
     assert opened("gone", left, right, value)[1] == new.id
+
+
+def test_a_base_model_on_the_left_follows_the_right_one(handlers: Handlers, workspace: Workspace) -> None:
+    other = workspace.path / "other"
+    shutil.copytree(ROOT / "assets" / "models" / "ember", other)
+    run, elsewhere = add_run(workspace), add_run(workspace, "x", model_path=str(other))
+    assert handlers.paired(BASE, elsewhere.id) == str(other)
+    assert handlers.paired(str(other), run.id) == BASE
+    for left in ("", run.id):  # nobody, and a model that was chosen on purpose
+        assert handlers.paired(left, elsewhere.id) != str(other)
 
 
 def test_the_best_step_answers_by_default_and_the_list_says_so(handlers: Handlers, workspace: Workspace) -> None:

@@ -20,7 +20,7 @@ from studio.ui.context import ACTION, EVENT, PREVIEW, READ, Context, Refused, re
 from studio.ui.i18n import T, tr
 from studio.ui.tabs.chat_answers import answer_all
 from studio.ui.tabs.chat_choices import (
-    Room,
+    before_key,
     config_of,
     evaluation_inputs,
     first_pair,
@@ -77,6 +77,13 @@ class Handlers:
         """The room before anything was trained: the base model answers alone."""
         return gr.update(visible=True), {"empty": False}
 
+    def paired(self, left: str | None, right: str | None) -> Any:
+        """Another model on the right: a base model on the left follows, so that it is the one it was trained from."""
+        room = room_of(self.workspace)
+        before = before_key(room.pair("", right)[RIGHT])
+        follows = left and left in room.choices and room.choices[left].what == "base" and before in room.choices
+        return before if follows else gr.skip()
+
     def chosen(self, left: str | None, right: str | None, value: Any, *more: Any) -> tuple[Any, ...]:
         """A fresh conversation of a pair; of the same pair as before the conversation goes on."""
         pair = self._pair(left, right)
@@ -103,11 +110,8 @@ class Handlers:
         """The notes beneath the settings."""
         return self._notes(self._pair(left, right), template, bits)
 
-    def _room(self) -> Room:
-        return room_of(self.workspace)
-
     def _pair(self, left: str | None, right: str | None) -> Pair:
-        return self._room().pair(left, right)
+        return room_of(self.workspace).pair(left, right)
 
     # ---- the servers ----
 
@@ -340,6 +344,7 @@ def build(ctx: Context) -> None:
         box, send, stop = _composer()
         options, noted = settings(ctx)
         keeper = _keeper()
+        chat_file.fold(ctx, pickers[SIDES.index(RIGHT)], options)
     held = options[-2]
     shape = [options[-3], held]  # template and bits
     who = [*pickers, held]
@@ -356,8 +361,10 @@ def build(ctx: Context) -> None:
         **READ,
     )
     alone = nothing.apply(safe(handlers.base_alone), None, [room, nothing], **READ)
-    picked = gr.on([picker.input for picker in pickers], **fresh, **READ)
-    for begun in (opened.success(**fresh, **READ), alone.success(**fresh, **READ), picked):
+    left, right = pickers
+    followed = right.input(safe(handlers.paired), pickers, left, **READ)
+    chosen = [event.success(**fresh, **READ) for event in (opened, alone, followed)]
+    for begun in (*chosen, left.input(**fresh, **READ)):
         begun.success(connect, who, status, **STREAM)
     gr.on([control.change for control in shape], safe(handlers.noted), [*pickers, *shape], noted, **READ)
     held.input(connect, who, status, **STREAM)
