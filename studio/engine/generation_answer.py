@@ -59,6 +59,10 @@ class Answer:
         """True until its first token is written."""
         return not self.text.ids
 
+    def resume(self, read: int, cache: Any) -> None:
+        """So many tokens of the prompt were read before, into this cache."""
+        self.cache, self.pending = cache, self.prompt[read:]
+
     def read(self, model: PreTrainedModel) -> bool:
         """Read some of the prompt, and write the first token at its end; False when the answer is over."""
         if self.cache is None:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from studio.engine.generation_answer import Answer
+from studio.engine.generation_prefix import plain
 
 SLACK = 2  # a padded batch takes at most about twice the memory of its answers alone
 FREE_PADDING = 2048  # tokens of padding that nobody minds
@@ -37,7 +37,7 @@ class Batch:
 
     def admits(self, answer: Answer) -> bool:
         """Whether one more can join without too much padding."""
-        if not (_joinable(self._cache) and _joinable(answer.cache)):
+        if not (plain(self._cache) and plain(answer.cache)):
             return False
         padded = max(self._width, answer.length) * (len(self.rows) + 1)
         used = sum(self._width - missing for missing in self._pads) + answer.length
@@ -87,12 +87,6 @@ class Batch:
             chosen = torch.tensor(rows, device=layer.keys.device)
             columns = _stored(layer, self._width)
             _put(layer, self._width, *(_fit(part[chosen], columns).contiguous() for part in (layer.keys, layer.values)))
-
-
-def _joinable(cache: Any) -> bool:
-    """Other kinds of layers (states of linear attention, packed numbers) have no columns that could be padded."""
-    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
-    return all(type(layer) in kinds and layer.is_initialized for layer in cache.layers)
 
 
 def _pairs(ours: Any, theirs: Any) -> tuple[tuple[torch.Tensor, torch.Tensor], ...]:

@@ -12,8 +12,11 @@ import torch
 from studio.engine.failure import explain
 from studio.engine.generation_answer import PREFILL, Answer
 from studio.engine.generation_batch import Batch
+from studio.engine.generation_prefix import Beginnings
 from studio.engine.generation_weights import CacheRoom, SharedWeights
 from studio.events import ExitCode
+
+KEPT_SHARE = 4  # beginnings of conversations may take a quarter of the memory of caches, while nobody needs it
 
 
 class Schedule:
@@ -27,6 +30,7 @@ class Schedule:
         self.tokens = 0
         """Tokens that went through the model."""
         self.memory = CacheRoom(weights.model)
+        self.kept = Beginnings(self.memory.limit // KEPT_SHARE)
         self._shareable = weights.shareable
         self._waiting: deque[Answer] = deque()
         self._reading: list[Answer] = []
@@ -68,6 +72,7 @@ class Schedule:
                 return
             answer = self._waiting.popleft()
             self._held[answer] = needed
+            self.kept.shrink(self.memory.limit - sum(self._held.values()))
             self._reading.append(answer)
 
     def _read(self, answer: Answer) -> int:
@@ -89,11 +94,21 @@ class Schedule:
     def _understand(self, answer: Answer) -> bool:
         self.weights.select(answer.model)
         self.weights.places = answer.places
-        before = len(answer.pending)
+        again = self._shareable and not answer.pictures  # what counts places apart cannot be gone on with
+        if again and answer.cache is None:
+            self._resume(answer)
+        before = answer.length
         goes_on = answer.read(self.weights.model)
-        self.tokens += before if answer.pictures else min(before, PREFILL)
+        self.tokens += answer.length - before if goes_on else len(answer.prompt) - before
         answer.places = self.weights.places
+        if again and answer.reading and 0 < len(answer.pending) <= PREFILL:
+            self.kept.keep(answer.model, answer.prompt[: answer.length], answer.cache)
         return goes_on
+
+    def _resume(self, answer: Answer) -> None:
+        beginning = self.kept.find(answer.model, answer.prompt)
+        if beginning:
+            answer.resume(len(beginning.ids), beginning.cache(self.weights.model))
 
     def _seat(self, answer: Answer) -> None:
         batch = next((batch for batch in self._batches if self._may_share(batch, answer)), None)

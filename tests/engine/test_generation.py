@@ -23,6 +23,8 @@ from transformers import (
     Gemma3TextConfig,
     Lfm2Config,
     Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
@@ -294,7 +296,7 @@ def test_answers_at_once_are_those_given_alone(model: Any, voice: Voice, tempera
         assert [value for _, value in tokens_of(many)] == pytest.approx(values, abs=1e-4)  # the tolerance, in float32
 
 
-def tiny(kind: str, tokenizer: Any) -> Any:
+def tiny(kind: str, tokenizer: Any, longest: int = 256) -> Any:
     """A random model whose likeliest token stands out."""
     common: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -302,7 +304,7 @@ def tiny(kind: str, tokenizer: Any) -> Any:
         "intermediate_size": 64,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
-        "max_position_embeddings": 256,
+        "max_position_embeddings": longest,
         "eos_token_id": None,
         "initializer_range": 0.3,
     }
@@ -313,6 +315,8 @@ def tiny(kind: str, tokenizer: Any) -> Any:
             **common, head_dim=16, num_hidden_layers=3, sliding_window=24, layer_types=layers, query_pre_attn_scalar=16
         )
         return Gemma3ForCausalLM(config).eval()
+    if kind == "plain":
+        return LlamaForCausalLM(LlamaConfig(**common, num_hidden_layers=2)).eval()
     return Lfm2ForCausalLM(Lfm2Config(**common, num_hidden_layers=2, layer_types=["conv", "full_attention"])).eval()
 
 
@@ -356,6 +360,33 @@ def test_a_long_prompt_is_read_in_parts_while_others_write(voice: Voice, model: 
     assert len(late.prompt) > 2 * PREFILL
     assert len(shared.heard[0].pieces) >= written + 2
     assert shared.finish()[1].text == alone(SharedWeights(model, {}), voice, [question("word " * 600)])[0].text
+
+
+@pytest.mark.parametrize("kind", ["plain", "sliding"])
+def test_the_next_question_reads_only_what_is_new(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is answered as if all of it had been read, to the last bit."""
+    tokenizer = byte_tokenizer()
+    model = tiny(kind, tokenizer, longest=2048)
+    weights, voice = SharedWeights(model, {}), Voice(tokenizer, model)
+    first = question("word " * 130, sampling=replace(GREEDY, logprobs=0))
+    second = replace(first, turns=(*first.turns, Turn("assistant", "I see."), Turn("user", "And now?")))
+    expected = alone(weights, voice, [second])[0]
+    shared = Together(weights, voice)
+    shared.add(first)
+    shared.finish()
+    seen = passes(model, monkeypatch)
+    shared.add(second)
+    assert tokens_of(shared.finish()[1]) == tokens_of(expected)
+    assert sum(tokens for _, tokens in seen) < len(voice.read(second).ids) - 2 * PREFILL + 30
+    seen.clear()
+    shared.add(replace(first, turns=(Turn("user", "wird " * 130),)))  # another conversation
+    shared.finish()
+    assert sum(tokens for _, tokens in seen) > 600
+    assert 0 < shared.schedule.kept.size <= 2 * shared.schedule.memory.needed(2 * PREFILL)
+    shared.schedule.memory.limit = 0
+    shared.add(question("Hi"))
+    shared.schedule.turn()
+    assert shared.schedule.kept.size == 0  # answers come first
 
 
 def test_a_cancelled_answer_ends_before_its_next_token(model: Any, voice: Voice) -> None:
