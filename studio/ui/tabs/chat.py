@@ -18,6 +18,7 @@ from studio.records import DatasetStore
 from studio.runner import StartRefused
 from studio.ui.context import ACTION, EVENT, PREVIEW, READ, Context, Refused, refuse, safe
 from studio.ui.i18n import T, tr
+from studio.ui.tabs import chat_file
 from studio.ui.tabs.chat_answers import answer_all
 from studio.ui.tabs.chat_choices import (
     before_key,
