@@ -100,7 +100,13 @@ def prove(
     with model.disable_adapter():
         before = asked(model, tokenizer, plan, settings, journal)
     after = ask(model, tokenizer, [trace.turns for trace in before], journal, "base + adapter")
-    return compared(before, after)
+    proof = compared(before, after)
+    if proof["passed"] and not proof["answers_changed"]:
+        told = (
+            f"None of {len(before)} answers is another than the base model's: the adapter is weak, or its alpha wrong."
+        )
+        journal.warn(told, "lora_alpha")
+    return proof
 
 
 def asked(

@@ -719,6 +719,17 @@ def test_an_adapter_that_changes_nothing_fails_the_proof(
     assert out.with_name("imported adapter.unproven").is_dir()
 
 
+def test_an_adapter_that_is_hardly_felt_is_warned_of(
+    start: Start, tmp_path: Path, tiny_llama: Path, adapter: Path
+) -> None:
+    code, run = start(adapter, lora_alpha=0.001)
+    assert code == 0, error_of(run)
+    proof = report_of(run)["proof"]
+    assert proof["answers_changed"] == 0
+    assert proof["max_logit_difference"] > 0
+    assert "None of 8 answers is another" in events_of(run, "warning")[0].message
+
+
 def test_never_overwrites_and_a_stop_leaves_nothing(
     start: Start, out: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
