@@ -1,9 +1,9 @@
 // The chat room: who answers, the conversation with both answers side by side, votes, quick questions. All text is set
 // as text (`h` makes text nodes).
-import { button, copy, empty, mounting } from "./tabs.js";
+import { button, copy, empty, h, mounting } from "./tabs.js";
 import { drawAnswer, markBoth, parted } from "./chatanswer.js";
 import { asJson, asMarkdown, download } from "./chatshare.js";
-const { t, h, api, render, goTab, format, poll, confirm, store } = window.Studio;
+const { t, api, render, goTab, format, poll, confirm, store } = window.Studio;
 
 const KEPT = "studio.chat";
 const over = (answer) => answer && !["waiting", "streaming"].includes(answer.state);

@@ -1,7 +1,8 @@
 // One answer of the chat room: what was thought, which tools were used, what was said, what it cost, what went wrong.
 import { markdown } from "./markdown.js";
+import { h } from "./tabs.js";
 import { compare } from "./worddiff.js";
-const { t, h, format } = window.Studio;
+const { t, format } = window.Studio;
 const THINK = /^\s*<think>([\s\S]*?)(<\/think>|$)/;
 
 // {thought, said, thinking}: a template may have written the opening mark itself, then only the closing one is there.

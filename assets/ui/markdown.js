@@ -1,7 +1,8 @@
 // Markdown as nodes. The parser only reads; every text becomes a text node, so nothing a model writes is ever markup,
 // and no picture it names is fetched: pictures and HTML are shown as the text they are.
+import { h } from "./tabs.js";
 import { lexer } from "./vendor/marked/marked.esm.js";
-const { h, t } = window.Studio;
+const { t } = window.Studio;
 
 const LONGEST = 60_000;
 const SAFE_LINK = /^(https?:\/\/|mailto:)/i;
