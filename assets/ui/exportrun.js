@@ -160,16 +160,20 @@ function failed(found, again, log) {
     h("div.row", {}, button("btn", t("export.run.again"), () => again({})), found.state !== "stopped" && button("btn.link", t("export.run.log"), log)));
 }
 
+// One that was taken out of the queue leaves nothing to start again from.
+const gone = (found) => h("section.card", { role: "status" }, h("div.card-head", {}, h("h3", {}, t("export.run.stopped")), h("span.quiet.who", {}, found.name)), h("p.quiet", {}, t("export.run.stopped.body")));
+
 // ---- following one ---------------------------------------------------------------------------------------------------
 export function follow({ props, trigger, draw, element }) {
   let run = "";
   let over = false;
+  let last = null;
   let seen = { offset: 0, progress: null, phase: "" };
   const again = (more) => { trigger("apply", { ...more, run }); scrollTo({ top: 0, behavior: "smooth" }); };
   const log = () => { select(run); goTab("monitor"); };
   const stop = async (found) => {
     const body = t(found.goal === "hub" ? "export.run.stop.upload" : "export.run.stop.body");
-    const asked = { title: t("export.run.stop.title", { name: found.name }), body, ok: t("export.run.stop"), cancel: t("export.run.go_on") };
+    const asked = { title: t("export.run.stop.title", { name: found.name }), body, ok: t("export.run.stop.yes"), cancel: t("export.run.go_on") };
     if (await confirm(asked)) trigger("delete", { run: found.id });
   };
   const tell = () => dispatchEvent(new CustomEvent("studio:export", { detail: run }));
@@ -187,18 +191,19 @@ export function follow({ props, trigger, draw, element }) {
     } catch (error) {
       if (error.status !== 404) throw error;
       over = true; // taken out of the queue, or deleted
-      if (mine === run) draw(() => []);
+      if (mine === run) draw(() => (last ? [gone(last)] : []));
       tell();
       return;
     }
     if (mine !== run) return;
+    last = found;
     const going = GOING.includes(found.state);
     over = !going && (found.state !== "finished" || !!found.report);
     draw(() => [going ? working(found, seen, () => stop(found)) : found.state === "finished" ? result(found, again) : failed(found, again, log)]);
     if (over) tell();
   };
   const open = (id, place) => {
-    run = id; over = false; seen = { offset: 0, progress: null, phase: "" };
+    run = id; over = false; last = null; seen = { offset: 0, progress: null, phase: "" };
     draw(() => (id ? [h("div.card.skeleton", {})] : []));
     tick().then(() => place && element.scrollIntoView({ block: place, behavior: "smooth" })).catch(() => {});
   };

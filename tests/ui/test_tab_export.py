@@ -152,7 +152,8 @@ def test_what_a_goal_does_not_support_is_on_its_card(
     cards = {card["id"]: card for card in handlers.choose(run.id, None)[2]["cards"]}
     assert cards["safetensors"] == {"id": "safetensors", "level": "", "said": ""}
     assert cards["hub"]["level"] == "error"
-    assert "HF_TOKEN" in cards["hub"]["said"]
+    assert cards["hub"]["said"] == "Hugging Face lets nobody upload without a token."
+    assert "HF_TOKEN" in handlers.review(*values(run.id, "hub"))[0]["issues"][0]["message"]
     of_base = {card["id"]: card for card in handlers.choose(EMBER, None)[2]["cards"]}
     assert [name for name in MADE if of_base[name]["level"] == "error"] == ["adapter", "safetensors"]
 

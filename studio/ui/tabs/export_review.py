@@ -72,20 +72,25 @@ def _card(choice: ModelChoice | None, goal: Any) -> dict[str, Any]:
     if choice is None:
         return {"level": "", "said": ""}
     first = next((item for item in advice(choice, goal) if item.level != "info"), None)
-    return {"level": first.level, "said": _said(first)} if first else {"level": "", "said": ""}
+    if first is None:
+        return {"level": "", "said": ""}
+    return {"level": first.level, "said": as_sentence(first.message, keep=choice.name)}
 
 
-def _said(item: Advice) -> str:
+def _said(item: Advice, choice: ModelChoice) -> str:
     """Both sentences of an advice in the visitor's language."""
-    sentences = [as_sentence(text) for text in (item.message, item.fix) if text]
+    sentences = [as_sentence(text, keep=choice.name) for text in (item.message, item.fix) if text]
     return "".join(sentences) if sentences[0].endswith("。") else " ".join(sentences)
 
 
-def as_sentence(text: str, language: str | None = None) -> str:
-    """A sentence of a lower layer in a language, by default the visitor's, with a capital and a stop."""
+def as_sentence(text: str, language: str | None = None, keep: str = "") -> str:
+    """A sentence of a lower layer in a language, by default the visitor's, with a capital and a stop.
+
+    `keep`: a name that is not written with a capital of its own.
+    """
     told = translated(text.removesuffix("."), language)
     stop = "" if told.endswith((".", "。", "!", "?", "？")) else "." if told == text.removesuffix(".") else "。"
-    return told[:1].upper() + told[1:] + stop
+    return (told if keep and told.startswith(keep) else told[:1].upper() + told[1:]) + stop
 
 
 def _converted(choice: ModelChoice) -> bool:
@@ -133,7 +138,7 @@ def advised(wish: Wish) -> list[dict[str, Any]]:
     goal: Any = wish.goal
     hub: Any = "modelscope" if wish.options.get("hub") == "modelscope" else "huggingface"
     found = advice(wish.choice, goal, hub=hub)
-    return [{"level": item.level, "field": "", "label": "", "message": _said(item)} for item in found]
+    return [{"level": item.level, "field": "", "label": "", "message": _said(item, wish.choice)} for item in found]
 
 
 def problems(error: Exception) -> list[dict[str, Any]]:
