@@ -61,7 +61,7 @@ def _parts(source: str) -> Iterator[_Node]:
 def _action(source: str, start: int) -> tuple[list[str], int, bool]:
     """(items, where the action ends, whether what follows is trimmed)."""
     at = start + 2 + (2 if source[start + 2 : start + 3] == "-" else 0)
-    items = []
+    items: list[str] = []
     while True:
         end = re.compile(r"(\s-)?\}\}|\s+\}\}").match(source, at)
         if end:
@@ -79,7 +79,7 @@ class _Parser:
 
     def block(self, ends: tuple[str, ...]) -> list[_Node]:
         """The nodes up to one of `ends`, which is left to be read."""
-        nodes = []
+        nodes: list[_Node] = []
         while self._at < len(self._parts):
             part = self._parts[self._at]
             word = part.items[0] if part.items else ""
@@ -146,6 +146,7 @@ class _Run:
             yield from self._inside(node.body, value, dict(zip(names, given, strict=False)))
 
     def _scope_of(self, name: str) -> dict[str, Any]:
+        scope: dict[str, Any]
         for scope in reversed(self._scopes):
             if name in scope:
                 return scope
@@ -163,7 +164,8 @@ class _Run:
             raise GoTemplateError("an empty action")
         if items[0] not in _FUNCTIONS:
             return self._term(items, dot)
-        name, rest, arguments = items[0], items[1:], []
+        name, rest = items[0], items[1:]
+        arguments: list[Any] = []
         while rest and rest[0] != ")":
             value, rest = self._term(rest, dot)
             arguments.append(value)

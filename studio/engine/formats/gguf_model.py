@@ -27,7 +27,8 @@ def read_config(source: Path) -> PretrainedConfig:
     """The configuration of a model folder; of an original layout, what it is converted to."""
     layout = read_layout(source)
     if layout is None:
-        return AutoConfig.from_pretrained(source, local_files_only=True)
+        config: PretrainedConfig = AutoConfig.from_pretrained(source, local_files_only=True)
+        return config
     settings = layout.converted_config()
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 

@@ -21,6 +21,7 @@ from studio.layouts import read_layout
 from studio.records.original_tokenizer import read_original
 
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+_FROM_BACKEND: Any = PreTrainedTokenizerFast
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -90,7 +91,7 @@ class Words:
 def read_words(source: Path) -> Words:
     """The tokenizer of a model folder. Raises EngineError of kind model for one that llama.cpp cannot have."""
     tokenizer, endings = _tokenizer(source)
-    content = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
     try:
         return Words(tokenizer, content, vocabulary(content), endings)
     except Unsupported as error:
@@ -109,7 +110,7 @@ def _tokenizer(source: Path) -> tuple[PreTrainedTokenizerBase, Endings]:
     if original is None:
         raise model_failure("model: it has no tokenizer.", "Copy the model again, with all its files.", "model")
     names = {name: text for name, text in original.config.items() if name.endswith("_token")}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(original.backend), **names)
+    tokenizer = _FROM_BACKEND(tokenizer_object=Tokenizer.from_str(original.backend), **names)
     tokenizer.chat_template = original.template
     ends = {tokenizer.convert_tokens_to_ids(word) for word in original.stop_words}
     return tokenizer, saved_endings(source) | Endings(frozenset(number for number in ends if isinstance(number, int)))
