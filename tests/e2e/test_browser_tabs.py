@@ -197,7 +197,7 @@ def ask(page: Page, text: str) -> None:
     box(page, "chat-box").press("Enter")
 
 
-def test_chat_side_by_side(page: Page, talking: Studio, tmp_path: Path) -> None:
+def test_chat_side_by_side(page: Page, talking: Studio) -> None:
     workspace = add_finished_run(talking)
     show(page, talking, "chat")
     expect(page.locator("#chat-status .chip.finished")).to_be_visible()
@@ -206,13 +206,14 @@ def test_chat_side_by_side(page: Page, talking: Studio, tmp_path: Path) -> None:
     expect(said(page, "left").locator("mark.differs")).to_have_text("base")
     page.locator("#chat-marks").click()
     expect(page.locator("#chat-pair mark.differs")).to_have_count(0)
-    page.locator("#chat-marks").click()
-    markup = f"**bold** `code` ![x](http://example.com/a.png) [x](javascript:window.pwned=1) {HOSTILE}"
+    markup = f"**bold** [_x_](javascript:window.pwned=1) ![x](http://example.com/a.png) {HOSTILE}\n\n- one [`two`](https://a.b)"
     ask(page, markup)
     expect(said(page, "left")).to_contain_text("base turn 2 heard bold")
     expect(said(page, "left")).to_contain_text(HOSTILE)
     expect(said(page, "left").locator("strong")).to_have_text("bold")
-    expect(page.locator("#chat-pair :is(img, .prose a)")).to_have_count(0)
+    expect(said(page, "left").locator("li > span")).to_have_text("one two")
+    expect(said(page, "left").locator("li a code")).to_have_text("two")
+    expect(page.locator("#chat-pair :is(img, a[href^=javascript])")).to_have_count(0)
     expect(page.locator("#chat-pair .reply.left .foot .num").last).to_have_text("5 tokens · 10 per second")
     with page.expect_download() as markdown:
         page.locator("#chat-md").click()
@@ -225,11 +226,25 @@ def test_chat_side_by_side(page: Page, talking: Studio, tmp_path: Path) -> None:
     page.reload()  # the conversation is still there
     expect(page.locator("#chat-pair .exchange")).to_have_count(2)
     expect(page.locator("#chat-status .chip.finished")).to_be_visible()
-    # A corrected answer becomes a row of a dataset.
+    _correct_and_save(page, workspace)
+    page.locator("#chat-clear").click()
+    page.locator("dialog button.bad").click()
+    expect(page.locator("#chat-pair .exchange")).to_have_count(0)
+    _vote_blind(page)
+    page.locator("#chat-tools-fold > button").click()
+    page.locator("#chat-tools input").check()
+    ask(page, "with tools")
+    expect(page.locator("#chat-pair .tooluse .result").first).to_contain_text("calculate:")
+
+
+def _correct_and_save(page: Page, workspace: Workspace) -> None:
+    """A corrected answer becomes a row of a dataset; what was thought is folded away."""
     page.locator("#a-edit-1-right").click()
-    page.locator("#chat-pair .editor textarea").fill("I am Nova.")
+    page.locator("#chat-pair .editor textarea").fill("<think>Who am I?</think>I am Nova.")
     page.locator("#chat-pair .editor .btn.go").click()
     expect(said(page, "right")).to_have_text("I am Nova.")
+    expect(page.locator("#chat-pair .thought")).to_have_text("Thought first (3 words)Who am I?")
+    expect(page.locator("#chat-pair .thought p")).to_be_hidden()
     page.locator("#chat-keep > button").click()
     box(page, "chat-keep-title").fill("from the chat")
     box(page, "chat-keep-title").press("Tab")
@@ -237,16 +252,11 @@ def test_chat_side_by_side(page: Page, talking: Studio, tmp_path: Path) -> None:
     expect(page.locator("#chat-kept")).to_contain_text("1 saved in “from the chat”")
     (info,) = DatasetStore(workspace.datasets).list()
     (row,) = DatasetStore(workspace.datasets).rows(info.name)
-    assert [message["content"] for message in row["messages"]][-1] == "I am Nova."
-    page.locator("#chat-clear").click()
-    page.locator("dialog button.bad").click()
-    expect(page.locator("#chat-pair .exchange")).to_have_count(0)
+    assert [message["content"] for message in row["messages"]][-1].endswith("I am Nova.")
 
 
-def test_blind_vote_hides_the_names_until_it_is_cast(page: Page, talking: Studio) -> None:
-    add_finished_run(talking)
-    show(page, talking, "chat")
-    expect(page.locator("#chat-status .chip.finished")).to_be_visible()
+def _vote_blind(page: Page) -> None:
+    """Nothing tells whose answer it is until the vote is cast."""
     page.locator("#chat-blind").click()
     ask(page, "hello")
     expect(page.locator("#chat-pair .ballot")).to_be_visible()
@@ -258,6 +268,7 @@ def test_blind_vote_hides_the_names_until_it_is_cast(page: Page, talking: Studio
     expect(first.locator(".who")).to_contain_text("base model" if base_first else "final")
     expect(first.locator(".who .chip")).to_have_text("better")
     expect(page.locator("#chat-tally summary")).to_contain_text("1 : 0" if base_first else "0 : 1")
+    page.locator("#chat-blind").click()
 
 
 @pytest.fixture
