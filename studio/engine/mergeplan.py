@@ -100,8 +100,8 @@ def make_plan(config: MergeConfig, work: Path, workspace: Path, progress: Progre
 def _open_adapters(config: MergeConfig) -> tuple[Part, ...]:
     """All adapters, checked: with weights, or several of them, only what is a sum can be added."""
     parts = [Part(open_adapter(config.adapter), config.weight)]
-    for number, more in enumerate(config.more_adapters):
-        with _said_of(f"more_adapters.{number}.path"):
+    for more in config.more_adapters:
+        with _said_of("more_adapters"):
             parts.append(Part(open_adapter(more.path), more.weight))
     if len(parts) > 1 or config.weight != 1:
         for part in parts:

@@ -190,7 +190,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
     "dora": ({"use_dora": True}, {"weight": 0.5}, "adapter", "has DoRA; it cannot be added"),
     "whole": ({"modules_to_save": ["norm"]}, {"more": True}, "adapter", "has layers trained as a whole; it cannot"),
     "bias": ({"lora_bias": True, "target_modules": ["q_proj"]}, {}, "adapter", "cannot be merged into layer model.l"),
-    "missing": ({}, {"more_adapters": [{"path": "/no/such"}]}, "more_adapters.0.path", "does not exist"),
+    "missing": ({}, {"more_adapters": [{"path": "/no/such"}]}, "more_adapters", "does not exist"),
     "no gpu": ({}, {"device": "cuda"}, "device", "has no GPU"),
 }
 
