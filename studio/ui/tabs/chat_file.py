@@ -117,13 +117,13 @@ def fold(ctx: Context, who: gr.Dropdown, options: Sequence[Any]) -> None:
     handlers = FileHandlers(ctx)
     with gr.Accordion(T("batch.title"), open=False, elem_id="chat-batch") as folded:
         with gr.Group(elem_classes=["form-section", "chat-wide"]):
-            file = gr.File(label=T("batch.file"), file_types=list(KINDS), height=120, elem_id="batch-file")
+            file = gr.File(label=T("batch.file"), file_types=list(KINDS), height=160, elem_id="batch-file")
             look: dict[str, Any] = {"label": T("batch.table"), "info": T("batch.table.help")}
             table = gr.Radio([(T(f"batch.table.{kind}"), kind) for kind in TABLES], value=TABLES[0], **look)
             compare = gr.Checkbox(value=True, label=T("batch.compare"), info=T("batch.compare.help"))
         begin = gr.Button(T("batch.start"), elem_id="batch-start", scale=0, min_width=160)
         earlier = gr.Dropdown([], label=T("batch.earlier"), info=T("batch.earlier.help"), visible=False)
-        ready = gr.File(label=T("batch.ready"), interactive=False, visible=False, height=80, elem_id="batch-ready")
+        ready = gr.File(label=T("batch.ready"), interactive=False, visible=False, height=110, elem_id="batch-ready")
     inputs = [file, table, compare, who, *options]
     begin.click(safe(handlers.start), inputs, [ctx.tabs, ctx.selected_run], **ACTION)
     folded.expand(safe(handlers.earlier), None, earlier, **READ)
