@@ -256,6 +256,17 @@ def test_a_wrong_option_is_named_with_its_field(handlers: Handlers, run: RunDir)
     assert all(answer["is_valid"] for answer in handlers.judge(*values(run.id, "safetensors")))
 
 
+def test_every_wrong_field_is_named_at_once(handlers: Handlers, run: RunDir) -> None:
+    (handlers.workspace.exports / "taken").mkdir()
+    given = values(run.id, "safetensors", "taken", max_shard_size="much")
+    assert {issue["field"] for issue in handlers.review(*given)[0]["issues"]} == {"name", "max_shard_size"}
+    wrong = {
+        name: answer for name, answer in zip(CONTROLS, handlers.judge(*given), strict=True) if not answer["is_valid"]
+    }
+    assert wrong.keys() == {"name", "max_shard_size"}
+    assert "exists already" in wrong["name"]["message"]
+
+
 def test_an_upload_needs_repository_and_token(
     handlers: Handlers, run: RunDir, monkeypatch: pytest.MonkeyPatch, prepared: None
 ) -> None:

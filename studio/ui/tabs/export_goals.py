@@ -11,7 +11,7 @@ from studio.export_targets import Goal
 from studio.model_choices import SEPARATOR, ModelChoice, choices_of, find_run, list_choices
 from studio.outputs import OutputConfig
 from studio.rundir import RunDir
-from studio.schema import ConfigError, FieldSpec, build, walk
+from studio.schema import ConfigError, FieldError, FieldSpec, build, walk
 from studio.ui.context import refuse
 from studio.ui.i18n import tr
 from studio.ui.run_lines import changed, facts
@@ -176,25 +176,27 @@ def config_of(workspace: Workspace, wish: Wish) -> OutputConfig:
     """The complete configuration of a wish.
 
     Raises:
-        Refused: nothing is chosen, or the name is taken.
-        ConfigError: a wrong option.
+        Refused: nothing is chosen.
+        ConfigError: a wrong option, or a name that cannot be.
     """
     if wish.needs_choice and wish.choice is None:
         raise refuse("export.error.source")
-    name = _name(workspace, wish)
-    out = {} if wish.goal == "hub" else {"out": str(workspace.exports / name)}
-    return build(CONFIGS[wish.goal], {"name": name, **out, **_subject(wish), **_options(wish)})
+    name = slug(wish.name, "") if wish.name.strip() else free_name(workspace, wish)
+    out = {} if wish.goal == "hub" else {"out": str(workspace.exports / (name or "-"))}
+    wrong = _name_errors(workspace, name)
+    try:
+        made = build(CONFIGS[wish.goal], {"name": name, **out, **_subject(wish), **_options(wish)})
+    except ConfigError as error:
+        raise ConfigError([*error.errors, *wrong]) from None
+    if wrong:
+        raise ConfigError(wrong)
+    return made
 
 
-def _name(workspace: Workspace, wish: Wish) -> str:
-    if not wish.name.strip():
-        return free_name(workspace, wish)
-    name = slug(wish.name, "")
+def _name_errors(workspace: Workspace, name: str) -> list[FieldError]:
     if not name:
-        raise refuse("export.error.name")
-    if name in names_taken(workspace):
-        raise refuse("export.error.exists", name=name)
-    return name
+        return [FieldError("name", tr("export.error.name"))]
+    return [FieldError("name", tr("export.error.exists", None, name=name))] if name in names_taken(workspace) else []
 
 
 def _subject(wish: Wish) -> dict[str, Any]:

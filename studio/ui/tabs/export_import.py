@@ -9,7 +9,8 @@ from typing import Any
 from studio.model_choices import list_choices
 from studio.records import DataError
 from studio.records.importing import allowed_path
-from studio.ui.context import refuse
+from studio.schema import ConfigError, FieldError
+from studio.ui.i18n import tr
 from studio.ui.tabs.export_goals import IMPORT, Wish, free_name
 from studio.workspace import Workspace, slug
 
@@ -22,7 +23,7 @@ SETTINGS = (".py",)
 def with_paths(workspace: Workspace, wish: Wish) -> Wish:
     """The wish with every path a visitor typed looked up among the folders that may be read here.
 
-    Raises DataError with the field, Refused when an import has no source.
+    Raises DataError with the field, ConfigError when an import has no source.
     """
     options = dict(wish.options)
     if wish.goal == IMPORT:
@@ -33,7 +34,7 @@ def with_paths(workspace: Workspace, wish: Wish) -> Wish:
             if options.get(name) and not files:
                 options[name] = str(_allowed(str(options[name]), workspace, name))
         if not options.get("source"):
-            raise refuse("export.error.no_source")
+            raise ConfigError([FieldError("source", tr("export.error.no_source"))])
     elif wish.goal == "safetensors":
         options["more_adapters"] = [_adapter(workspace, one) for one in _entries(options.get("more_adapters"))]
     return replace(wish, options=options)

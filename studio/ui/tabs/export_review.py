@@ -14,7 +14,7 @@ from studio.presets import ModelError, resolve_model
 from studio.records import DataError
 from studio.schema import ConfigError, FieldError
 from studio.ui.context import Refused
-from studio.ui.i18n import current_request, field_label, language_of
+from studio.ui.i18n import current_request, field_label, language_of, tr
 from studio.ui.run_lines import summary
 from studio.ui.sentences import translated
 from studio.ui.tabs.export_command import command
@@ -156,12 +156,13 @@ def _wrong(error: FieldError) -> str:
 
 
 def _issue(name: str, message: str) -> dict[str, Any]:
-    return {"level": "error", "field": name, "label": field_label(name) if name else "", "message": message}
+    label = tr("export.name") if name == "name" else field_label(name) if name else ""
+    return {"level": "error", "field": name, "label": label, "message": message}
 
 
 def owner(error: FieldError) -> str:
     """The control an error belongs to; a rule between fields names one at the start of its sentence."""
-    known = specs()
+    known = {"name", *specs()}
     name = error.path or error.message.partition(":")[0]
     return name if name in known else ""
 
