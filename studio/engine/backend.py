@@ -67,7 +67,7 @@ def _load(options: Options, enter: Callable[[str], None]) -> Loaded:
     systems |= {name: _system(one.trained) for name, one in files.items()}
     known = {name: _facts(voice, systems[name]) for name, voice in voices.items()}
     enter("ready")
-    return Loaded(Turns(weights, voices, told), known)
+    return Loaded(Turns(weights, voices, told), known, torch.cuda.empty_cache)
 
 
 def _system(trained: RunConfig | None) -> str | None:

@@ -30,7 +30,8 @@ class Turns:
         self._busy = 0
         self._closed = False
         self._wake = threading.Condition()
-        threading.Thread(target=self._run, name="turns", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="turns", daemon=True)
+        self._thread.start()
 
     @property
     def models(self) -> list[str]:
@@ -62,6 +63,8 @@ class Turns:
         with self._wake:
             self._closed = True
             self._wake.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
     def _run(self) -> None:
         schedule = self._schedule

@@ -15,10 +15,14 @@ from studio.engine.failure import explain
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in memory: what answers, and what is known of each name it can be asked by."""
+    """A model in memory: what answers, and what is known of each name it can be asked by.
+
+    `swept` is called when it is gone, to give back what the libraries keep for later.
+    """
 
     speaker: Speaker
     facts: Mapping[str, ModelFacts]
+    swept: Callable[[], None] = lambda: None
 
 
 class Resident:
@@ -91,7 +95,7 @@ class Resident:
         with self._change:
             self._closed = True
             self._change.notify_all()
-            self._let_go()
+        self._let_go()
 
     def _prepared(self, request: Request) -> Request:
         """With the system prompt of its model where it has none; an empty one asks for none at all."""
@@ -105,6 +109,8 @@ class Resident:
 
     def _awake(self) -> Speaker:
         with self._loading:  # whoever asks while it is being loaded waits for that one load
+            if self._closed:
+                raise Unavailable("the chat server is ending")
             if self._loaded is None:
                 try:
                     self._loaded = self._load()
@@ -122,25 +128,45 @@ class Resident:
             self._change.notify_all()
 
     def _watch(self) -> None:
+        while self._wait_until_idle():
+            self._let_go()
+
+    def _wait_until_idle(self) -> bool:
+        """Returns when it was not used for so long; False when it was closed."""
         with self._change:
             while not self._closed:
-                idle = self._loaded is not None and not self._using
-                left = self._last_used + self._idle_s - time.monotonic() if idle else None
-                if left is None or left > 0:
-                    self._change.wait(left)
-                else:
-                    self._let_go()
+                left = self._idle_left()
+                if left is not None and left <= 0:
+                    return True
+                self._change.wait(left)
+            return False
+
+    def _idle_left(self) -> float | None:
+        """Seconds until it may be let go; None while it is used or not there."""
+        if self._loaded is None or self._using:
+            return None
+        return self._last_used + self._idle_s - time.monotonic()
 
     def _let_go(self) -> None:
-        """Only while nobody uses it: whoever begins to is counted under the same lock."""
-        loaded, self._loaded = self._loaded, None
-        if loaded is None:
-            return
-        self._told = dict(loaded.speaker.describe())
-        self._tokens_before += _tokens(self._told)
-        loaded.speaker.close()
-        del loaded
-        gc.collect()
+        """Unless somebody began to use it; whoever does so in the middle waits, and loads it again.
+
+        Nothing is closed under the lock that an ending answer needs.
+        """
+        with self._loading:
+            with self._change:
+                left = self._idle_left()
+                if not self._closed and (left is None or left > 0):
+                    return
+                loaded, self._loaded = self._loaded, None
+            if loaded is None:
+                return
+            self._told = dict(loaded.speaker.describe())
+            self._tokens_before += _tokens(self._told)
+            loaded.speaker.close()
+            swept = loaded.swept
+            del loaded
+            gc.collect()
+            swept()
 
 
 def _tokens(told: Mapping[str, object]) -> int:
