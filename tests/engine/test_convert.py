@@ -194,9 +194,15 @@ def test_the_configuration_inside_the_file_is_read_and_foreign_objects_do_nothin
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     hub = {"log_scalars": OrderedDict(loss=HistoryBuffer())}
-    pth = save_pth(tmp_path / "alone" / "iter_10.pth", as_xtuner(tensors), config_text(tiny_llama), message_hub=hub)
+    seeing = {"projector.model.0.weight": torch.ones(2, 2)} | as_xtuner(
+        dict(list(tensors.items())[:2]), "visual_encoder."
+    )
+    state = OrderedDict(as_xtuner(tensors) | seeing)
+    pth = save_pth(tmp_path / "alone" / "iter_10.pth", state, config_text(tiny_llama), message_hub=hub)
     code, run = start(pth)
     assert code == 0, error_of(run)
+    assert "3 tensors that are not the language model's were left out" in events_of(run, "warning")[0].message
+    assert report_of(run)["tensors"] == 28
     assert report_of(run)["settings"] == "the checkpoint itself"
     assert report_of(run)["lora"]["lora_alpha"] == 8
 
