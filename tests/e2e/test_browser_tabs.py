@@ -319,7 +319,7 @@ def test_an_export_is_chosen_followed_cancelled_and_never_overwrites(page: Page,
     expect(page.locator("#export-dtype")).to_be_hidden()
     expect(page.locator("#export-plan")).to_contain_text("llama.cpp loads the file")
     box(page, "export-name").fill("taken")
-    expect(page.locator("#export-plan")).to_contain_text("exists already")
+    expect(page.locator("#export-name .field-error")).to_contain_text("exists already")
     box(page, "export-name").fill("free")
     expect(page.locator("#export-plan")).to_contain_text("exports/free")
     page.locator("#export-start").click()
