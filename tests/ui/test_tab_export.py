@@ -249,11 +249,17 @@ def test_the_review_says_place_space_and_command(handlers: Handlers, run: RunDir
 def test_a_wrong_option_is_named_with_its_field(handlers: Handlers, run: RunDir) -> None:
     found, _ = handlers.review(*values(run.id, "safetensors", max_shard_size="2 parsecs"))
     assert (found["ok"], [issue["field"] for issue in found["issues"]]) == (False, ["max_shard_size"])
+    assert found["issues"][0]["message"] == "Write a size like 500MB or 2GB."
     answers = handlers.judge(*values(run.id, "safetensors", max_shard_size="2 parsecs"))
     assert [name for name, answer in zip(CONTROLS, answers, strict=True) if not answer["is_valid"]] == [
         "max_shard_size"
     ]
     assert all(answer["is_valid"] for answer in handlers.judge(*values(run.id, "safetensors")))
+
+
+def test_what_a_goal_cannot_do_is_said_once(handlers: Handlers) -> None:
+    (issue,) = handlers.review(*values(EMBER, "safetensors"))[0]["issues"]
+    assert issue["message"] == "crucible/ember has no adapter. Choose a run or an adapter."
 
 
 def test_every_wrong_field_is_named_at_once(handlers: Handlers, run: RunDir) -> None:

@@ -112,7 +112,8 @@ def review(workspace: Workspace, wish: Wish) -> dict[str, Any]:
     try:
         config = config_of(workspace, with_paths(workspace, wish))
     except (ConfigError, DataError, Refused) as error:
-        issues += problems(error)
+        stopped = any(issue["level"] == "error" for issue in issues)  # then what follows from it needs no word
+        issues += [issue for issue in problems(error) if issue["field"] or not stopped]
     needed, free = disk(workspace, wish)
     return {
         "goal": wish.goal,
