@@ -39,7 +39,7 @@ def write(source: Path, file: Path, kind: str, progress: Callable[[int, int], No
         tensors = list(model)
         writer = gguf.GGUFWriter(file, architecture)
         try:
-            describe(writer, config, source.name, kind)
+            describe(writer, config, file.stem, kind)
             write_words(writer, words, config.vocab_size)
             for tensor in tensors:
                 writer.add_tensor_info(tensor.name, tensor.shape, tensor.plain, tensor.nbytes, tensor.kind)
