@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,8 +141,12 @@ def test_opening_prefers_what_was_chosen_then_the_selected_run(
     newer = add_run(workspace, "newer", RunState.FINISHED, "adapter")
     assert handlers.opened("", None, None, None)[0]["value"] in (run.id, newer.id)
     assert handlers.opened(run.id, None, None, None)[0]["value"] == run.id
-    kept = handlers.opened(newer.id, run.id, f"{run.id}#checkpoint-9", {"chosen": "gguf"})
+    seen = {"chosen": "gguf", "run": newer.id}
+    kept = handlers.opened(newer.id, run.id, f"{run.id}#checkpoint-9", seen)
     assert (kept[0]["value"], kept[1]["value"], kept[3]["chosen"]) == (run.id, f"{run.id}#checkpoint-9", "gguf")
+    other = handlers.opened(newer.id, run.id, f"{run.id}#checkpoint-9", seen | {"run": run.id})
+    assert (other[0]["value"], other[3]["run"]) == (newer.id, newer.id)
+    assert handlers.choose(run.id, other[3])[2]["run"] == newer.id
 
 
 def test_what_a_goal_does_not_support_is_on_its_card(
@@ -419,7 +424,7 @@ def test_a_waiting_export_is_taken_back_and_a_live_one_is_asked_to_stop(
 
 
 def test_only_exports_are_stopped_or_done_again_here(handlers: Handlers, run: RunDir) -> None:
-    for handler in (handlers.stop, handlers.again):
+    for handler in (handlers.stop, partial(handlers.again, "")):
         with pytest.raises(Exception, match="no export"):
             handler(event(run=run.id))
         with pytest.raises(Exception, match="no longer in the workspace"):
@@ -445,18 +450,18 @@ def merged(workspace: Workspace, run: RunDir, name: str = "m") -> RunDir:
 
 def test_the_same_settings_again(handlers: Handlers, workspace: Workspace, run: RunDir) -> None:
     done = merged(workspace, run)
-    shown = dict(zip(("what", "state", "about", *CONTROLS[2:]), handlers.again(event(run=done.id)), strict=True))
+    shown = dict(zip(("what", "state", "about", *CONTROLS[2:]), handlers.again("", event(run=done.id)), strict=True))
     assert (shown["what"]["value"], shown["state"]["value"]) == (run.id, run.id)
     assert (shown["goals"]["chosen"], shown["dtype"], shown["name"]) == ("safetensors", "float32", "")
     assert shown["merge_base"] == "original"
-    other = handlers.again(event(run=done.id, merge_base="dequantized"))
+    other = handlers.again("", event(run=done.id, merge_base="dequantized"))
     assert dict(zip(("what", "state", "about", *CONTROLS[2:]), other, strict=True))["merge_base"] == "dequantized"
 
 
 def test_the_result_goes_on_to_another_goal(handlers: Handlers, workspace: Workspace, run: RunDir) -> None:
     done = merged(workspace, run)
     shutil.copytree(BUILT_IN[EMBER], workspace.exports / "m", dirs_exist_ok=True)
-    what, state, facts, cards, *_ = handlers.again(event(run=done.id, next="gguf"))
+    what, state, facts, cards, *_ = handlers.again("", event(run=done.id, next="gguf"))
     assert what["value"] == state["value"] == str(workspace.exports / "m")
     assert (facts["what"], cards["chosen"]) == ("model", "gguf")
 
@@ -465,7 +470,7 @@ def test_what_was_exported_from_is_gone(handlers: Handlers, workspace: Workspace
     done = merged(workspace, run)
     (run.adapter / "adapter_config.json").unlink()
     with pytest.raises(Exception, match="no longer there"):
-        handlers.again(event(run=done.id))
+        handlers.again("", event(run=done.id))
 
 
 @pytest.fixture

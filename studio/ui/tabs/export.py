@@ -144,7 +144,7 @@ def _wire(ctx: Context, parts: Parts) -> None:
     parts.start.click(safe(handlers.start), inputs, parts.follow, validator=handlers.judge, **ACTION)
     again = [what, *chosen, fields["name"], *(fields[name] for name in CONTROLS[4:])]
     for drawn in (parts.follow, parts.earlier):
-        drawn.apply(safe(handlers.again), None, again, **READ)
+        drawn.apply(safe(handlers.again), ctx.selected_run, again, **READ)
     parts.follow.delete(safe(handlers.stop), None, None, **ACTION)
 
 

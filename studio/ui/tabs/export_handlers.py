@@ -38,16 +38,17 @@ class Handlers:
     # ---- choosing ----
 
     def opened(self, selected: str, what: str | None, state: str | None, panel: Any) -> tuple[Any, ...]:
-        """Fresh choices; what was chosen before, else the selected run, else the newest thing with an adapter."""
+        """Fresh choices. What was chosen stays unless another run was selected meanwhile; else the newest adapter."""
         found = eg.offered(self.workspace)
         keys = [key for _, key in found]
         newest = next((choice for choice in list_choices(self.workspace) if choice.adapter), None)
         first = eg.offered_key(newest) if newest else None
-        key = next((key for key in (what, selected, first, *keys) if key in keys), None)
+        wanted = (what, selected) if _run_of(panel) == selected else (selected, what)
+        key = next((key for key in (*wanted, first, *keys) if key in keys), None)
         last = next((run for run in self.workspace.list_runs() if eg.output_of(run)), None)
         return (
             gr.update(choices=found, value=key),
-            *self._of(key, state if key == what else None, panel),
+            *self._of(key, state if key == what else None, _as_seen(panel, selected)),
             {"run": last.id if last else "", "now": time.time()},
         )
 
@@ -58,14 +59,14 @@ class Handlers:
     def choose_state(self, what: str | None, state: str | None, panel: Any) -> tuple[Any, Any]:
         """Another checkpoint."""
         choice = eg.chosen(self.workspace, what, state)
-        return about(choice), goals(choice, _goal(panel, choice))
+        return about(choice), _cards(choice, panel)
 
     def _of(self, what: str | None, state: str | None, panel: Any) -> tuple[Any, Any, Any]:
         found = eg.states(self.workspace, what or "")
         picked = next((choice for choice in found if choice.key == state), None) or eg.default_state(found)
         listed = [(eg.state_label(choice), choice.key) for choice in found]
         shown = gr.update(choices=listed, value=picked.key if picked else None, visible=len(listed) > 1)
-        return shown, about(picked), goals(picked, _goal(panel, picked))
+        return shown, about(picked), _cards(picked, panel)
 
     # ---- before and at the start ----
 
@@ -119,7 +120,7 @@ class Handlers:
         else:
             raise refuse("export.error.over")
 
-    def again(self, event: gr.EventData) -> list[Any]:
+    def again(self, selected: str, event: gr.EventData) -> list[Any]:
         """Fill the controls from an earlier export; or, for the goal `next`, with its result. The name stays free.
 
         `merge_base` says which base to merge into instead.
@@ -131,7 +132,7 @@ class Handlers:
         if choice is None and goal != eg.IMPORT:
             choice = self._choice_of(config)
         key = eg.offered_key(choice) if choice else None
-        state, facts, cards = self._of(key, choice.key if choice else None, {"chosen": goal})
+        state, facts, cards = self._of(key, choice.key if choice else None, {"chosen": goal, "run": selected or ""})
         wanted = event_data(event).get("merge_base")
         shown = {name: to_control(spec, getattr(config, name, spec.default)) for name, spec in eg.specs().items()}
         shown |= {"merge_base": wanted} if wanted in (eg.specs()["merge_base"].choices or ()) else {}
@@ -162,6 +163,20 @@ class Handlers:
             if same:
                 return choice
         raise refuse("export.error.source_gone")
+
+
+def _cards(choice: ModelChoice | None, panel: Any) -> dict[str, Any]:
+    """The goals for a choice; the one that was chosen stays, and for which run of the page it was."""
+    return goals(choice, _goal(panel, choice)) | {"run": _run_of(panel)}
+
+
+def _run_of(panel: Any) -> str:
+    """The run that was selected in the page when the choices were made."""
+    return str(panel.get("run") or "") if isinstance(panel, dict) else ""
+
+
+def _as_seen(panel: Any, selected: str) -> dict[str, Any]:
+    return (panel if isinstance(panel, dict) else {}) | {"run": selected or ""}
 
 
 def _goal(panel: Any, choice: ModelChoice | None) -> str:
