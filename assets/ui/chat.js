@@ -149,11 +149,13 @@ function chatThread({ props, trigger, element }) {
     if (!value.turns.length) { drawn = []; host.replaceChildren(nothing(value)); return; }
     if (!drawn.length) host.replaceChildren();
     while (host.children.length > value.turns.length) { host.lastChild.remove(); drawn.pop(); }
+    const frameKey = JSON.stringify([marking, value.sides, value.blind, busy()]);
     value.turns.forEach((turn, number) => {
-      const key = JSON.stringify([turn, marking, value.sides, value.blind, busy(), last(value, number), editing && editing.turn === number ? editing : null]);
-      if (drawn[number] === key) return;
+      const key = frameKey + last(value, number) + JSON.stringify(editing && editing.turn === number ? editing : null);
+      const was = drawn[number];
+      if (was && was.key === key && (was.turn === turn || was.text === JSON.stringify(turn))) return;
       if (!host.children[number]) host.append(h("article.exchange"));
-      drawn[number] = key;
+      drawn[number] = { key, turn, text: JSON.stringify(turn) };
       const nodes = drawTurn(turn, number);
       // Handlers of a turn belong to its content: only a growing answer is patched in place.
       if (busy()) render(host.children[number], nodes); else host.children[number].replaceChildren(...nodes.filter(Boolean));
@@ -179,9 +181,19 @@ function chatThread({ props, trigger, element }) {
       if (same && sidesOf(value).length && kept.turns.length) props.value = { ...value, turns: kept.turns, blind: kept.blind, busy: false };
     } catch { /* nothing was kept */ }
   };
+  addEventListener("studio:chat-growing", ({ detail }) => {
+    const value = props.value;
+    if (!value || !value.busy || detail.stream !== value.stream || !value.turns[detail.number]) return;
+    const turns = [...value.turns];
+    turns[detail.number] = detail.turn;
+    props.value = { ...value, turns };
+    redraw();
+  });
   host.addEventListener("click", (event) => { const node = event.target.closest(".copy-code"); if (node) copy(node.dataset.copy, node); });
   return () => { if (sidesOf(props.value || { sides: {} }).length) recall(); redraw(); };
 }
+
+const chatGrowing = ({ props }) => () => { if (props.value && props.value.turn) dispatchEvent(new CustomEvent("studio:chat-growing", { detail: props.value })); };
 
 const copyText = async (text, node) => {
   try { await navigator.clipboard.writeText(text); } catch {
@@ -261,4 +273,4 @@ const chatNotes = ({ draw }) => () => draw((v) => {
 
 const chatKept = ({ draw }) => () => draw((v) => (v && v.name ? [h("p.kept", { role: "status" }, h("span", {}, v.said), button("btn.small", t("chatroom.open_data"), () => goTab("data")))] : []));
 
-export const mount = mounting({ chat_thread: chatThread, chat_status: chatStatus, chat_empty: chatEmpty, chat_chips: chatChips, chat_tally: chatTally, chat_tools: chatTools, chat_notes: chatNotes, chat_kept: chatKept });
+export const mount = mounting({ chat_thread: chatThread, chat_growing: chatGrowing, chat_status: chatStatus, chat_empty: chatEmpty, chat_chips: chatChips, chat_tally: chatTally, chat_tools: chatTools, chat_notes: chatNotes, chat_kept: chatKept });

@@ -108,9 +108,20 @@ class Room:
     async def does(self, data: dict[str, Any] | None = None, typed: str = "", **changed: Any) -> list[Any]:
         event: Any = SimpleNamespace(_data=data)
         stream = self.handlers.ask(event, typed, self.value, self.left, self.right, *settings(**changed))
-        seen = [thread async for _, thread in stream]
-        self.value = seen[-1]
+        seen = []
+        async for _, thread, growing in stream:
+            self.hears(thread, growing)
+            seen.append(self.value)
         return seen
+
+    def hears(self, thread: Any, growing: dict[str, Any]) -> None:
+        """What the page does with what a stream sends: the whole, or one turn of it."""
+        if "turns" in thread:
+            self.value = thread
+        elif growing["stream"] == self.value["stream"]:
+            turns = list(self.value["turns"])
+            turns[growing["number"]] = growing["turn"]
+            self.value = {**self.value, "turns": turns}
 
     @property
     def thread(self) -> Thread:
@@ -385,7 +396,7 @@ def test_a_question_nobody_could_answer_stays_with_the_reason(handlers: Handlers
 
     async def collect() -> None:
         event: Any = SimpleNamespace(_data=None)
-        async for _, value in handlers.ask(event, "hello", None, BASE, run.id, *settings()):
+        async for _, value, _ in handlers.ask(event, "hello", None, BASE, run.id, *settings()):
             seen.append(value)
 
     with pytest.raises(Refused):
@@ -443,8 +454,8 @@ def test_closing_the_stream_stops_both_answers(
         await ready(handlers, BASE, run.id)
         event: Any = SimpleNamespace(_data=None)
         stream = handlers.ask(event, "a b c d e f g h i j", room.value, BASE, run.id, *settings())
-        async for _, value in stream:
-            room.value = value
+        async for _, thread, growing in stream:
+            room.hears(thread, growing)
             if any("heard" in answer.text for answer in room.thread.turns[0].answers.values()):
                 break
         await stream.aclose()

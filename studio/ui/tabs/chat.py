@@ -189,8 +189,11 @@ class Handlers:
 
     async def ask(
         self, event: gr.EventData, text: str, value: Any, left: str | None, right: str | None, *values: Any
-    ) -> AsyncIterator[tuple[Any, Any]]:
-        """Everything that ends in new answers: a message, a retry, a changed question, a list of questions."""
+    ) -> AsyncIterator[tuple[Any, Any, Any]]:
+        """Everything that ends in new answers: a message, a retry, a changed question, a list of questions.
+
+        Yields the box, the whole conversation (first and last) and the turn that grows in between.
+        """
         order = read_order(event_data(event), text)
         pair, thread = await asyncio.to_thread(self._pair, left, right), read_thread(value)
         options = read_options(values)
@@ -199,18 +202,18 @@ class Handlers:
         numbers = place(thread, order, self._listed(order, pair, thread))
         self._prepare(thread, numbers, sides, options.seed, drawn=options.request["temperature"] > 0)
         typed = order.act == "send" and not event_data(event).get("text")
-        yield ("" if typed else gr.skip()), thread.as_json()
+        yield ("" if typed else gr.skip()), thread.as_json(), {}
         try:
             loaded = await self._ready(pair, bits_of(pair, options.bits))
             wishes = await asyncio.to_thread(wishes_of, options, loaded, self.workspace)
             async with aclosing(answer_all(thread, numbers, sides, loaded, wishes)) as growing:
-                async for grown in growing:
-                    yield gr.skip(), grown.as_json()
+                async for number in growing:
+                    yield gr.skip(), gr.skip(), thread.growing(number)
         except Exception as error:
-            yield gr.skip(), _failed(thread, numbers, error)
+            yield gr.skip(), _failed(thread, numbers, error), {}
             raise
         thread.busy = False
-        yield gr.skip(), thread.as_json()
+        yield gr.skip(), thread.as_json(), {}
 
     def _listed(self, order: Order, pair: Pair, thread: Thread) -> list[list[dict[str, Any]]]:
         """The conversations a list of questions asks."""
@@ -340,6 +343,7 @@ def build(ctx: Context) -> None:
             pickers = [_picker(side) for side in SIDES]
             status = panel("chat_status", "chat-status", "chat", scale=1, min_width=150)
         thread = panel("chat_thread", "chat-pair", "chat")
+        growing = panel("chat_growing", "chat-growing", "chat", visible="hidden")
         tally = panel("chat_tally", "chat-tally", "chat")
         chips = panel("chat_chips", "chat-chips", "chat")
         box, send, stop = _composer()
@@ -374,7 +378,7 @@ def build(ctx: Context) -> None:
         [box.submit, send.click, thread.apply, chips.select],
         safe(handlers.ask),
         [box, thread, *pickers, *options],
-        [box, thread],
+        [box, thread, growing],
         **STREAM,
     )
     for ended in (asked.success, asked.failure):

@@ -36,8 +36,8 @@ class Wishes:
 
 async def answer_all(
     thread: Thread, numbers: Sequence[int], sides: Sequence[str], loaded: Loaded, wishes: Wishes
-) -> AsyncGenerator[Thread, None]:
-    """Answer these turns one after the other, their sides at once; yields the thread as it grows.
+) -> AsyncGenerator[int, None]:
+    """Answer these turns one after the other, their sides at once; yields the number of the turn that has grown.
 
     Closing the generator stops the answers under way.
     """
@@ -49,7 +49,7 @@ async def answer_all(
         tasks = [asyncio.create_task(_one(thread, number, side, loaded.sides[side], wishes, told)) for side in sides]
         try:
             while not all(task.done() for task in tasks):
-                yield thread
+                yield number
                 await told.wait()
                 await asyncio.sleep(FLUSH_S)
                 told.clear()
@@ -59,7 +59,7 @@ async def answer_all(
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        yield thread
+        yield number
 
 
 async def _one(thread: Thread, number: int, side: str, seat: Seat, wishes: Wishes, told: asyncio.Event) -> None:

@@ -132,6 +132,10 @@ class Thread(_Part):
                 found.append({"messages": [*head, *before, *said]})
         return found
 
+    def growing(self, number: int) -> dict[str, Any]:
+        """One turn for the page, which has the others: a long conversation is not sent with every word."""
+        return {"stream": self.stream, "number": number, "turn": self.turns[number].model_dump(mode="json")}
+
     def as_json(self) -> dict[str, Any]:
         """The value of the page."""
         return self.model_dump(mode="json")
