@@ -8,35 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from studio.config import ExportConfig, MergeConfig
-from studio.engine.adapter import open_adapter, open_base
+from studio.engine.adapter import open_base
 from studio.engine.converted import ready
+from studio.engine.export_plan import Plan, make_plan
 from studio.engine.journal import Journal, supervise
-from studio.engine.output_folder import check_disk, filling, open_goal, refused, settle, shortages_named, work_folder
+from studio.engine.output_folder import filling, refused, settle, shortages_named
 from studio.events import RunState
-from studio.export_targets import Goal, advice, needed_bytes
-from studio.model_choices import ModelChoice
 from studio.rundir import RunDir
 
 MERGED = "merged"  # folder inside the working folder
 _MERGE_DTYPE = {"f32": "float32", "f16": "float16"}
-Writer = Callable[["Plan", Path, Journal], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """An export that can begin: inputs checked, `out` free, `work` the folder beside it that is filled first."""
-
-    config: ExportConfig
-    run: RunDir
-    choice: ModelChoice
-    out: Path
-    work: Path
+Writer = Callable[[Plan, Path, Journal], dict[str, Any]]
 
 
 def main(run_dir: str) -> int:
@@ -58,25 +45,6 @@ def export_run(journal: Journal) -> RunState:
         plan = make_plan(config, journal.run)
         with filling(plan.work, journal):
             return _write(plan, journal)
-
-
-def make_plan(config: ExportConfig, run: RunDir) -> Plan:
-    """Check model, adapter, format, goal and disk.
-
-    Raises EngineError: kind model (base, adapter), config (out, format) or disk (out), naming the field.
-    """
-    base = open_base(config.model)
-    adapter = open_adapter(config.adapter) if config.adapter else None
-    out = open_goal(config.out)
-    choice = ModelChoice(base.ref, "base", Path(base.ref).name, base.ref, adapter.folder if adapter else None)
-    goal: Goal = config.format
-    stopping = next((one for one in advice(choice, goal) if one.level == "error"), None)
-    if stopping:
-        fix = f"{stopping.fix[:1].upper()}{stopping.fix[1:]}."
-        raise refused("model", stopping.field, f"{stopping.field}: {stopping.message}.", fix)
-    number_format = str(config.bits) if goal == "bitsandbytes" else config.gguf_type
-    check_disk(out, needed_bytes(choice, goal, number_format), "the export")
-    return Plan(config, run, choice, out, work_folder(run, out))
 
 
 def _write(plan: Plan, journal: Journal) -> RunState:

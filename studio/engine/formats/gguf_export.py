@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.engine.adapter import training_config
-from studio.engine.export import Plan
+from studio.engine.export_plan import Plan
 from studio.engine.formats import gguf, ollama
 from studio.engine.journal import Journal
 from studio.workspace import slug

@@ -15,7 +15,7 @@ import torch
 
 from studio import __version__
 from studio.engine.dialogue import Turn
-from studio.engine.export import Plan
+from studio.engine.export_plan import Plan
 from studio.engine.journal import Journal
 from studio.engine.loading import Holding, choose_holding, load_base, load_tokenizer, quiet, read_template
 from studio.engine.questions import BUILT_IN, Trace, ask, compare
