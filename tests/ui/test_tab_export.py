@@ -13,6 +13,7 @@ import pytest
 from building import context
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from gradio.context import LocalContext
 
 from studio import runner
 from studio.cli import build_parser
@@ -539,3 +540,21 @@ def test_every_option_has_chinese_texts() -> None:
             for path in (spec.path, *(f"{spec.path}.{inner.path}" for inner in (walk(spec.item) if spec.item else ()))):
                 assert english[f"field.{path}"]
                 assert han.search(chinese[f"field.{path}.help"]), path
+
+
+@pytest.mark.parametrize("goal", [*MADE, "hub", "import"])
+def test_everything_that_stands_in_the_way_is_said_in_chinese(
+    handlers: Handlers, run: RunDir, goal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "MODELSCOPE_API_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    token = LocalContext.request.set(SimpleNamespace(cookies={"studio_lang": "zh-CN"}))
+    try:
+        wrong = {"max_shard_size": "much", "source": "/etc/x", "weight": "x", "repo_id": "a b", "gguf_type": "q1"}
+        told = [handlers.review(*values(what, goal, **wrong))[0]["issues"] for what in (run.id, EMBER)]
+        told += [handlers.review(*values(run.id, goal, hub="modelscope"))[0]["issues"]]
+    finally:
+        LocalContext.request.reset(token)
+    for issue in [issue for issues in told for issue in issues]:
+        assert re.search(r"[\u4e00-\u9fff]", issue["message"]), issue
+        assert not re.search(r"(?:[A-Za-z]+ ){3,}[a-z]+", issue["message"]), issue
