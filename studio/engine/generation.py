@@ -1,8 +1,11 @@
 """Answers, token by token, from one copy of the weights.
 
-Every answer under way gets one token per turn, so that base and tuned model stream side by side. Answers of the same
-model share a pass; between models the adapter is switched, which costs about as much as a fifth of a token on the tiny
-built-in model and nothing that can be seen on a real one.
+Every answer under way gets one token per turn, so that base and tuned model stream side by side, in one pass where PEFT
+can mix their rows. Where it cannot, the adapter is switched between passes, which costs about as much as a fifth of a
+token on the tiny built-in model and nothing that can be seen on a real one.
+
+A static cache with torch.compile was measured on a CPU and not taken: after 28 seconds of compiling a token took 4.0 ms
+instead of 3.3 on the built-in model, and 18 ms instead of 12 on one of 31 million parameters.
 """
 
 from __future__ import annotations
