@@ -12,6 +12,7 @@ from studio.engine.dialogue import Request, Sampling
 
 MOST_TOOLS = 128
 TOP_LOGPROBS = 20
+StopWord = Annotated[str, Field(max_length=1000)]
 
 
 def _only(*harmless: Any, advice: str) -> AfterValidator:
@@ -47,10 +48,16 @@ class Wishes(BaseModel):
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: Annotated[list[StopWord], Field(max_length=16)] | None = None
     frequency_penalty: Annotated[Any, _only(0, advice="use repetition_penalty")] = None
     presence_penalty: Annotated[Any, _only(0, advice="use repetition_penalty")] = None
     logit_bias: Annotated[Any, _only({}, advice="leave it out")] = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def listed(cls, value: Any) -> Any:
+        """One word may stand alone."""
+        return [value] if isinstance(value, str) else value
 
     @property
     def wants_usage(self) -> bool:
@@ -59,7 +66,6 @@ class Wishes(BaseModel):
 
     def _sampling(self, longest: int | None, logprobs: int | None) -> Sampling:
         """The wishes of the request; what it leaves open takes our defaults."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         wishes: dict[str, Any] = {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -68,7 +74,7 @@ class Wishes(BaseModel):
             "repetition_penalty": self.repetition_penalty,
             "max_tokens": longest,
             "seed": self.seed,
-            "stop": tuple(stop),
+            "stop": tuple(self.stop or ()),
             "logprobs": logprobs,
         }
         return Sampling(**{key: value for key, value in wishes.items() if value is not None})

@@ -431,6 +431,8 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "json": ({"response_format": {"type": "json_object"}}, 400, "answers are plain text"),
     "functions": ({"functions": [{"name": "x"}]}, 400, "use tools"),
     "logprobs": ({"logprobs": True, "top_logprobs": 50}, 400, "top_logprobs"),
+    "a long stop word": ({"stop": "x" * 1001}, 400, "stop.0"),
+    "many stop words": ({"stop": ["x"] * 17}, 400, "stop"),
     "min_p": ({"min_p": 2}, 400, "min_p"),
     "truncation": ({"truncation": "maybe"}, 400, "truncation"),
     "a tool with a bad name": (
