@@ -2,8 +2,8 @@
 
 What is padded is masked out and every row keeps its own positions, so a row's numbers are those it would have alone, up
 to the order in which a larger matrix product adds them up: in float32 and 4 bits the logarithms of the probabilities
-differ by less than 1e-4, in 8 bits (whose numbers are scaled by what else is in the batch) by about 1e-3. Greedy answers
-are the same unless two tokens are closer than that; in 16 bits that may happen in a long answer.
+differ by less than 1e-4, in 8 bits (where the batch decides how numbers are scaled) by about 1e-3. Greedy answers are
+the same unless two tokens are closer than that; in 16 bits that may happen in a long answer.
 """
 
 from __future__ import annotations
