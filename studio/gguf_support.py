@@ -32,6 +32,8 @@ ARCHITECTURES = {
     "gemma3_text": "gemma3",
 }
 TITLES = "Llama, Mistral, InternLM2, InternLM3, Qwen2, Qwen2.5, Qwen3, Gemma 1, 2 and 3"
+SEEING = "gemma3"
+BLIND_NOTE = "what sees pictures is left out; the file holds the language model"
 ROPES = ("default", "linear", "llama3", "yarn", "dynamic")
 _PERIODS = {"gemma2": 2, "gemma3_text": 6}  # of layers that look back over a window only, and one that sees all
 _LARGE = {"gemma2": 46, "gemma3_text": 62}  # layers of the 27B models, whose attention llama.cpp scales otherwise
@@ -44,7 +46,7 @@ def obstacle(folder: Path) -> str | None:
         return f"{config.message}; {config.fix}."
     try:
         layout = detect(config)
-        for reason in _reasons(layout.converted_config() if layout else config):
+        for reason in _reasons(layout.converted_config() if layout else language_part(config)):
             return f"{folder.name} cannot be written as GGUF: {reason}."
         _check_tokenizer(folder, original=layout is not None)
     except (Refused, Unsupported) as error:
@@ -52,6 +54,14 @@ def obstacle(folder: Path) -> str | None:
     except DataError as error:
         return error.message
     return None
+
+
+def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """config.json of the language model within a Gemma 3 that also sees; any other as it is."""
+    text = config.get("text_config")
+    if config.get("model_type") == SEEING and isinstance(text, Mapping):
+        return {"quantization_config": config.get("quantization_config"), **text, "model_type": "gemma3_text"}
+    return config
 
 
 def modelfile_obstacle(folder: Path, template: str | None = None) -> str | None:

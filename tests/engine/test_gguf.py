@@ -12,12 +12,12 @@ from gguf import GGUFReader
 from originals import save_original
 from safetensors.torch import load_file, save_file
 from tiny import EMBER
-from tiny_shapes import SHAPES, save_shape
+from tiny_shapes import SHAPES, save_seeing, save_shape
 
 from studio.engine.failure import EngineError
 from studio.engine.formats import gguf, gguf_tensors, llama_cpp
 from studio.engine.formats.gguf_tokens import read_words
-from studio.gguf_support import obstacle
+from studio.gguf_support import BLIND_NOTE, obstacle
 
 ALL = 8  # questions and texts of a proof
 
@@ -68,6 +68,15 @@ def test_a_model_in_its_original_layout_is_written_as_what_it_is_converted_to(tm
 def test_byte_level_tokenizers_cut_texts_alike(tmp_path: Path, words: str) -> None:
     report = written(save_shape(tmp_path / "model", "qwen2", words), tmp_path / "model.gguf")
     assert report["passed"], report
+
+
+def test_of_a_model_that_sees_the_language_model_is_written(tmp_path: Path) -> None:
+    source = save_seeing(tmp_path / "gemma3")
+    report = written(source, tmp_path / "model.gguf")
+    assert report["passed"], report
+    assert (report["prompts"], report["texts_equal"]) == (ALL, ALL)
+    notes = gguf.write(source, tmp_path / "again.gguf", "q8_0", lambda done, total: None)["notes"]
+    assert notes == [BLIND_NOTE]
 
 
 def test_the_head_names_ends_context_and_template(tmp_path: Path) -> None:

@@ -84,6 +84,28 @@ def save_shape(folder: Path, name: str, words: str | None = None) -> Path:
     return folder
 
 
+def save_seeing(folder: Path) -> Path:
+    """A Gemma 3 that also sees, in float32."""
+    tokenizer = tokenizer_of("gemma")
+    kind, settings, _ = SHAPES["gemma3"]
+    named = {f"{part}_token_id": getattr(tokenizer, f"{part}_token_id") for part in ("bos", "eos", "pad")}
+    text = SIZES | settings | named | {"vocab_size": len(tokenizer), "model_type": kind}
+    sight = {
+        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=sight, mm_tokens_per_image=4)
+    torch.manual_seed(7)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3 if parameter.dim() == 1 else 1.5 * parameter.shape[-1] ** -0.5)
+        model.get_input_embeddings().weight.mul_(0.1)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @cache
 def tokenizer_of(kind: str) -> PreTrainedTokenizerFast:
     """A tokenizer: bytes within words as Llama 3, Qwen, GPT-2 … cut them, or pieces as Llama 2 or Gemma has."""

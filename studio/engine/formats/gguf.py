@@ -16,7 +16,7 @@ from studio.engine.formats.gguf_readback import read_back
 from studio.engine.formats.gguf_tensors import ModelTensors
 from studio.engine.formats.gguf_tokens import read_words, write_words
 from studio.engine.loading import blaming
-from studio.gguf_support import ARCHITECTURES, obstacle
+from studio.gguf_support import ARCHITECTURES, BLIND_NOTE, obstacle
 
 
 def write(source: Path, file: Path, kind: str, progress: Callable[[int, int], None]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def write(source: Path, file: Path, kind: str, progress: Callable[[int, int], No
         "architecture": architecture,
         "tensors": len(tensors),
         "tokenizer": f"{words.kind.model}/{words.kind.pre}",
-        "notes": list(words.kind.notes),
+        "notes": [*words.kind.notes, *([BLIND_NOTE] if model.sees else [])],
     }
 
 

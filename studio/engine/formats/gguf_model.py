@@ -11,7 +11,7 @@ from gguf import GGUFWriter, LlamaFileType, RopeScalingType
 from transformers import AutoConfig, PretrainedConfig
 
 from studio.engine.failure import model_failure
-from studio.gguf_support import context_length, layer_period
+from studio.gguf_support import SEEING, context_length, layer_period
 from studio.layouts import read_layout
 
 FILE_TYPES = {
@@ -24,11 +24,11 @@ Settings = dict[str, Any]
 
 
 def read_config(source: Path) -> PretrainedConfig:
-    """The configuration of a model folder; of an original layout, what it is converted to."""
+    """The configuration of the language model in a folder; of an original layout, what it is converted to."""
     layout = read_layout(source)
     if layout is None:
         config: PretrainedConfig = AutoConfig.from_pretrained(source, local_files_only=True)
-        return config
+        return config.get_text_config() if config.model_type == SEEING else config
     settings = layout.converted_config()
     return AutoConfig.for_model(settings.pop("model_type"), **settings)
 

@@ -7,6 +7,7 @@ of the file some rows at a time.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ KINDS = {
     "q8_0": GGMLQuantizationType.Q8_0,
 }
 ROWS_BYTES = 32 * 2**20  # of a tensor turned at once, in float32
+_SEES = re.compile(r"(^|\.)(vision_tower|multi_modal_projector)\.")
 LARGEST_F16 = 65504.0
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
@@ -88,7 +90,8 @@ class ModelTensors:
         with named_faults():
             weights = self._stack.enter_context(Weights(source))
             layout = read_layout(source)
-            plain = {name: _reader(weights, name) for name in weights}
+            plain = {_plain(name): _reader(weights, name) for name in weights}
+            self.sees = any(_SEES.search(name) for name in plain)
             self._readers = converted_tensors(weights, layout) if layout else plain
 
     def __enter__(self) -> ModelTensors:
@@ -111,7 +114,9 @@ class ModelTensors:
 
     def _left_out(self, name: str) -> bool:
         tied = name == "lm_head.weight" and self.config.tie_word_embeddings
-        return tied or name.endswith(("rotary_emb.inv_freq", "attention.bias", ".masked_bias"))
+        return (
+            tied or bool(_SEES.search(name)) or name.endswith(("rotary_emb.inv_freq", "attention.bias", ".masked_bias"))
+        )
 
     def _tensor(self, name: str, names: TensorNameMap) -> Tensor:
         place = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -140,6 +145,13 @@ class ModelTensors:
             heads = self.config.num_attention_heads if side == "q_proj" else self.config.num_key_value_heads
             return _interleaved(tensor, heads, head_size(self.config))
         return tensor
+
+
+def _plain(name: str) -> str:
+    """The name of a tensor of a language model, also of one within a model that sees."""
+    if name.startswith("model.language_model."):
+        return name.replace("model.language_model.", "model.", 1)
+    return name.removeprefix("language_model.")
 
 
 def _reader(weights: Weights, name: str) -> Callable[[], torch.Tensor]:
