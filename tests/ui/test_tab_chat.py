@@ -389,12 +389,14 @@ def test_killed_server_is_one_sentence_beside_the_question_and_starts_again(
     assert room.said()[0] == "base turn 1 heard anyone?"
 
 
-def test_a_question_nobody_could_answer_stays_with_the_reason(handlers: Handlers, workspace: Workspace) -> None:
-    run = add_run(workspace)
-
+def test_a_question_does_not_push_out_the_pair_of_another_page_and_says_so(
+    handlers: Handlers, workspace: Workspace
+) -> None:
+    run, other = add_run(workspace), add_run(workspace, "other")
     seen: list[Any] = []
 
     async def collect() -> None:
+        await ready(handlers, BASE, other.id)
         event: Any = SimpleNamespace(_data=None)
         async for _, value, _ in handlers.ask(event, "hello", None, BASE, run.id, *settings()):
             seen.append(value)
@@ -406,6 +408,13 @@ def test_a_question_nobody_could_answer_stays_with_the_reason(handlers: Handlers
     assert thread.stream
     assert {answer.state for answer in thread.turns[0].answers.values()} == {"failed"}
     assert "not loaded" in thread.turns[0].answers[LEFT].error
+    assert handlers.status(BASE, other.id, "0")["state"] == "ready"
+
+
+def test_a_question_that_comes_before_the_models_loads_them(handlers: Handlers, workspace: Workspace) -> None:
+    room = Room(handlers, BASE, add_run(workspace).id)
+    asyncio.run(room.does(typed="hello"))
+    assert room.said()[0] == "base turn 1 heard hello"
 
 
 def test_server_that_dies_in_the_middle(handlers: Handlers, workspace: Workspace, fake: Callable[..., None]) -> None:

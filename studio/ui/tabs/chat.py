@@ -18,6 +18,7 @@ from studio.records import DatasetStore
 from studio.runner import StartRefused
 from studio.ui.context import ACTION, EVENT, PREVIEW, READ, Context, Refused, refuse, safe
 from studio.ui.i18n import T, tr
+from studio.ui.sentences import translated
 from studio.ui.tabs import chat_file
 from studio.ui.tabs.chat_answers import answer_all
 from studio.ui.tabs.chat_choices import (
@@ -174,7 +175,12 @@ class Handlers:
         }
 
     async def _ready(self, pair: Pair, bits: int) -> Loaded:
-        """The loaded servers; waits while they load. Raises Refused when there is nothing that could answer."""
+        """The loaded servers; waits while they load. Raises Refused when there is nothing that could answer.
+
+        A question may come before the page has started them. Another page's pair is not pushed out by a question.
+        """
+        if self.servers.idle:
+            await asyncio.to_thread(self.servers.ensure, pair, bits)
         while True:
             loaded = self.servers.current(pair_key(pair, bits))
             state = (await asyncio.to_thread(self._status, loaded))["state"] if loaded else "none"
@@ -271,7 +277,8 @@ class Handlers:
 
 def _failed(thread: Thread, numbers: Sequence[int], error: Exception) -> dict[str, Any]:
     """The thread when nothing could answer: what has no answer says why."""
-    said = str(error) if isinstance(error, Refused) else tr("chat.error.broken", reason=type(error).__name__)
+    known = isinstance(error, Refused | StartRefused)
+    said = translated(str(error)) if known else tr("chat.error.broken", reason=type(error).__name__)
     for number in numbers:
         for answer in thread.turns[number].answers.values():
             if answer.state in ("waiting", "streaming"):

@@ -72,6 +72,11 @@ class Servers:
     _running: list[tuple[int, chat_server.ChatServer]] = field(default_factory=list, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
+    @property
+    def idle(self) -> bool:
+        """True while no pair is loaded, so that loading one takes nothing from another page."""
+        return self._loaded is None
+
     def current(self, key: tuple[object, ...]) -> Loaded | None:
         """The loaded servers if they are those of this pair, alive or not."""
         loaded = self._loaded
