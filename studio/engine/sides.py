@@ -72,13 +72,13 @@ def choose_how(plan: Plan) -> How:
     quiet()
     device = _device(plan.config.device)
     try:
-        Hollow(plan.base, device)
+        numbers = sum(parameter.numel() for parameter in Hollow(plan.base, device).model.parameters())
         whole = plan.in_one_piece
     except Unsuited as reason:
         whole = str(reason)
-    with blaming("base"):
-        needed = count_parameters(plan.base) * 4 * ROOM
-    fits = needed < _free_memory(device)
+        with blaming("base"):
+            numbers = count_parameters(plan.base)
+    fits = numbers * 4 * ROOM < _free_memory(device)
     saved_as: torch.dtype = getattr(torch, plan.config.dtype)
     dtype = saved_as if whole and not fits else torch.float32
     return How(device, dtype, whole, streamed=not (fits or whole))
