@@ -109,7 +109,7 @@ def _about_model(choice: ModelChoice, goal: Goal) -> Iterator[Advice]:
     if goal in ("gguf", "ollama"):
         reason = gguf_support.obstacle(folder)
         if goal == "ollama":
-            reason = reason or gguf_support.modelfile_obstacle(folder)
+            reason = reason or gguf_support.modelfile_obstacle(folder, adapter=choice.adapter)
         if reason:
             yield Advice("error", "format", reason.removesuffix("."), "choose another format")
     if goal == "bitsandbytes":

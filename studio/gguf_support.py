@@ -5,6 +5,7 @@ Reads small files of a model folder only, so that what is not supported is said 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -64,11 +65,13 @@ def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config
 
 
-def modelfile_obstacle(folder: Path, template: str | None = None) -> str | None:
+def modelfile_obstacle(folder: Path, template: str | None = None, adapter: Path | None = None) -> str | None:
     """Why Ollama cannot be told how the model in `folder` is spoken to, in a sentence; None when it can.
 
-    `template`: a chat template's text or name, instead of the folder's own.
+    `template`: a chat template's text or name, instead of the folder's own; so is the one saved with an `adapter`.
     """
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        template = (adapter / "chat_template.jinja").read_text(encoding="utf-8") if adapter else template
     try:
         modelfile_template(ChatTokenizer.from_folder(folder, template).template, drop_begin=False)
     except Unsayable as error:

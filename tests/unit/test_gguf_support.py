@@ -11,6 +11,7 @@ import pytest
 
 from studio.gguf_support import context_length, modelfile_obstacle, obstacle
 from studio.gguf_vocabulary import Unsupported, merge_ranks, vocabulary
+from studio.records.template_names import named_template
 
 EMBER = Path(__file__).resolve().parents[2] / "assets" / "models" / "ember"
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "hidden_act": "silu"}
@@ -123,3 +124,10 @@ def test_a_template_that_counts_rounds_is_refused_for_ollama(folder: Path) -> No
     sentence = modelfile_obstacle(folder, "chatglm2")
     assert sentence is not None
     assert "cannot be written for Ollama: what it writes before a message depends on more than" in sentence
+
+
+def test_the_template_of_the_adapter_counts(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    adapter = tmp_path_factory.mktemp("adapter")
+    assert modelfile_obstacle(folder, adapter=adapter) is None  # it brings none of its own
+    (adapter / "chat_template.jinja").write_text(named_template("chatglm2").source, encoding="utf-8")
+    assert "cannot be written for Ollama" in str(modelfile_obstacle(folder, adapter=adapter))
