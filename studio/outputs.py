@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from studio.schema import Section, Ui
 
@@ -152,6 +152,14 @@ class ExportConfig(OutputConfig):
 
     out: Annotated[str, Field(max_length=1000), Ui(label="Output folder")] = ""
     """Where the result is written; must not exist yet. An upload writes nothing here."""
+
+    @field_validator("endpoint")
+    @classmethod
+    def check_endpoint(cls, value: str | None) -> str | None:
+        """No name and password in it: a configuration is no place for secrets."""
+        if value and "@" in value:
+            raise ValueError("write it as https://host, without a name and password in it")
+        return value
 
     @model_validator(mode="after")
     def check_goal_named(self) -> ExportConfig:

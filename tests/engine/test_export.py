@@ -192,6 +192,7 @@ def test_an_adapter_is_uploaded_with_everything_that_belongs_to_it_and_nothing_e
         ("offline", "hub", "switched off"),
         ("nobody there", "hub", "cannot be reached"),
         ("open line", "endpoint", "others can read"),
+        ("another's name", "endpoint", "others can read"),
         ("refused", "repo_id", "may not write"),
     ],
 )
@@ -199,7 +200,12 @@ def test_an_upload_that_cannot_be_says_why(
     send: Start, hub: minihub.MiniHub, tiny_adapter: Path, monkeypatch: pytest.MonkeyPatch, case: tuple[str, str, str]
 ) -> None:
     wrong, field, said = case
-    endpoint = {"nobody there": "http://127.0.0.1:9", "open line": "http://hub.example"}.get(wrong, hub.address)
+    endpoints = {
+        "nobody there": "http://127.0.0.1:9",
+        "open line": "http://hub.example",
+        "another's name": "http://127.0.0.1.hub.example",
+    }
+    endpoint = endpoints.get(wrong, hub.address)
     if wrong == "no token":
         monkeypatch.delenv("HF_TOKEN")
     if wrong == "bad token":
