@@ -56,7 +56,7 @@ _WHOLE: dict[str, Callable[..., int]] = {
     "factorial": math.factorial,
     "comb": math.comb,
 }
-_LARGEST_WHOLE: dict[str, int] = {"factorial": 1000, "comb": 5000, "gcd": 10**30, "lcm": 10**30}
+_LARGEST_WHOLE: dict[str, int] = {"factorial": 1000, "comb": 5000, "gcd": 10**30, "lcm": 10**30, "round": 1000}
 
 
 def calculator() -> Tool:
@@ -128,7 +128,7 @@ def _called(node: ast.Call) -> Number:
     if name in _EXACT:
         return _exact(_EXACT[name](*given))
     if name == "round":
-        return Fraction(round(Fraction(given[0]), *map(int, given[1:])))
+        return Fraction(round(Fraction(given[0]), *(_whole(name, one) for one in given[1:])))
     if name not in _WHOLE:
         raise ExpressionError(
             f"there is no function {name[:40]!r}; known are {', '.join(sorted([*_SMOOTH, *_EXACT, *_WHOLE, 'round']))}"
