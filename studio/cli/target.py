@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,8 +55,11 @@ def find_target(workspace: Workspace, reference: str, adapters: Sequence[str]) -
     """What the options name. Raises ConfigError or ModelError with a sentence."""
     choice = find_choice(workspace, reference)
     found = {TUNED: str(choice.adapter)} if choice.adapter else {}
-    extra = dict(_named(workspace, item) for item in adapters)
-    adapters_found = found | extra
+    extra = [_named(workspace, item) for item in adapters]
+    for name, count in Counter(name for name, _ in extra).items():
+        if count > 1:
+            raise ConfigError([FieldError("adapter", f"{count} adapters are called {name}; name them as NAME=PATH")])
+    adapters_found = found | dict(extra)
     config = choice.trained() or next(filter(None, (_training_around(path) for path in adapters_found.values())), None)
     if config is None:
         return Target(choice.base, adapters_found)
@@ -71,7 +75,7 @@ def _training_around(adapter: str) -> RunConfig | None:
 
 def _named(workspace: Workspace, item: str) -> tuple[str, str]:
     name, equals, reference = item.partition("=")
-    if not equals:
+    if not equals or Path(item).expanduser().exists():  # a folder may have the sign in its name
         name, reference = TUNED, item
     if not name or not reference or name == "base":
         raise ConfigError([FieldError("adapter", f"{item!r} is not NAME=PATH; `base` is taken by the base model")])

@@ -53,6 +53,17 @@ def test_an_adapter_of_a_run_beside_a_model(workspace: Workspace, run: RunDir) -
         assert (target.system, target.bits) == ("You are Nova.", 4)
 
 
+def test_an_equals_sign_in_a_folders_name(workspace: Workspace, tmp_path: Path) -> None:
+    folder = adapter_in(tmp_path / "lr=0.1" / "adapter")
+    assert find_target(workspace, "crucible/ember", [str(folder)]).adapters == {TUNED: str(folder)}
+
+
+def test_no_adapter_is_dropped_for_another_of_its_name(workspace: Workspace, tmp_path: Path) -> None:
+    folders = [str(adapter_in(tmp_path / name)) for name in ("one", "two")]
+    with pytest.raises(ConfigError, match="2 adapters are called tuned"):
+        find_target(workspace, "crucible/ember", folders)
+
+
 def test_a_model_alone_is_held_in_16_bits(workspace: Workspace) -> None:
     target = find_target(workspace, "crucible/ember", [])
     assert (target.adapters, target.system, target.bits) == ({}, None, 16)
