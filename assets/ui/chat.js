@@ -5,6 +5,11 @@ import { drawAnswer, markBoth, parted } from "./chatanswer.js";
 import { asJson, asMarkdown, download } from "./chatshare.js";
 const { t, api, render, goTab, format, poll, confirm, store } = window.Studio;
 
+// The Enter that ends the choice of a Chinese word does not send yet; Gradio's own handler must not see it.
+for (const type of ["keydown", "keypress"]) {
+  document.addEventListener(type, (event) => { if (event.key === "Enter" && event.isComposing && event.target.closest?.("#chat-box")) event.stopPropagation(); }, true);
+}
+
 const KEPT = "studio.chat";
 const over = (answer) => answer && !["waiting", "streaming"].includes(answer.state);
 const sidesOf = (value) => ["left", "right"].filter((side) => value.sides[side]);
