@@ -14,7 +14,7 @@ from studio.checkpoints import complete_checkpoints, step_of
 from studio.config import ConvertConfig, ExportConfig, MergeConfig, RunConfig
 from studio.labels import read_labels
 from studio.model_files import faults
-from studio.model_library import list_models
+from studio.model_library import list_models, results
 from studio.presets import ModelError, resolve_model
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError
@@ -219,7 +219,7 @@ def _of_adapter(folder: Path, settings: dict[str, object]) -> ModelChoice:
 def _imported(workspace: Workspace) -> list[ModelChoice]:
     """Adapters among the exports that name their base model."""
     found = []
-    for folder in sorted(workspace.exports.iterdir()):
+    for folder in results(workspace.exports):
         settings = adapter_settings(str(folder))
         try:
             found += [_of_adapter(folder, settings)] if settings else []

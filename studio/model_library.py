@@ -15,6 +15,8 @@ from studio.workspace import Workspace
 
 FOLDERS = "CRUCIBLE_MODELS"
 """Environment variable: folders of models, or of folders of models, divided as in PATH."""
+UNPROVEN = ".unproven"
+"""In the name of a folder that is kept although its proof failed."""
 Where = Literal["built-in", "workspace", "folder", "huggingface", "modelscope"]
 
 
@@ -108,9 +110,14 @@ def _downloaded() -> Iterator[OnDisk]:
 def _folders(parent: Path) -> list[Path]:
     """The model folders directly in a folder; links are followed."""
     try:
-        return sorted(path for path in parent.iterdir() if (path / CONFIG).is_file())
+        return [path for path in results(parent) if (path / CONFIG).is_file()]
     except OSError:
         return []
+
+
+def results(parent: Path) -> list[Path]:
+    """What lies in a folder, by name: nothing that is being made there or has failed its proof. Raises OSError."""
+    return sorted(path for path in parent.iterdir() if not path.name.startswith(".") and UNPROVEN not in path.name)
 
 
 def _described(folder: Path, where: Where, name: str = "", value: str = "", size: int = 0) -> OnDisk:

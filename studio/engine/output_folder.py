@@ -15,6 +15,7 @@ from typing import Any, Literal
 from studio.engine.failure import EngineError, explain
 from studio.engine.journal import Journal
 from studio.events import ErrorKind, ExitCode, RunError, RunState, SavedEvent
+from studio.model_library import UNPROVEN
 from studio.rundir import RunDir, write_atomic
 
 What = Literal["adapter", "merged", "export", "answers"]
@@ -131,7 +132,7 @@ def settle(
     """
     work, out = folders
     passed = bool(report["proof"]["passed"])
-    goal = out if passed else free_name(out.with_name(f"{out.name}.unproven"))
+    goal = out if passed else free_name(out.with_name(f"{out.name}{UNPROVEN}"))
     name_folder(journal, work, goal)
     report["out"] = str(goal)
     write_atomic(journal.run.report_file, json.dumps(report, ensure_ascii=False, indent=1))

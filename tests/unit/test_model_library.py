@@ -15,6 +15,7 @@ from studio import model_files
 from studio.cli import main
 from studio.fetchdir import model_job
 from studio.model_cache import cached_model, cached_models
+from studio.model_choices import list_choices
 from studio.model_files import Fault, damage, facts, faults
 from studio.model_library import check, choices, folder_of, list_models
 from studio.presets import BUILT_IN, ModelError, resolve_model
@@ -320,3 +321,15 @@ def test_models_fetch_says_offline_at_once(workspace: Workspace, capsys: pytest.
     assert code == 4
     assert "The hubs are switched off" in err
     assert not (workspace.path / "downloads").exists()
+
+
+def test_what_is_being_made_or_failed_its_proof_is_not_offered(workspace: Workspace) -> None:
+    for name in (".20261129-120000_merge.part", "nova.unproven", "nova.unproven-2", "nova"):
+        make(workspace.exports / name)
+    for name in (".20261129-120000_convert.part", "star.unproven", "star"):
+        folder = workspace.exports / name
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "crucible/ember"}', encoding="utf-8")
+    made = [choice.name for choice in list_choices(workspace) if choice.base.startswith(str(workspace.path))]
+    assert made == ["nova"]
+    assert [choice.name for choice in list_choices(workspace) if choice.what == "adapter"] == ["star"]
