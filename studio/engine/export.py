@@ -80,11 +80,7 @@ def _source(plan: Plan, journal: Journal) -> tuple[Path, dict[str, Any]]:
     dtype = _MERGE_DTYPE.get(config.gguf_type, "bfloat16") if config.format != "bitsandbytes" else "bfloat16"
     settings = {"base": config.model, "adapter": str(config.adapter), "merge_base": config.merge_base, "dtype": dtype}
     merging = MergeConfig(out=str(plan.out), max_shard_size=config.max_shard_size, **settings)
-    report = merge.merge_folder(merging, journal, folder)
-    if not report["proof"]["passed"]:
-        sentence = f"adapter: the merged model does not pass the proof: {report['proof']['reason']}."
-        raise refused("model", "adapter", sentence, "Try the other base to merge into.")
-    return folder, report
+    return folder, merge.merge_folder(merging, journal, folder)
 
 
 def _local(path: str, local: bool) -> Path:
