@@ -70,7 +70,7 @@ def _line(answer: dict[str, Any]) -> str:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # a text may hold other breaks of lines
         try:
             answer = json.loads(line)
         except ValueError:

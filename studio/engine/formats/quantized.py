@@ -60,7 +60,7 @@ def export(plan: Plan, source: Path, journal: Journal) -> dict[str, Any]:
 def _write_card(plan: Plan, source: Path, result: Path) -> None:
     """README.md: that of the model, if it has one, and what was done to it."""
     own = source / "README.md"
-    text = own.read_text(encoding="utf-8") if own.is_file() else f"# {plan.out.name}\n"
+    text = own.read_text(encoding="utf-8", errors="replace") if own.is_file() else f"# {plan.out.name}\n"
     packed = f"Packed in {plan.config.bits} bits by bitsandbytes (Crucible {__version__})."
     (result / "README.md").write_text(f"{text.rstrip()}\n\n{packed}\n", encoding="utf-8")
 
