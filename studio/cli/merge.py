@@ -109,13 +109,10 @@ def _weighted(workspace: Workspace, text: str) -> dict[str, Any]:
     """PATH:WEIGHT as the configuration has it; a path may have colons of its own."""
     path, _, weight = text.rpartition(":")
     try:
-        return (
-            {"path": _adapter(workspace, path), "weight": float(weight)}
-            if path
-            else {"path": _adapter(workspace, text)}
-        )
+        number = float(weight)
     except ValueError:
-        return {"path": _adapter(workspace, text)}
+        path = ""
+    return {"path": _adapter(workspace, path), "weight": number} if path else {"path": _adapter(workspace, text)}
 
 
 def _free(path: Path) -> Path:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from studio.chains import other_base
 from studio.config import MergeConfig
 from studio.engine.converted import write_back
 from studio.engine.failure import EngineError
@@ -68,6 +69,12 @@ def _merge(plan: Plan, journal: Journal) -> dict[str, Any]:
     journal.phase("load", f"{plan.base.ref}, {plan.adapter.folder.name}")
     from studio.engine import merged_weights, proof, sides  # seconds to import
 
+    for part in plan.adapters:
+        other = other_base(part.files.config, plan.config.base)
+        if other:
+            journal.warn(
+                f"The adapter was trained on {other}; it is merged into {plan.config.base}, as was asked for.", "base"
+            )
     how = sides.choose_how(plan)
     if how.whole:
         journal.warn(f"base: the whole model is held in memory for this merge, because {how.whole}.", "base")

@@ -458,3 +458,11 @@ def test_a_goal_inside_a_file_is_refused(start: Start, out: Path) -> None:
     code, run = start(out=str(out / "below"))
     assert code == 4
     assert (error_of(run).kind, error_of(run).field) == ("disk", "out")
+
+
+def test_another_base_of_the_same_shape_is_warned_of(start: Start, tiny_llama: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(tiny_llama, tmp_path / "another model")
+    code, run = start(base=str(other))
+    assert code == 0
+    (warning,) = events_of(run, "warning")
+    assert (warning.field, str(other) in warning.message) == ("base", True)
