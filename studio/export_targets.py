@@ -20,6 +20,7 @@ from studio.model_cache import offline
 from studio.model_choices import ModelChoice
 from studio.model_files import CONFIG, Fault, facts, read_object
 from studio.presets import ModelError, resolve_model
+from studio.workspace import slug
 
 Goal = Literal["adapter", "safetensors", "bitsandbytes", "gguf", "ollama", "hub"]
 """adapter: a folder to give away. safetensors: merged into its base. hub: an upload."""
@@ -173,12 +174,13 @@ def uses(goal: Goal, out: Path, *, base: str = "", repo_id: str = "", hub: Hub =
     quoted = json.dumps(str(out), ensure_ascii=False)
     if goal == "adapter":
         peft = f"PeftModel.from_pretrained(model, {quoted})"
-        return [Use("Crucible", f"python launch.py chat {base} --adapter {quoted}"), Use("PEFT", peft)]
+        named = json.dumps(base, ensure_ascii=False) if " " in base else base
+        return [Use("Crucible", f"python launch.py chat {named} --adapter {quoted}"), Use("PEFT", peft)]
     if goal == "gguf":
         file = json.dumps(str(next(iter(sorted(out.glob("*.gguf"))), out / "model.gguf")), ensure_ascii=False)
         return [Use("llama.cpp", f"llama-cli -m {file}"), Use("llama.cpp", f"llama-server -m {file}")]
     if goal == "ollama":
-        name = out.name.lower()
+        name = slug(out.name).lower()
         modelfile = json.dumps(str(out / "Modelfile"), ensure_ascii=False)
         return [Use("Ollama", f"ollama create {name} -f {modelfile}"), Use("Ollama", f"ollama run {name}")]
     if goal == "hub":

@@ -9,14 +9,29 @@ import re
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from studio.schema import Section, Ui
 
 MergeBase = Literal["original", "dequantized"]
 Dtype = Literal["bfloat16", "float16", "float32"]
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-ShardSize = Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB)$"), Ui(label="Largest file")]
+
+
+def _bytes(size: str) -> int:
+    return int(float(size[:-2]) * _UNITS[size[-2:]])
+
+
+def _size(text: str) -> str:
+    """A size as transformers reads it. Raises for one that is none, or nothing."""
+    written = text.replace(" ", "").upper()
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?(KB|MB|GB)", written) or _bytes(written) < 1:
+        raise PydanticCustomError("string_pattern_mismatch", "must be a size like 500MB or 2GB")
+    return written
+
+
+ShardSize = Annotated[str, Field(max_length=20), AfterValidator(_size), Ui(label="Largest file")]
 _REPOSITORY = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 
 
@@ -88,7 +103,7 @@ class MergeConfig(OutputConfig):
     @property
     def shard_bytes(self) -> int:
         """The largest file, in bytes."""
-        return int(float(self.max_shard_size[:-2]) * _UNITS[self.max_shard_size[-2:]])
+        return _bytes(self.max_shard_size)
 
     @property
     def references(self) -> list[str]:
