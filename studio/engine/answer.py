@@ -209,13 +209,14 @@ class _Asking:
         return True
 
     def _request(self, row: PromptRow, model: str) -> Request:
-        from studio.engine.chat_api_messages import Message
+        from studio.engine.chat_api_messages import Message, check_pictures
 
         messages = list(row.messages)
         if self.plan.system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": self.plan.system})
-        turns = tuple(Message.model_validate(message).turn() for message in messages)
-        return Request(model, turns, sampling=self.sampling)
+        asked = [Message.model_validate(message) for message in messages]
+        check_pictures(asked)
+        return Request(model, tuple(message.turn() for message in asked), sampling=self.sampling)
 
 
 def _settle(plan: Plan, kept: KeptAnswers, journal: Journal, seconds: float) -> RunState:

@@ -40,7 +40,7 @@ import asyncio
 import secrets
 from typing import Any, Protocol
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
@@ -49,6 +49,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from studio.engine.chat_api_answers import ChatShape, Course, EventStream, Shape, TextShape, whole_answer
 from studio.engine.chat_api_body import BodyLimit
 from studio.engine.chat_api_errors import ApiError, add_handlers
+from studio.engine.chat_api_messages import check_pictures
 from studio.engine.chat_api_requests import ChatRequest, CompletionRequest, Wishes
 from studio.engine.chat_api_tools import Calling, calling
 from studio.engine.dialogue import Backend, Busy, ModelFacts, Piece, PromptError, Request, Unavailable, UnknownModel
@@ -77,10 +78,11 @@ def build_app(service: Service, *, host: str, api_key: str | None = None) -> Fas
     if host in LOOPBACK:  # a page from elsewhere that points its own name at this machine is refused
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK))
     app.add_api_route("/health", _health, methods=["GET"])
-    app.add_api_route("/v1/models", _models, methods=["GET"])
-    app.add_api_route("/v1/models/{name:path}", _model, methods=["GET"])
-    app.add_api_route("/v1/chat/completions", _chat, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/completions", _complete, methods=["POST"], response_model=None)
+    keyed: Any = {"dependencies": [Depends(_check_key)]}  # before anybody looks at what was sent
+    app.add_api_route("/v1/models", _models, methods=["GET"], **keyed)
+    app.add_api_route("/v1/models/{name:path}", _model, methods=["GET"], **keyed)
+    app.add_api_route("/v1/chat/completions", _chat, methods=["POST"], response_model=None, **keyed)
+    app.add_api_route("/v1/completions", _complete, methods=["POST"], response_model=None, **keyed)
     add_handlers(app)
     return app
 
@@ -116,8 +118,10 @@ def _described(name: str, facts: ModelFacts) -> dict[str, Any]:
 async def _chat(body: ChatRequest, request: HttpRequest) -> Response:
     backend = _backend(request)
     facts = _facts(backend, body.model)
-    if any(message.content.images for message in body.messages) and not facts.images:
-        raise ApiError(400, f"messages: {body.model} sees no pictures; send text only", "no_images", "messages")
+    if any(message.content.images for message in body.messages):
+        if not facts.images:
+            raise ApiError(400, f"messages: {body.model} sees no pictures; send text only", "no_images", "messages")
+        await _read_pictures(body)
     tools: Calling | None = calling(body, facts)
     asked = body.asked()
     logprobs = asked.sampling.logprobs is not None
@@ -126,6 +130,14 @@ async def _chat(body: ChatRequest, request: HttpRequest) -> Response:
     several = body.parallel_tool_calls is not False
     shape = ChatShape(tools.style, tools.opening, several=several, logprobs=logprobs)
     return await _answer(request, body, tools.added_to(asked), shape)
+
+
+async def _read_pictures(body: ChatRequest) -> None:
+    """The other answers go on while they are unpacked."""
+    try:
+        await run_in_threadpool(check_pictures, body.messages)
+    except PromptError as error:
+        raise _bad_prompt(error, "messages") from None
 
 
 async def _complete(body: CompletionRequest, request: HttpRequest) -> Response:
@@ -150,8 +162,7 @@ async def _begin(backend: Backend, asked: Request) -> Course:
     try:
         return Course(pieces, await run_in_threadpool(backend.begin, asked, emit))
     except PromptError as error:
-        field = error.field or ("messages" if asked.prompt is None else "prompt")
-        raise ApiError(400, f"{field}: {str(error).removeprefix(f'{field}: ')}", "bad_prompt", field) from None
+        raise _bad_prompt(error, "messages" if asked.prompt is None else "prompt") from None
     except UnknownModel as error:
         raise _unknown(error) from None
     except Busy as error:
@@ -160,8 +171,12 @@ async def _begin(backend: Backend, asked: Request) -> Course:
         raise ApiError(503, str(error), "load_failed") from None
 
 
+def _bad_prompt(error: PromptError, asked: str) -> ApiError:
+    field = error.field or asked
+    return ApiError(400, f"{field}: {str(error).removeprefix(f'{field}: ')}", "bad_prompt", field)
+
+
 def _backend(request: HttpRequest) -> Backend:
-    _check_key(request)
     backend: Backend = request.app.state.service.backend()
     return backend
 
@@ -177,7 +192,7 @@ def _unknown(error: UnknownModel) -> ApiError:
     return ApiError(404, f"model: {error.args[0]}", "model_not_found", "model")
 
 
-def _check_key(request: HttpRequest) -> None:
+async def _check_key(request: HttpRequest) -> None:
     key = request.app.state.api_key
     # Header bytes reach us read as latin-1.
     given = request.headers.get("authorization", "").removeprefix("Bearer ")

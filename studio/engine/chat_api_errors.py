@@ -52,6 +52,8 @@ def _first(errors: Sequence[Any]) -> tuple[str, str]:
     first = errors[0] if errors else {}
     if first.get("type") == "json_invalid":
         return "body", "it is not valid JSON"
+    if first.get("type") == "model_attributes_type" and tuple(first.get("loc", ())) == ("body",):
+        return "body", "it has to be a JSON object, sent with Content-Type: application/json"
     where = ".".join(str(part) for part in first.get("loc", ()) if part != "body") or "body"
     return where, str(first.get("msg", "it is not valid")).removeprefix("Value error, ")
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
-from studio.engine.dialogue import ToolCall, Turn
+from studio.engine.dialogue import PromptError, ToolCall, Turn
 
 LONGEST_TEXT = 1_000_000
 MOST_IMAGES = 16
@@ -132,7 +132,7 @@ def _of_parts(parts: Sequence[Any]) -> Content:
 
 
 def _image(given: Any) -> bytes:
-    """The file in a data: URL, checked to be a picture; nothing is ever fetched."""
+    """The file in a data: URL, which `check_pictures` looks into; nothing is ever fetched."""
     url = given.get("url") if isinstance(given, Mapping) else given
     head, comma, data = url.partition(",") if isinstance(url, str) else ("", "", "")
     if not (comma and head.startswith("data:image/") and head.endswith(";base64")):
@@ -143,8 +143,17 @@ def _image(given: Any) -> bytes:
         raise ValueError("the picture's data is no base64") from None
     if len(content) > LARGEST_IMAGE:
         raise ValueError(f"the picture is larger than {LARGEST_IMAGE // 1_000_000} MB; make it smaller")
-    _check_picture(content)
     return content
+
+
+def check_pictures(messages: Sequence[Message]) -> None:
+    """Unpack every picture once. Takes seconds, so not for a thread that others wait for. Raises PromptError."""
+    for number, message in enumerate(messages):
+        for image in message.content.images:
+            try:
+                _check_picture(image)
+            except ValueError as error:
+                raise PromptError(str(error), f"messages.{number}.content") from None
 
 
 def _check_picture(content: bytes) -> None:

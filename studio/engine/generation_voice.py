@@ -116,14 +116,19 @@ class Voice:
         if tools and "tools" not in str(template):
             raise PromptError("this model's chat template cannot write tools; choose one that can, for example chatml")
         try:
-            text = self.tokenizer.apply_chat_template(
-                _messages(turns, self._content),
-                tools=[dict(tool) for tool in tools] or None,
-                tokenize=False,
-                add_generation_prompt=True,
-                **arguments,
+            text = str(
+                self.tokenizer.apply_chat_template(
+                    _messages(turns, self._content),
+                    tools=[dict(tool) for tool in tools] or None,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **arguments,
+                )
             )
-            return str(text)
+            text.encode()
+            return text
+        except UnicodeEncodeError:
+            raise PromptError("the text holds half a character, so it is no valid Unicode") from None
         except TemplateSyntaxError as error:
             fault = f"the model's chat template is no valid template (line {error.lineno}: {str(error)[:160]})"
             raise PromptError(f"{fault}; choose another one by name", "chat_template") from error

@@ -497,6 +497,8 @@ def test_a_key_is_wanted_where_one_is_set() -> None:
     for headers in ({}, {"Authorization": "Bearer wrong"}):
         assert client.post("/v1/chat/completions", json=body, headers=headers).status_code == 401
         assert client.get("/v1/models", headers=headers).status_code == 401
+        # Nothing of what was sent is looked at before.
+        assert client.post("/v1/chat/completions", json={}, headers=headers).status_code == 401
     right = {"Authorization": "Bearer sésame".encode()}
     assert client.post("/v1/chat/completions", json=body, headers=right).status_code == 200  # type: ignore[arg-type]
 

@@ -9,7 +9,9 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +405,31 @@ def test_a_huge_picture_is_refused_before_it_is_unpacked(side: int) -> None:
     backend = Scripted("no", facts=ModelFacts("{{ messages }}", images=True))
     with talking_to(backend) as client, pytest.raises(openai.BadRequestError, match="more than 50 million pixels"):
         client.chat.completions.create(model="base", messages=_shown(_picture(bomb.getvalue())))
+
+
+def test_nobody_waits_while_the_pictures_of_another_are_unpacked() -> None:
+    large = io.BytesIO()
+    Image.new("RGB", (5_000, 5_000)).save(large, "PNG")
+    messages = _shown(*[_picture(large.getvalue())] * 8)
+    backend = Scripted("Black.", facts=ModelFacts("{{ messages }}", images=True))
+    with talking_to(backend) as client, ThreadPoolExecutor() as others:
+        asked = others.submit(client.chat.completions.create, model="base", messages=messages)
+        health = f"{client.base_url}".replace("/v1/", "/health")
+        waits = []
+        while not asked.done():
+            began = time.monotonic()
+            httpx.get(health, timeout=60)
+            waits.append(time.monotonic() - began)
+        assert asked.result().choices[0].message.content == "Black."
+    assert len(waits) > 5, waits
+
+
+def test_half_a_character_in_a_tool_is_a_sentence(client: OpenAI) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"title": "\ud800"}}}
+    body = json.dumps({"model": "base", "messages": HELLO, "tools": [tool], "chat_template": "chatml"})
+    kind = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{client.base_url}chat/completions", content=body, headers=kind, timeout=60)
+    assert (answer.status_code, "half a character" in answer.text) == (400, True)
 
 
 def test_a_model_without_eyes_says_so(client: OpenAI) -> None:
