@@ -37,6 +37,8 @@ ROUNDS = 6
 """How often a model may call before it has to answer."""
 MOST_CALLS = 8
 """Calls of one round that are carried out."""
+MOST_HEARD = 12
+"""Calls of one round that are heard at all: a model that repeats itself would fill the conversation."""
 
 STYLE_S = 10.0
 
@@ -95,6 +97,8 @@ async def run(
         offered = tools if number < ROUNDS else []  # at last it has to answer
         async with aclosing(_PROTOCOLS[protocol](asked, [*messages, *added], offered)) as steps:
             async for step in steps:
+                if step.call and len(calls) >= MOST_HEARD:
+                    continue
                 calls += [step.call] if step.call else []
                 said += step.text
                 yield step

@@ -27,6 +27,7 @@ from studio.ui.tabs import chat_routes
 from studio.ui.tabs.chat import Handlers
 from studio.ui.tabs.chat_choices import room_of
 from studio.ui.tabs.chat_order import LISTS
+from studio.ui.tabs.chat_server import adapter_name
 from studio.ui.tabs.chat_settings import NAMES, read_options, seed_error, stop_error
 from studio.ui.tabs.chat_tools import Tools
 from studio.ui.widgets.chatview import LEFT, RIGHT, Answer, Thread, Turn, read_thread
@@ -245,6 +246,15 @@ def test_two_checkpoints_share_a_server_and_another_pair_keeps_it_where_it_can(
         assert len(handlers.servers._running) == 1
 
     asyncio.run(go())
+
+
+def test_an_adapters_name_survives_the_command_line(workspace: Workspace) -> None:
+    for folder in ("lr=1e-4", "-nova"):
+        adapter_in(workspace.exports / folder)
+    found = [choice for choice in room_of(workspace).choices.values() if choice.adapter]
+    names = {adapter_name(choice) for choice in found}
+    assert len(names) == 2
+    assert not any("=" in name or name.startswith("-") for name in names)
 
 
 def test_wholly_trained_model_gets_a_server_of_its_own(handlers: Handlers, workspace: Workspace) -> None:

@@ -152,6 +152,15 @@ def test_too_many_calls_at_once_are_not_carried_out(model: ScriptedModel) -> Non
     assert [step.failed for step in results] == [False] * MOST_CALLS + [True] * 3
 
 
+def test_a_model_that_repeats_its_calls_does_not_fill_the_conversation(model: ScriptedModel) -> None:
+    tool = Tool("count", "", {"type": "object", "properties": {}}, lambda given: "1")
+    model.lines = [*[[Call("count", "{}")] * 40] * ROUNDS, "Done."]
+    found = steps(model, [tool])
+    assert sum(step.kind == "call" for step in found) == sum(step.kind == "result" for step in found)
+    assert len(found[-1].messages) <= 100  # what the chat page takes back
+    assert all(len(body["messages"]) <= 100 for _, body in model.asked)
+
+
 def test_a_refusal_of_the_server_is_told(model: ScriptedModel) -> None:
     model.lines = [400]
     with pytest.raises(ChatError, match="tools: no place for them"):

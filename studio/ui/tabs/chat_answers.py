@@ -15,7 +15,7 @@ from studio.tools import Tool
 from studio.ui.i18n import tr
 from studio.ui.sentences import translated
 from studio.ui.tabs.chat_server import Loaded, Seat
-from studio.ui.widgets.chatview import Answer, Step, Thread
+from studio.ui.widgets.chatview import LONGEST_ERROR, Answer, Step, Thread
 
 FLUSH_S = 0.05
 """Between two pictures of growing answers: a browser cannot draw every token."""
@@ -77,7 +77,7 @@ async def _one(thread: Thread, number: int, side: str, seat: Seat, wishes: Wishe
                 told.set()
         answer.state = "done"
     except ChatError as error:
-        answer.state, answer.error = "failed", _sentence(error, seat)
+        answer.state, answer.error = "failed", _sentence(error, seat)[:LONGEST_ERROR]
     finally:
         answer.seconds = clock.seconds
         told.set()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from studio import chat_server
 from studio.model_choices import ModelChoice
-from studio.workspace import Workspace
+from studio.workspace import Workspace, slug
 
 BASE = "base"
 """The model name under which a server answers without an adapter."""
@@ -54,7 +54,7 @@ def adapter_name(choice: ModelChoice) -> str:
     """What a server calls an adapter; the same folder always has the same name, so a server can be kept."""
     if choice.adapter is None:
         return BASE
-    place = choice.key.rpartition("/")[2][:60]
+    place = slug(choice.key.rpartition("/")[2])  # "=" ends a name on the command line, "-" begins an option
     return f"{place}-{hashlib.sha256(str(choice.adapter).encode()).hexdigest()[:6]}"
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 LEFT, RIGHT = "left", "right"
 SIDES = (LEFT, RIGHT)
 LONGEST = 200_000
+LONGEST_ERROR = 4000
 MOST_TURNS = 500
 State = Literal["waiting", "streaming", "done", "stopped", "failed"]
 Message = dict[str, Any]
@@ -40,7 +41,7 @@ class Answer(_Part):
 
     text: str = Field(default="", max_length=LONGEST)
     state: State = "waiting"
-    error: str = Field(default="", max_length=4000)
+    error: str = Field(default="", max_length=LONGEST_ERROR)
     finish: str = Field(default="", max_length=40)
     tokens: int = 0
     prompt_tokens: int = 0
