@@ -78,7 +78,7 @@ def calculate(text: str) -> str:
         raise ToolError("calculate: this divides by zero") from None
     except OverflowError:
         raise ToolError("calculate: the result is too large") from None
-    except TypeError:
+    except (TypeError, IndexError):
         raise ToolError("calculate: a function has too few or too many arguments") from None
     except ValueError:
         raise ToolError("calculate: this has no real value, such as the root of a negative number") from None

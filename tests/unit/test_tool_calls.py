@@ -102,7 +102,8 @@ def test_what_is_no_call_stays_text_to_the_last_character(style: str, answer: st
     "line",
     ["Action:" + " " * 9000, "Action: a\nAction Input:" + " \t" * 9000, "<|Commands|>:" + "a" * 30_000,
      "a" * 30_000 + "[ARGS]", "<|Commands|>: a(" + " " * 9000,
-     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>a" + " \n" * 9000, "<tool_call><function=f>" + "<parameter=x>" * 900,
+     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>a" + " \n" * 9000, "<tool_call><function=f>" + "<parameter=x>" * 7000,
+     "<tool_call>" + "<arg_key>" * 10_000, "<tool_call>f" + "<arg_key>k</arg_key><arg_value>" * 3000,
      "<|Commands|>:" + "a(" * 9000, "<|Commands|>:" + 'a("' * 9000, "[TOOL_CALLS]" + "a " * 9000, "{" * 9000],
 )  # fmt: skip
 def test_no_answer_takes_long_to_read(style: str, line: str) -> None:
