@@ -25,7 +25,7 @@ from studio.ui.widgets.form import judged
 from studio.workspace import Workspace
 
 MAX_MESSAGE = 20_000
-MOST_STOPS = 16
+MOST_STOPS = 14  # a request has 16, and the protocols of tools add up to two
 NAMES = (
     "system", "temperature", "max_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "stop_words", "seed",
     "template", "bits", "tools",
