@@ -10,6 +10,17 @@ for (const type of ["keydown", "keypress"]) {
   document.addEventListener(type, (event) => { if (event.key === "Enter" && event.isComposing && event.target.closest?.("#chat-box")) event.stopPropagation(); }, true);
 }
 
+// From the click to the server's first word a line runs over the conversation: a busy machine takes its time.
+let patience = 0;
+const asking = (on) => {
+  clearTimeout(patience);
+  if (on) patience = setTimeout(asking, 20_000, false);
+  document.querySelector("#chat-room")?.classList.toggle("asking", on);
+};
+const typed = () => document.querySelector("#chat-box textarea")?.value.trim();
+document.addEventListener("click", (event) => { if (event.target.closest?.("#chat-send") && typed()) asking(true); }, true);
+document.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target.closest?.("#chat-box") && typed()) asking(true); }, true);
+
 const KEPT = "studio.chat";
 const over = (answer) => answer && !["waiting", "streaming"].includes(answer.state);
 const sidesOf = (value) => ["left", "right"].filter((side) => value.sides[side]);
@@ -30,21 +41,23 @@ function chatThread({ props, trigger, element }) {
   frame.replaceChildren(bar, scroll);
 
   const change = (work) => { const value = structuredClone(props.value); work(value); props.value = value; redraw(); };
-  const send = (data) => trigger("apply", data);
+  const send = (data) => { asking(true); trigger("apply", data); };
   const edit = (place) => { editing = place; redraw(); (scroll.querySelector(".editor textarea"))?.focus(); };
   const busy = () => Boolean(props.value?.busy);
   const end = (turns, number) => { const next = turns.findIndex((turn, n) => n > number && turn.fresh); return next < 0 ? turns.length : next; };
   const last = (value, number) => end(value.turns, number) === number + 1;
 
   const editor = (text, help, ok, done) => {
+    const { turn, side } = editing;
+    const back = () => document.getElementById(side ? `a-edit-${turn}-${side}` : `q-edit-${turn}`)?.focus({ preventScroll: true });
     const area = h("textarea", { rows: Math.min(12, text.split("\n").length + 1), "aria-label": help, maxlength: 200000 });
     area.value = text;
-    const accept = () => { const now = area.value.trim(); editing = null; if (now && now !== text.trim()) done(now); else redraw(); };
+    const accept = () => { const now = area.value.trim(); editing = null; if (now && now !== text.trim()) done(now); else redraw(); back(); };
     area.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") { editing = null; redraw(); }
+      if (event.key === "Escape") { editing = null; redraw(); back(); }
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); event.stopPropagation(); accept(); }
     });
-    return h("div.editor", {}, area, h("p.quiet.small", {}, help), h("div.row", {}, button("btn.small.go", ok, accept), button("btn.small", t("cancel"), () => { editing = null; redraw(); })));
+    return h("div.editor", {}, area, h("p.quiet.small", {}, help), h("div.row", {}, button("btn.small.go", ok, accept), button("btn.small", t("cancel"), () => { editing = null; redraw(); back(); })));
   };
   const question = (turn, number) => {
     if (editing && editing.turn === number && !editing.side) {
@@ -195,7 +208,7 @@ function chatThread({ props, trigger, element }) {
     redraw();
   });
   host.addEventListener("click", (event) => { const node = event.target.closest(".copy-code"); if (node) copy(node.dataset.copy, node); });
-  return () => { if (sidesOf(props.value || { sides: {} }).length) recall(); redraw(); };
+  return () => { if (sidesOf(props.value || { sides: {} }).length) recall(); asking(false); redraw(); };
 }
 
 const chatGrowing = ({ props }) => () => { if (props.value && props.value.turn) dispatchEvent(new CustomEvent("studio:chat-growing", { detail: props.value })); };
@@ -221,6 +234,7 @@ function chatStatus({ props, trigger, draw, element }) {
   poll(element, () => { if (props.value && props.value.state === "loading") show(); }, 500);
   return () => {
     const v = props.value;
+    asking(false);
     if (v && v.state === "loading") since = Date.now() - (v.seconds || 0) * 1000;
     show();
   };
@@ -231,8 +245,8 @@ const chatEmpty = ({ draw, trigger }) => () => draw((v) => (v && v.empty ? [empt
 
 const chatChips = ({ trigger, draw }) => () => draw((v) => {
   if (!v || !(v.chips?.length || v.evaluation || v.held_out)) return [];
-  const list = (act, n) => (n ? button("btn.small.ask-list", t("chatroom.list." + act, { n }), () => trigger("select", { act }), { title: t(`chatroom.list.${act}.help`) }) : null);
-  return [h("div.chips", {}, h("span.quiet", {}, t("tabs.chat.try")), (v.chips || []).map((text) => button("btn.small.chip-ask", text, () => trigger("select", { act: "send", text }), { title: text })),
+  const list = (act, n) => (n ? button("btn.small.ask-list", t("chatroom.list." + act, { n }), () => { asking(true); trigger("select", { act }); }, { title: t(`chatroom.list.${act}.help`) }) : null);
+  return [h("div.chips", {}, h("span.quiet", {}, t("tabs.chat.try")), (v.chips || []).map((text) => button("btn.small.chip-ask", text, () => { asking(true); trigger("select", { act: "send", text }); }, { title: text })),
     h("span.spring"), list("evaluation", v.evaluation), list("held_out", v.held_out))];
 });
 

@@ -19,6 +19,9 @@ from studio.ui.widgets.chatview import LONGEST_ERROR, Answer, Step, Thread
 
 FLUSH_S = 0.05
 """Between two pictures of growing answers: a browser cannot draw every token."""
+FLUSH_TURNS = 10
+"""So many turns double that time: what a picture costs the browser grows with the conversation, and a Stop must get
+through between two."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ async def answer_all(
 
     Closing the generator stops the answers under way.
     """
+    pause = FLUSH_S * (1 + len(thread.turns) / FLUSH_TURNS)
     for number in numbers:
         turn = thread.turns[number]
         for side in sides:
@@ -51,7 +55,7 @@ async def answer_all(
             while not all(task.done() for task in tasks):
                 yield number
                 await told.wait()
-                await asyncio.sleep(FLUSH_S)
+                await asyncio.sleep(pause)
                 told.clear()
             for task in tasks:
                 task.result()
