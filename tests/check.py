@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -27,9 +28,40 @@ GATES = {
     "imports": ["-c", "from importlinter.cli import lint_imports_command as run; run()"],
 }
 NO_TESTS_COLLECTED = 5
-# Test files are shared out over two processes: each runs on one thread, and machines with fewer cores are rare.
-IN_PARALLEL = ("unit", "ui", "engine", "e2e")
-PROCESSES = ("-n", "2", "--dist", "loadfile")
+# Test files are shared out over processes, for two cores: the engine computes, the others wait half of their time.
+PROCESSES = {"unit": 2, "ui": 3, "engine": 2, "e2e": 3}
+# The files that take longest are begun first, so that no process is left alone with one at the end.
+LONGEST = {
+    "unit": ("runner", "cli_queue", "memory"),
+    "ui": ("dispatcher", "survival", "tab_export", "tab_chat"),
+    "engine": (
+        "meter",
+        "convert",
+        "zero",
+        "faults_killed",
+        "faults_world",
+        "serve",
+        "checks",
+        "out_of_memory",
+        "hyper",
+        "merge",
+        "giveaway",
+        "faults_disk",
+        "resume",
+    ),
+    "e2e": (
+        "real_job",
+        "browser_monitor",
+        "browser_tabs",
+        "browser_frame",
+        "browser_home",
+        "install",
+        "browser_data",
+        "browser_xray",
+        "browser_axe",
+        "browser_library",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +113,10 @@ def selections(extra: list[str]) -> dict[str, list[str]]:
         return {"chosen": []}
     found = {"guards": [str(path.relative_to(ROOT)) for path in sorted((ROOT / "tests").glob("test_*.py"))]}
     for tier in TIERS:
-        if any((ROOT / "tests" / tier).rglob("test_*.py")):
-            found[tier] = [f"tests/{tier}"]
+        files = sorted((ROOT / "tests" / tier).rglob("test_*.py"))
+        first = [ROOT / "tests" / tier / f"test_{name}.py" for name in LONGEST.get(tier, ())]
+        files.sort(key=lambda path: first.index(path) if path in first else len(first))
+        found[tier] = [str(path.relative_to(ROOT)) for path in files]
     return {name: paths for name, paths in found.items() if paths}
 
 
@@ -98,11 +132,13 @@ def count_tests(report: Path) -> tuple[int, int, int]:
 
 
 def run_gate(name: str, env: dict[str, str]) -> Outcome:
-    """Run one of the static checks."""
-    print(f"\n== {name}", flush=True)
+    """Run one of the static checks, and print in one piece what it said."""
     start = time.monotonic()
-    code = subprocess.call([sys.executable, *GATES[name]], cwd=ROOT, env=env)
-    return Outcome(name, code == 0, "", time.monotonic() - start)
+    done = subprocess.run(
+        [sys.executable, *GATES[name]], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    print(f"\n== {name}\n{done.stdout.decode('utf-8', 'replace')}", end="", flush=True)
+    return Outcome(name, done.returncode == 0, "", time.monotonic() - start)
 
 
 def run_tier(name: str, arguments: list[str], env: dict[str, str], may_be_empty: bool) -> Outcome:
@@ -111,7 +147,9 @@ def run_tier(name: str, arguments: list[str], env: dict[str, str], may_be_empty:
     report = REPORTS / f"{name}.xml"
     report.unlink(missing_ok=True)
     start = time.monotonic()
-    shared = PROCESSES if name in IN_PARALLEL and (os.cpu_count() or 1) > 1 else ()
+    shared: tuple[str, ...] = ()
+    if name in PROCESSES and (os.cpu_count() or 1) > 1:
+        shared = ("-n", str(PROCESSES[name]), "--dist", "loadfile", "--no-loadscope-reorder")
     command = [sys.executable, "-m", "pytest", "--junitxml", str(report), *shared, *arguments]
     code = subprocess.call(command, cwd=ROOT, env=env)
     passed, failed, skipped = count_tests(report)
@@ -125,8 +163,13 @@ def run_tier(name: str, arguments: list[str], env: dict[str, str], may_be_empty:
 def main(extra: list[str]) -> int:
     """Run everything, print the summary, and tell the truth in the exit code."""
     env = test_environment()
-    outcomes = [run_gate(name, env) for name in GATES]
-    outcomes += [run_tier(name, [*paths, *extra], env, bool(extra)) for name, paths in selections(extra).items()]
+    with ThreadPoolExecutor(1) as beside:  # the gates take one process, and so does the first tier, the guards
+        gates = [beside.submit(run_gate, name, env) for name in GATES]
+        tiers = selections(extra)
+        first = next(iter(tiers))
+        outcomes = [run_tier(first, [*tiers.pop(first), *extra], env, bool(extra))]
+    outcomes = [gate.result() for gate in gates] + outcomes
+    outcomes += [run_tier(name, [*paths, *extra], env, bool(extra)) for name, paths in tiers.items()]
     passed, failed, skipped = (sum(getattr(o, what) for o in outcomes) for what in ("passed", "failed", "skipped"))
     print("\nSummary\n" + "\n".join(outcome.line() for outcome in outcomes))
     print(f"{passed} passed, {failed} failed, {skipped} skipped", flush=True)

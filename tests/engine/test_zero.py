@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO in one process: the losses of a run without it, also after kill -9 and a resume.
 
-Every engine is a process of its own: DeepSpeed joins a process group and cannot leave it to the next run.
+Every engine is a process of its own: DeepSpeed joins a process group and cannot leave it to the next run. Most are
+forked from the test, which has torch loaded already; those that are killed, resumed or stopped start by the command.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import Forked
 from tiny import MakeRun, events_of, losses
 
 from studio.checkpoints import complete_checkpoints, last_checkpoint
@@ -39,8 +41,8 @@ def child(run: RunDir, *options: str) -> subprocess.Popen[bytes]:
         )
 
 
-def finished(run: RunDir, *options: str) -> RunDir:
-    assert child(run, *options).wait() == ExitCode.FINISHED, run.log_file.read_text(encoding="utf-8")
+def finished(run: RunDir) -> RunDir:
+    assert Forked(run).wait() == ExitCode.FINISHED, run.log_file.read_text(encoding="utf-8")
     return run
 
 
@@ -65,7 +67,7 @@ def test_losses_are_those_of_a_run_without_it_and_a_killed_run_goes_on_as_if_not
     saved = last_checkpoint(killed.checkpoints)
     assert saved is not None
     assert any(saved.glob("global_step*/*optim_states.pt")), "the checkpoint is not DeepSpeed's"
-    finished(killed, "--resume")
+    assert child(killed, "--resume").wait() == ExitCode.FINISHED, killed.log_file.read_text(encoding="utf-8")
     starts = [event.resumed_from for event in events_of(killed, "started")]
     assert len(starts) == 2
     assert starts[1] is not None
