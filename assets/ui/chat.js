@@ -290,6 +290,11 @@ const chatNotes = ({ draw }) => () => draw((v) => {
   ];
 });
 
-const chatKept = ({ draw }) => () => draw((v) => (v && v.name ? [h("p.kept", { role: "status" }, h("span", {}, v.said), button("btn.small", t("chatroom.open_data"), () => goTab("data")))] : []));
+// The list of saved datasets: its tab is there a moment after the Data tab was opened for the first time.
+const openSaved = (tries = 40) => {
+  const tab = document.querySelector("#data-ways [data-tab-id=saved]");
+  if (tab?.offsetParent) tab.click(); else if (tries) setTimeout(openSaved, 50, tries - 1);
+};
+const chatKept = ({ draw }) => () => draw((v) => (v && v.name ? [h("p.kept", { role: "status" }, h("span", {}, v.said), button("btn.small", t("chatroom.open_data"), () => { goTab("data"); openSaved(); }))] : []));
 
 export const mount = mounting({ chat_thread: chatThread, chat_growing: chatGrowing, chat_status: chatStatus, chat_empty: chatEmpty, chat_chips: chatChips, chat_tally: chatTally, chat_tools: chatTools, chat_notes: chatNotes, chat_kept: chatKept });
