@@ -19,7 +19,8 @@ from studio.engine.foreign.settings import Settings
 from studio.engine.foreign.sources import SAID, Found, fingerprint
 from studio.engine.journal import Journal
 from studio.engine.loading import adapter_tokenizer
-from studio.engine.saving import CARD, PATHS, front_matter, model_card, plain, public_name, save_tokenizer
+from studio.engine.public_names import public_name
+from studio.engine.saving import CARD, PATHS, front_matter, model_card, plain, save_tokenizer
 from studio.engine.stopping import SETTINGS, Endings, add_to_saved, remember
 from studio.events import VerdictEvent
 from studio.model_choices import ModelChoice

@@ -23,6 +23,7 @@ from studio.durable import sync, sync_tree, write_atomic
 from studio.engine.best import Ending
 from studio.engine.converted import layout_note
 from studio.engine.model import Loaded
+from studio.engine.public_names import public_name
 from studio.engine.stopping import SETTINGS
 from studio.events import SavedEvent
 from studio.rundir import RunDir
@@ -141,12 +142,6 @@ def front_matter(base: str, library: str) -> str:
     """The head of a card that hubs read; a base that only this machine knows is not named there."""
     known = [f"base_model: {base}"] if _HUB_ID.fullmatch(base) and not base.startswith("crucible/") else []
     return "\n".join(["---", *known, f"library_name: {library}", "pipeline_tag: text-generation", "---"])
-
-
-def public_name(reference: str) -> str:
-    """A reference as it may be read by others: of a path on this machine only the last name."""
-    path = Path(reference)
-    return path.name if path.is_absolute() or reference.startswith("~") else reference
 
 
 def _public(section: SectionT) -> SectionT:

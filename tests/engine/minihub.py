@@ -24,7 +24,8 @@ class MiniHub(ThreadingHTTPServer):
     `sent` are (file, first byte) of all that were asked for; `resumes` whether a file can be asked for from its middle.
 
     What is uploaded with the token in `writer` becomes a repository; `received` are the names of large files that came,
-    `made` what was said of new repositories, `refusing` breaks off every upload of a large file of that SHA-256.
+    `made` what was said of new repositories, `refusing` breaks off every upload of a large file of that SHA-256, of the
+    file called `losing` only the beginning is kept.
     """
 
     daemon_threads = True
@@ -42,6 +43,7 @@ class MiniHub(ThreadingHTTPServer):
         self.made: list[dict[str, Any]] = []
         self.received: list[str] = []
         self.refusing = ""
+        self.losing = ""
         self.objects: dict[str, bytes] = {}
         self.asked = threading.Event()
         self.closing = threading.Event()
@@ -155,7 +157,8 @@ class _Handler(BaseHTTPRequestHandler):
             entry = json.loads(line)
             value = entry["value"]
             if entry["key"] == "file":
-                (folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+                body = base64.b64decode(value["content"])
+                (folder / value["path"]).write_bytes(body[:10] if value["path"] == self.server.losing else body)
             elif entry["key"] == "lfsFile":
                 (folder / value["path"]).write_bytes(self.server.objects[value["oid"]])
         return {"commitUrl": f"{self.server.address}/{repository}/commit/{COMMIT}", "commitOid": COMMIT}

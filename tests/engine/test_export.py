@@ -178,6 +178,10 @@ def test_an_adapter_is_uploaded_with_everything_that_belongs_to_it_and_nothing_e
     assert report_of(run)["out"] == f"{hub.address}/nova/first"
     assert TOKEN not in said_of(run)
 
+    said = json.loads((there / "adapter_config.json").read_text(encoding="utf-8"))
+    assert said["base_model_name_or_path"] == "tiny-llama"  # not the folder it lies in on this machine
+    assert str(tmp_path.parent) not in "".join(f.read_text("utf-8", "replace") for f in there.iterdir())
+
     (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
     assert send(adapter=str(folder))[0] == 0
     assert len(hub.received) == 1  # the weights are there already
@@ -194,6 +198,7 @@ def test_an_adapter_is_uploaded_with_everything_that_belongs_to_it_and_nothing_e
         ("open line", "endpoint", "others can read"),
         ("another's name", "endpoint", "others can read"),
         ("refused", "repo_id", "may not write"),
+        ("torn", "repo_id", "instead of"),
     ],
 )
 def test_an_upload_that_cannot_be_says_why(
@@ -214,6 +219,8 @@ def test_an_upload_that_cannot_be_says_why(
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if wrong == "refused":
         hub.refusing = minihub.digest(tiny_adapter / "adapter_model.safetensors")
+    if wrong == "torn":
+        hub.losing = "tokenizer.json"
     code, run = send(endpoint=endpoint)
     assert code == 4
     error = error_of(run)
@@ -249,11 +256,17 @@ class HubApi:
         with open(os.environ["TOLD"], "a", encoding="utf-8") as file:
             file.write(json.dumps({"what": what, **said}) + "\\n")
 
+    def get_model_files(self, repo_id):
+        with open(os.environ["TOLD"], encoding="utf-8") as file:
+            said = [json.loads(line) for line in file]
+        return [{"Path": one["name"], "Size": one["size"]} for one in said if one["what"] == "file"]
+
     def create_repo(self, repo_id, *, token, visibility, exist_ok):
         self._told("create", repo_id=repo_id, token=token, visibility=visibility)
 
     def upload_file(self, *, repo_id, path_or_fileobj, path_in_repo, token, commit_message):
-        self._told("file", repo_id=repo_id, name=path_in_repo, size=os.path.getsize(path_or_fileobj))
+        sent = path_or_fileobj if isinstance(path_or_fileobj, bytes) else open(path_or_fileobj, "rb").read()
+        self._told("file", repo_id=repo_id, name=path_in_repo, size=len(sent))
 '''
 
 
@@ -277,6 +290,6 @@ def test_modelscope_gets_a_private_repository_first_and_then_the_files(
     assert code == 0, run.read_status()
     told = [json.loads(line) for line in (tmp_path / "told").read_text(encoding="utf-8").splitlines()]
     assert told[0] == {"what": "create", "repo_id": "nova/first", "token": "ms-x", "visibility": "private"}
-    sizes = {file.name: file.stat().st_size for file in tiny_adapter.iterdir()}
-    assert {one["name"]: one["size"] for one in told[1:]}.items() <= sizes.items()
-    assert "adapter_model.safetensors" in {one["name"] for one in told[1:]}
+    sizes = {one["name"]: one["size"] for one in told[1:]}
+    assert sizes["adapter_model.safetensors"] == (tiny_adapter / "adapter_model.safetensors").stat().st_size
+    assert {"adapter_config.json", "tokenizer.json", "chat_template.jinja"} <= sizes.keys()

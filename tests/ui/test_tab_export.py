@@ -338,7 +338,7 @@ def test_the_line_for_a_terminal_is_understood(
         "bitsandbytes": {"bits": "8", "max_shard_size": "1GB"},
         "gguf": {"gguf_type": "f16", "merge_base": "dequantized"},
         "ollama": {"system": "Be 'brief'.", "gguf_type": "bf16"},
-        "hub": {"repo_id": "me/nova", "private": False, "endpoint": "http://127.0.0.1:1"},
+        "hub": {"repo_id": "me/nova", "private": False},
         "import": {"source": str(theirs), "base": EMBER, "lora_alpha": "16", "prompt_template": "qwen_chat"},
         "safetensors": {
             "dtype": "float32",
@@ -370,6 +370,13 @@ def test_the_line_for_a_terminal_is_understood(
         arguments.func(arguments)
     (made,) = caught
     assert made.model_dump(exclude={"name"}) == wanted.model_dump(exclude={"name"})
+
+
+def test_the_page_does_not_say_where_a_token_goes(handlers: Handlers, workspace: Workspace, run: RunDir) -> None:
+    options = {"repo_id": "me/nova", "endpoint": "https://elsewhere.example"}
+    made = eg.config_of(workspace, handlers.wish(values(run.id, "hub", "x", **options)))
+    assert isinstance(made, ExportConfig)
+    assert made.endpoint is None
 
 
 # ---- imports ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from studio.engine import hubfaults, modelscope
 from studio.engine.failure import EngineError
 from studio.engine.journal import Journal
 from studio.engine.output_folder import refused
+from studio.engine.public_names import public_name
 from studio.events import RunState, SavedEvent
 from studio.export_targets import TITLES, TOKENS, Hub, token
 from studio.model_cache import offline
@@ -33,6 +34,11 @@ SENT = (
 )  # fmt: skip
 KEPT_BACK = (".*", "trainer_state.json", "files.json", "*.index.json.part")
 """What a checkpoint holds only to go on training."""
+NAMES_A_MODEL = ("base_model_name_or_path", "_name_or_path", "name_or_path")
+"""Settings that may hold the folder a model was loaded from."""
+_SETTINGS = ("adapter_config.json", "config.json")
+_TEXTS = ("*_config.json", "config.json", "*.md", "Modelfile")
+MOST_TEXT = 2**20
 _THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 Told = Callable[[int, int], None]
 
@@ -43,6 +49,7 @@ def upload_run(config: ExportConfig, journal: Journal) -> RunState:
     check_access(hub, config.endpoint)
     folder = folder_to_send(config)
     files = chosen(folder)
+    sent = contents(files)
     started = time.time()
     journal.phase("upload", f"{len(files)} files to {repository} on {TITLES[hub]}")
     total = sum(file.stat().st_size for file in files)
@@ -53,9 +60,10 @@ def upload_run(config: ExportConfig, journal: Journal) -> RunState:
     told(0, total)
     with explained(config):
         send = _to_modelscope if hub == "modelscope" else _to_huggingface
-        address = send(config, folder, files, told)
+        address, there = send(config, sent, told)
+    check_there(config, sent, there)
     journal.interruptible = False
-    proof = {"passed": True, "reason": "", "files": len(files)}
+    proof = {"passed": True, "reason": "", "files": len(files), "bytes": total}
     report = {"format": "hub", "hub": hub, "repo_id": repository, "out": address, "size_bytes": total, "proof": proof}
     text = json.dumps(report | {"seconds": round(time.time() - started, 1)}, ensure_ascii=False, indent=1)
     write_atomic(journal.run.report_file, text)
@@ -147,48 +155,92 @@ def _said(config: ExportConfig, names: set[str], said: str) -> EngineError:
     return refused("config", "hub", sentence, "Start again: files that went through are not sent twice.")
 
 
+def contents(files: list[Path]) -> dict[str, Path | bytes]:
+    """What is sent, by name: the files, and of those that name a folder of this machine a text that does not."""
+    private = {path for file in files if file.name in _SETTINGS for path in _paths_in(file)}
+    return {file.name: _public(file, private) for file in files}
+
+
+def _paths_in(file: Path) -> set[str]:
+    """The folders of this machine that a file of settings names."""
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return set()
+    named = [known.get(name) for name in NAMES_A_MODEL] if isinstance(known, dict) else []
+    return {name for name in named if isinstance(name, str) and public_name(name) not in ("", name)}
+
+
+def _public(file: Path, private: set[str]) -> Path | bytes:
+    if not private or not _matches(file, _TEXTS) or file.stat().st_size > MOST_TEXT:
+        return file
+    text = before = file.read_bytes()
+    for path in sorted(private, key=len, reverse=True):
+        text = text.replace(path.encode(), public_name(path).encode())
+    return file if text == before else text
+
+
+def check_there(config: ExportConfig, sent: Mapping[str, Path | bytes], there: Mapping[str, int]) -> None:
+    """The hub lists every file with the size it was sent with. Raises EngineError naming the first that it does not."""
+    for name, known in sent.items():
+        if there.get(name) != _size(known):
+            found = f"has {there[name]} bytes instead of {_size(known)}" if name in there else "is not there"
+            sentence = f"repo_id: after the upload {name} {found} in {config.repo_id}."
+            raise refused("config", "repo_id", sentence, "Start the upload again: what went through is not sent twice.")
+
+
 # ---- Hugging Face ----------------------------------------------------------------------------------------------------
 
 
-def _to_huggingface(config: ExportConfig, folder: Path, files: list[Path], told: Told) -> str:
-    """Large files one by one (those the hub has are skipped), then everything in one commit. Returns the address."""
+def _to_huggingface(config: ExportConfig, files: Mapping[str, Path | bytes], told: Told) -> tuple[str, dict[str, int]]:
+    """Large files one by one (those the hub has are skipped), then everything in one commit.
+
+    Returns the address and what the hub lists afterwards.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # plain HTTP: goes through every proxy, and tells its progress
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
+    repository = str(config.repo_id)
     api = HfApi(endpoint=config.endpoint, token=token("huggingface"))
-    api.create_repo(str(config.repo_id), private=config.private, exist_ok=True, repo_type="model")
-    operations, done, total = [], 0, sum(file.stat().st_size for file in files)
-    for file in files:
-        operation: Any = CommitOperationAdd(path_in_repo=file.name, path_or_fileobj=str(file))
-        api.preupload_lfs_files(str(config.repo_id), [operation], num_threads=1)
+    api.create_repo(repository, private=config.private, exist_ok=True, repo_type="model")
+    operations, done, total = [], 0, sum(map(_size, files.values()))
+    for name, known in files.items():
+        sent = known if isinstance(known, bytes) else str(known)
+        operation: Any = CommitOperationAdd(path_in_repo=name, path_or_fileobj=sent)
+        api.preupload_lfs_files(repository, [operation], num_threads=1)
         operations.append(operation)
-        done += file.stat().st_size
+        done += _size(known)
         told(done, total)
-    api.create_commit(str(config.repo_id), operations, commit_message=f"Upload {folder.name}")
-    return f"{api.endpoint}/{config.repo_id}"
+    api.create_commit(repository, operations, commit_message="Upload with Crucible")
+    listed = api.model_info(repository, files_metadata=True).siblings or []
+    return f"{api.endpoint}/{repository}", {file.rfilename: int(file.size or 0) for file in listed}
+
+
+def _size(known: Path | bytes) -> int:
+    return len(known) if isinstance(known, bytes) else known.stat().st_size
 
 
 # ---- ModelScope ------------------------------------------------------------------------------------------------------
 
 
-def _to_modelscope(config: ExportConfig, folder: Path, files: list[Path], told: Told) -> str:
-    hub_api = modelscope.hub_api()
-    api = hub_api(endpoint=config.endpoint) if config.endpoint else hub_api()
-    access = token("modelscope")
-    api.create_repo(
-        str(config.repo_id), token=access, visibility="private" if config.private else "public", exist_ok=True
-    )
-    done, total = 0, sum(file.stat().st_size for file in files)
-    for file in files:  # one by one: the client tells no progress of a folder
+def _to_modelscope(config: ExportConfig, files: Mapping[str, Path | bytes], told: Told) -> tuple[str, dict[str, int]]:
+    """The same; file by file, as the client tells no progress of a folder."""
+    repository, access = str(config.repo_id), token("modelscope")
+    where = {"endpoint": config.endpoint} if config.endpoint else {}
+    api = modelscope.hub_api()(token=access, **where)
+    api.create_repo(repository, token=access, visibility="private" if config.private else "public", exist_ok=True)
+    done, total = 0, sum(map(_size, files.values()))
+    for name, known in files.items():
         api.upload_file(
-            path_or_fileobj=str(file),
-            path_in_repo=file.name,
-            repo_id=str(config.repo_id),
+            path_or_fileobj=known if isinstance(known, bytes) else str(known),
+            path_in_repo=name,
+            repo_id=repository,
             token=access,
-            commit_message=f"Upload {file.name}",
+            commit_message=f"Upload {name}",
         )
-        done += file.stat().st_size
+        done += _size(known)
         told(done, total)
-    return f"{(config.endpoint or 'https://modelscope.cn').rstrip('/')}/models/{config.repo_id}"
+    listed = {str(file["Path"]): int(file["Size"]) for file in api.get_model_files(repository)}
+    return f"{(config.endpoint or 'https://modelscope.cn').rstrip('/')}/models/{repository}", listed

@@ -19,7 +19,7 @@ from studio.ui.widgets.sources import entries_control
 
 SIZES = ("200MB", "500MB", "1GB", "2GB", "5GB", "10GB")
 SMALL_FILES = (".json", ".jinja", ".model", ".txt", ".md")
-RARE = ("device", "layout", "weight", "more_adapters", "endpoint", "lora_alpha")
+RARE = ("device", "layout", "weight", "more_adapters", "lora_alpha")
 """Options behind "more"."""
 LISTS = {"more_adapters.path": "adapters"}
 

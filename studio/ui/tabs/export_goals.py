@@ -32,7 +32,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "bitsandbytes": ("bits", "merge_base", "max_shard_size"),
     "gguf": ("gguf_type", "merge_base"),
     "ollama": ("gguf_type", "merge_base", "system"),
-    "hub": ("hub", "repo_id", "private", "endpoint"),
+    "hub": ("hub", "repo_id", "private"),  # no address: whoever opens the page must not say where the token goes
     IMPORT: ("source", "base", "settings", "prompt_template", "lora_alpha"),
 }
 """Fields of the configuration that a goal lets one choose."""
