@@ -1,5 +1,5 @@
 // Head of the selected run: name, state, what it trains, phases, counts, warnings, error, and the two actions.
-const { h, t, render, feed, format, ask, elapsed, serverNow, poll, lang } = window.Studio;
+const { h, t, root, goTab, render, feed, format, ask, elapsed, serverNow, poll, lang } = window.Studio;
 const TRAIN = ["load", "tokenise", "train", "save", "verdict"];
 const OTHER = { merge: ["load", "merge", "save", "proof"], convert: ["load", "convert", "save"], export: ["load", "merge", "export", "proof", "upload"], answer: ["load", "answer", "save"] };
 const AFTER = ["finished", "stopped", "failed", "lost"];
@@ -13,6 +13,13 @@ const durations = (state) => {
   const took = new Map();
   mine.forEach((phase, index) => took.set(phase.name, (took.get(phase.name) || 0) + Math.max(0, (mine[index + 1]?.t ?? now) - phase.t)));
   return took;
+};
+
+// Where the result of a run that is no training is to be had.
+const resultLine = ({ id, status }) => {
+  if (status.state !== "finished" || !OTHER[status.kind]) return null;
+  if (status.kind === "answer") return h("p.run-result", {}, h("a.btn.go", { href: `${root()}/api/answers?run=${encodeURIComponent(id)}`, download: "" }, t("result.answers")));
+  return h("p.run-result", {}, h("button.btn.go", { type: "button", onclick: () => goTab("export") }, t("result.export")));
 };
 
 const strip = (state) => {
@@ -95,7 +102,7 @@ export function mount({ element }) {
     render(host, h("section.card.run-head", {},
       h("div.run-top", {}, h("h3.run-title", { dir: "auto" }, status.name), h(`span.chip.${status.state}`, { role: "status" }, t("state." + status.state)), h("span.spring"), actions(status)),
       h("p.run-what", {}, what.map((word) => h("span", { dir: "auto" }, word)), status.state !== "queued" && h("span.num", {}, t("elapsed", { time: format.seconds(elapsed(state)) }))),
-      strip(state), nowLine(state), errorCard(status), !OTHER[status.kind] && countsLine(state.counts),
+      strip(state), nowLine(state), errorCard(status), resultLine(state), !OTHER[status.kind] && countsLine(state.counts),
       OTHER[status.kind] && state.warnings.slice(-3).map((warning) => h("p.warned", { dir: "auto" }, warning.said || warning.message))));
   };
   feed.listen(element, draw);

@@ -78,7 +78,10 @@ class Turns:
                     schedule.add(self._arrived.popleft())
                 if self._closed:
                     schedule.stop()
-            schedule.turn()
+            try:
+                schedule.turn()
+            except Exception as error:  # whatever it was, who waits must hear of it, and the next must be answered
+                schedule.give_up(error)
             with self._wake:
                 self._busy = schedule.answers + len(self._arrived)
                 if self._closed and not self._busy:

@@ -165,6 +165,13 @@ class Schedule:
     def _over(self, answer: Answer) -> None:
         self._held.pop(answer, None)
 
+    def give_up(self, error: Exception) -> None:
+        """Every answer under way ends with what happened; the schedule is empty afterwards."""
+        self._fail([*self._waiting, *self._held], error)
+        self._waiting.clear()
+        self._held.clear()
+        self._reading, self._batches = [], []
+
     def _fail(self, answers: Sequence[Answer], error: Exception) -> None:
         traceback.print_exception(error)
         for answer in answers:

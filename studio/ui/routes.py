@@ -12,6 +12,7 @@ from fastapi import APIRouter, HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
+from studio.config import AnswersConfig
 from studio.events import RunState, SampleEvent, parse_event
 from studio.records import DatasetStore
 from studio.rundir import RunDir
@@ -180,6 +181,13 @@ def build(workspace: Workspace) -> APIRouter:
     @router.get("/dataset")
     def dataset(request: Request) -> dict[str, Any] | None:
         return dataset_of(workspace, chosen(workspace, request))
+
+    @router.get("/answers")
+    def answers(request: Request) -> Response:
+        config = chosen(workspace, request).config()
+        if not isinstance(config, AnswersConfig) or not Path(config.out).is_file():
+            raise HTTPException(404, "this run has left no table of answers")
+        return FileResponse(config.out, filename=Path(config.out).name)
 
     @router.get("/log/file")
     def log_file(request: Request) -> Response:

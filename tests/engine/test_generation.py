@@ -458,6 +458,19 @@ def test_a_failed_pass_is_a_sentence_and_the_next_answer_is_given(
     assert shared.finish()[2].text
 
 
+def test_a_fault_nobody_foresaw_ends_the_answers_and_not_the_thread(
+    model: Any, voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = Turns(SharedWeights(model, {}), {"base": voice}, {})
+    with monkeypatch.context() as patch:
+        patch.setattr(Schedule, "_admit", lambda _: (_ for _ in ()).throw(RuntimeError("nobody foresaw it")))
+        (first,) = ask(turns, question("Hi"))
+    assert first.pieces[-1].error
+    (second,) = ask(turns, question("Hi"))
+    assert second.text
+    turns.close()
+
+
 @pytest.mark.parametrize(("kind", "rows"), [({}, 6), ({"use_dora": True}, 3)])
 def test_base_and_tuned_at_once(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: dict[str, Any], rows: int

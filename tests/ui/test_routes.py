@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from studio.config import RunConfig
+from studio.config import AnswersConfig, RunConfig
 from studio.events import (
     CountsEvent,
     EvalEvent,
@@ -285,6 +286,20 @@ def test_the_log_is_downloaded_whole_under_the_name_of_the_run(client: TestClien
     assert answer.content == run.log_file.read_bytes()
     assert answer.headers["content-disposition"].startswith("attachment")
     assert run.id in answer.headers["content-disposition"]
+
+
+def test_the_answers_to_a_file_of_prompts_are_downloaded(
+    client: TestClient, workspace: Workspace, run: RunDir, tmp_path: Path
+) -> None:
+    table = tmp_path / "answers 回答.jsonl"
+    settings = {"prompts": "p.txt", "model": "crucible/ember", "out": str(table)}
+    asked = {"run": workspace.create_run(build(AnswersConfig, settings)).id}
+    assert client.get("/api/answers", params=asked).status_code == 404
+    table.write_text("{}\n", encoding="utf-8")
+    answer = client.get("/api/answers", params=asked)
+    assert answer.content == table.read_bytes()
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert client.get("/api/answers", params={"run": run.id}).status_code == 404
 
 
 def test_a_log_that_became_shorter_starts_over(client: TestClient, run: RunDir) -> None:

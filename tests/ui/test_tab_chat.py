@@ -270,7 +270,8 @@ def test_precision_is_that_of_the_training_unless_chosen(
     run = add_run(workspace, method="qlora")
     bits: list[int] = []
 
-    def start(_: Workspace, base: str, adapters: dict[str, str], held: int) -> SimpleNamespace:
+    def start(_: Workspace, base: str, adapters: dict[str, str], held: int, *, idle_minutes: float) -> SimpleNamespace:
+        assert idle_minutes > 0
         bits.append(held)
         return SimpleNamespace(base=base, adapters=adapters, alive=True, stop=lambda: None, health=lambda: {})
 

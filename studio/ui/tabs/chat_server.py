@@ -12,6 +12,7 @@ from studio.model_choices import ModelChoice
 from studio.workspace import Workspace, slug
 
 BASE = "base"
+IDLE_MINUTES = 30.0  # a room nobody talks in gives its memory back; the next question loads the weights again
 """The model name under which a server answers without an adapter."""
 Pair = Mapping[str, ModelChoice]
 """Who answers on which side."""
@@ -116,7 +117,7 @@ class Servers:
         for _, server in self._running:
             if server.base == base:
                 return server
-        started = chat_server.start_chat_server(self.workspace, base, adapters, bits)
+        started = chat_server.start_chat_server(self.workspace, base, adapters, bits, idle_minutes=IDLE_MINUTES)
         self._running.append((bits, started))
         return started
 
