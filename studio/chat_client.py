@@ -1,11 +1,11 @@
-"""A small streaming client for the OpenAI chat-completions protocol, sync and async: what the chat page and the
-terminal talk to the chat server with. Neither torch nor gradio."""
+"""A small streaming client for the OpenAI chat-completions protocol: what the chat page and the terminal talk
+to the chat server with. Neither torch nor gradio."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,37 +38,16 @@ class Delta:
     dropped: int = 0
 
 
-def stream_events(base_url: str, body: Mapping[str, Any], *, api_key: str | None = None) -> Iterator[Delta]:
+async def astream_events(base_url: str, body: Mapping[str, Any], *, api_key: str | None = None) -> AsyncIterator[Delta]:
     """The events of an answer as they come.
 
     `base_url` with or without /v1; `body` is a request of the protocol: model, messages, tools, temperature and so on
     (None: the server's default), or with `prompt` in place of messages a plain text to go on with.
-    Closing the generator stops the answer.
+    Cancelling the task or closing the generator stops the answer.
 
     Raises:
         ChatError: the server refuses, is not there, or goes away in the middle.
     """
-    request = _request(base_url, body, api_key)
-    lines = _Lines()
-    try:
-        with (
-            httpx.Client(timeout=_timeout(), trust_env=False) as client,
-            client.stream("POST", **request) as response,
-        ):
-            if response.status_code != 200:
-                response.read()
-                raise ChatError(_refusal(response))
-            for line in response.iter_lines():
-                yield from lines.deltas(line)
-                if lines.done:
-                    return
-    except httpx.HTTPError as error:
-        raise ChatError(_broken(error)) from None
-    raise ChatError(_cut_short())
-
-
-async def astream_events(base_url: str, body: Mapping[str, Any], *, api_key: str | None = None) -> AsyncIterator[Delta]:
-    """`stream_events` for an event loop. Cancelling the task or closing the generator stops the answer."""
     request = _request(base_url, body, api_key)
     lines = _Lines()
     try:
@@ -87,28 +66,6 @@ async def astream_events(base_url: str, body: Mapping[str, Any], *, api_key: str
     except httpx.HTTPError as error:
         raise ChatError(_broken(error)) from None
     raise ChatError(_cut_short())
-
-
-def stream_chat(
-    base_url: str, model: str, messages: Sequence[Mapping[str, Any]], *, api_key: str | None = None, **sampling: Any
-) -> Iterator[str]:
-    """The text of an answer as it comes; `sampling` are further keys of the request. As `stream_events` otherwise."""
-    events = stream_events(base_url, {"model": model, "messages": messages, **sampling}, api_key=api_key)
-    with contextlib.closing(events):  # type: ignore[type-var]
-        for delta in events:
-            if delta.text:
-                yield delta.text
-
-
-async def astream_chat(
-    base_url: str, model: str, messages: Sequence[Mapping[str, Any]], *, api_key: str | None = None, **sampling: Any
-) -> AsyncIterator[str]:
-    """`stream_chat` for an event loop. Cancelling the task or closing the generator stops the answer."""
-    events = astream_events(base_url, {"model": model, "messages": messages, **sampling}, api_key=api_key)
-    async with contextlib.aclosing(events):  # type: ignore[type-var]
-        async for delta in events:
-            if delta.text:
-                yield delta.text
 
 
 class _Lines:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -24,10 +23,11 @@ import torch
 from adapters import save_adapter
 from peft import PeftModel
 from starlette.testclient import TestClient
+from streams import stream_chat
 from tiny import EMBER, MakeRun, byte_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from studio.chat_client import ChatError, astream_chat, stream_chat
+from studio.chat_client import ChatError
 from studio.engine.backend import open_backend
 from studio.engine.chat_api import ApiError, Service, build_app
 from studio.engine.dialogue import Busy, ModelFacts, Options, Piece, Request, Sampling, Turn
@@ -233,13 +233,6 @@ def _tokens_after_leaving(server: Server) -> int:
 def test_a_client_that_leaves_stops_its_answer(server: Server) -> None:
     # A tiny model may be through before a busy machine looks; a server that never stops is through every time.
     assert any(_tokens_after_leaving(server) < 800 for _ in range(8))
-
-
-def test_async_client(server: Server) -> None:
-    async def listen() -> str:
-        return "".join([piece async for piece in astream_chat(f"{server.url}/v1", "base", HELLO, temperature=0)])
-
-    assert asyncio.run(listen()) == server.text()
 
 
 def test_conversations_with_every_role(server: Server) -> None:

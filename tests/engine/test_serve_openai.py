@@ -23,9 +23,9 @@ import uvicorn
 from adapters import save_adapter
 from openai import OpenAI
 from PIL import Image
+from streams import stream_events
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from studio.chat_client import stream_events
 from studio.engine.backend import open_backend
 from studio.engine.chat_api import Service, build_app
 from studio.engine.dialogue import (
