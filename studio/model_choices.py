@@ -3,6 +3,7 @@ merged and wholly trained models. The lists of the Export and Chat tabs and the 
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +13,11 @@ from studio.best_step import read_best
 from studio.chains import adapter_settings
 from studio.checkpoints import complete_checkpoints, step_of
 from studio.config import ConvertConfig, ExportConfig, MergeConfig, RunConfig
+from studio.events import RunState
 from studio.labels import read_labels
 from studio.model_files import faults
 from studio.model_library import list_models, results
-from studio.presets import ModelError, resolve_model
+from studio.presets import MODEL_FIELD, ModelError, resolve_model
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError
 from studio.workspace import RunNotFound, Workspace
@@ -98,7 +100,7 @@ def find_choice(workspace: Workspace, reference: str) -> ModelChoice:
     """What a reference means: RUN (its best), RUN#checkpoint-N, an adapter's folder, a model.
 
     Raises:
-        ConfigError: a run that left nothing, no such checkpoint, an adapter that does not say its base.
+        ConfigError: a run that left nothing (yet), no such checkpoint, an adapter that does not say its base, a GGUF.
         ModelError: no such model.
     """
     run_part, _, place = reference.partition(SEPARATOR)
@@ -109,7 +111,11 @@ def find_choice(workspace: Workspace, reference: str) -> ModelChoice:
     settings = adapter_settings(str(folder))
     if settings is not None:
         return _of_adapter(folder.absolute(), settings)
-    ref = resolve_model(reference, seeing=True)
+    _check_not_gguf(folder)
+    try:
+        ref = resolve_model(reference, seeing=True)
+    except ModelError as error:  # nobody filled in the field of a form here
+        raise ModelError(error.message.removeprefix(f"{MODEL_FIELD}: "), error.hint) from None
     value = ref.ref if reference == ref.ref and not folder.exists() else ref.path_or_id
     return ModelChoice(value, "base", Path(value).name if ref.local else value, value)
 
@@ -166,7 +172,7 @@ def find_run(workspace: Workspace, reference: str) -> RunDir | None:
 def _latest(workspace: Workspace) -> RunDir | None:
     """The newest run that left something to talk to; the newest of all when none did."""
     runs = workspace.list_runs()
-    return next((run for run in runs if choices_of(run) or isinstance(_config(run), _MAKERS)), next(iter(runs), None))
+    return next((run for run in runs if choices_of(run) or _has_made(run)), next(iter(runs), None))
 
 
 def _config(run: RunDir) -> object:
@@ -176,8 +182,48 @@ def _config(run: RunDir) -> object:
         return None
 
 
+def _has_made(run: RunDir) -> bool:
+    """Whether a merge, an import or an export has finished and left something to talk to."""
+    config = _config(run)
+    if not isinstance(config, _MAKERS) or not config.out or run.state() is not RunState.FINISHED:
+        return False
+    folder = Path(config.out)
+    return (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file()
+
+
+def _check_made(run: RunDir, config: MergeConfig | ConvertConfig | ExportConfig) -> None:
+    """Raises ConfigError for a run that has not made its folder, and for one whose folder is no model to load."""
+    state = run.state()
+    if state is not RunState.FINISHED:
+        sentence = f"run {run.id} has made no model (it is {state}); choose one that has finished"
+    elif not config.out:
+        sentence = f"run {run.id} uploaded a model and left no folder here (it is {state}); choose what it uploaded"
+    elif not Path(config.out).is_dir():
+        sentence = f"the folder that run {run.id} made is no longer there (it is {state}): {config.out}"
+    else:
+        _check_not_gguf(Path(config.out))
+        return
+    raise ConfigError([FieldError("run", sentence)])
+
+
+def _check_not_gguf(folder: Path) -> None:
+    """Raises ConfigError for a folder of GGUF files: transformers does not load them."""
+    try:
+        found = [] if (folder / "config.json").is_file() else sorted(folder.glob("*.gguf"))
+    except (OSError, ValueError):
+        return
+    if found:
+        sentence = (
+            f"{folder.name} is a GGUF, which llama.cpp and Ollama run and nothing here; "
+            f"run it with: llama-server -m {shlex.quote(str(found[0]))}"
+        )
+        raise ConfigError([FieldError("model", sentence)])
+
+
 def _of_run(run: RunDir, place: str) -> ModelChoice:
     config = run.config()
+    if isinstance(config, _MAKERS):
+        _check_made(run, config)
     if isinstance(config, MergeConfig | ExportConfig):
         origin = _run_around(Path(config.adapter)) if config.adapter else None
         return ModelChoice(config.out, "model", config.name, config.out, run=origin)

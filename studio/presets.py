@@ -22,6 +22,7 @@ from studio.schema import merge, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILT_IN = {"crucible/ember": ROOT / "assets" / "models" / "ember"}
+MODEL_FIELD = "model.model_name_or_path"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -126,13 +127,13 @@ def model_defaults(model_name_or_path: str, method: str) -> dict[str, Any]:
 def _missing(ref: str) -> ModelError:
     near = nearest(ref, [*BUILT_IN, *(model.model_name_or_path for model in models().values())])
     hint = f"did you mean {near}?" if near else "give a built-in model, an existing folder or a hub id like name/model"
-    return ModelError(f"model.model_name_or_path: the model folder {ref[:200]!r} does not exist", hint)
+    return ModelError(f"{MODEL_FIELD}: the model folder {ref[:200]!r} does not exist", hint)
 
 
 def check_model_folder(folder: Path, *, seeing: bool = False) -> None:
     """Raises ModelError when a model folder cannot be used (see `studio.model_files.faults`)."""
     for fault in faults(folder, seeing=seeing):
-        raise ModelError(f"model.model_name_or_path: {fault.message}", fault.fix)
+        raise ModelError(f"{MODEL_FIELD}: {fault.message}", fault.fix)
 
 
 def resolve_model(ref: str, *, seeing: bool = False) -> ModelRef:
@@ -150,13 +151,13 @@ def resolve_model(ref: str, *, seeing: bool = False) -> ModelRef:
     if is_folder:
         if (folder / "config.yaml").is_file() and not (folder / "config.json").is_file():
             raise ModelError(
-                f"model.model_name_or_path: the run {folder.name} left no model",
+                f"{MODEL_FIELD}: the run {folder.name} left no model",
                 "go on from its adapter (model.adapter), merge that first, or wait until the run has finished",
             )
         check_model_folder(folder, seeing=seeing)
         return ModelRef(ref, str(folder.resolve()), local=True)
     if exists:
-        raise ModelError(f"model.model_name_or_path: {ref!r} is a file", "give the folder that holds the model")
+        raise ModelError(f"{MODEL_FIELD}: {ref!r} is a file", "give the folder that holds the model")
     if ref.startswith("crucible/") or not _HUB_ID.fullmatch(ref):
         raise _missing(ref)
     downloaded = cached_model(ref)

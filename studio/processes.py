@@ -19,6 +19,14 @@ CREATION_TOLERANCE_S = 2.0  # creation times are stable to a clock tick; pids ar
 RUN_MARK = "CRUCIBLE_RUN"  # environment of an engine and of all its children: the run's directory
 ATTEMPT_MARK = "CRUCIBLE_ATTEMPT"  # the same: which start of that run it is
 _PROC = Path("/proc")
+# fmt: off
+_NEEDED = frozenset({
+    "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "TEMP", "TMP", "USER", "LOGNAME", "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "CUDA_VISIBLE_DEVICES", "PYTHONHOME", "PYTHONUSERBASE",
+    "PYTHONNOUSERSITE", "VIRTUAL_ENV", "SYSTEMROOT", "SYSTEMDRIVE", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "PATHEXT",
+    "COMSPEC", RUN_MARK, ATTEMPT_MARK,
+})
+# fmt: on
 _START_TICKS = 19  # fields of /proc/PID/stat behind the command's name: state is the first
 _ENDED = ("Z", "X", "x")
 
@@ -86,6 +94,11 @@ def runs(process: Recorded) -> bool:
 def marks(run: Path, attempt: int) -> dict[str, str]:
     """Environment variables by which an engine and whatever it starts are known again."""
     return {RUN_MARK: str(run), ATTEMPT_MARK: str(attempt)}
+
+
+def bare_environment() -> dict[str, str]:
+    """What a Python child needs to start and to be known again, and nothing else: no token, no key."""
+    return {name: value for name, value in os.environ.items() if name.upper() in _NEEDED or name.startswith("LC_")}
 
 
 def marked_attempt(environment: Mapping[str, str]) -> int | None:

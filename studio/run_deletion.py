@@ -14,6 +14,7 @@ from studio import run_queue
 from studio.config import OutputConfig
 from studio.events import RunState
 from studio.library import folder_bytes, references
+from studio.output_leftovers import left_of
 from studio.rundir import RunDir
 from studio.schema import ConfigError
 from studio.workspace import RunNotFound, Workspace
@@ -54,8 +55,8 @@ def delete_runs(workspace: Workspace, run_ids: Sequence[str]) -> Deleted:
             try:
                 run = _exact(workspace, run_id)
                 check_deletable(run, configs)
-                found.bytes += folder_bytes(run.path)
-                _take_away(workspace, run)
+                taken = folder_bytes(run.path)
+                found.bytes += taken + _take_away(workspace, run)
             except (DeletionRefused, RunNotFound) as refusal:
                 found.refused.append(str(refusal.args[0]))
                 continue
@@ -115,14 +116,22 @@ def _stands_on(other: RunDir, run: RunDir) -> bool:
     return not isinstance(config, OutputConfig) or state.live or state is RunState.QUEUED
 
 
-def _take_away(workspace: Workspace, run: RunDir) -> None:
-    """Move a run out of sight in one step. Raises DeletionRefused."""
+def _take_away(workspace: Workspace, run: RunDir) -> int:
+    """Move a run out of sight in one step, after what it left half-made beside its goal. Raises DeletionRefused.
+
+    Returns the bytes of the latter.
+    """
     trash = workspace.runs / TRASH  # on the same disk, whatever `runs` is a link to
     try:
         with run.engine_lock():  # an engine whose record was lost with its starter still holds this
+            left = left_of(run)  # only the run says where that is
+            size = folder_bytes(left) if left else 0
+            if left:
+                shutil.rmtree(left, ignore_errors=True)
             trash.mkdir(exist_ok=True)
             shutil.rmtree(trash / run.id, ignore_errors=True)
             run.path.rename(trash / run.id)
+            return size
     except Timeout:
         raise DeletionRefused(f"an engine is still at work on run {run.id}; stop it first") from None
     except OSError as error:

@@ -34,6 +34,15 @@ def slug(text: str, fallback: str = "run") -> str:
     return kept[:60].rstrip("-._") or fallback
 
 
+def free_path(path: Path) -> Path:
+    """`path`, or the first of path-2, path-3 … where nothing lies, not even a link that leads nowhere."""
+    number, found = 1, path
+    while found.exists() or found.is_symlink():
+        number += 1
+        found = path.with_name(f"{path.name}-{number}")
+    return found
+
+
 def _absolute(reference: str) -> str:
     """A path that exists, made absolute; any other reference (a hub id, a dataset's name) as it is."""
     try:

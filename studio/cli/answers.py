@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from studio import runner
-from studio.cli.follow import follow
+from studio.cli.output_run import carry_out
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import AnswersConfig
-from studio.events import RunState
 from studio.model_choices import find_adapted
 from studio.rundir import RunDir
 from studio.schema import build
@@ -63,16 +60,9 @@ def _answers(arguments: argparse.Namespace) -> int:
         "seed": arguments.seed,
         "max_new_tokens": arguments.max_new_tokens,
     }
-    run = runner.submit(workspace, build(AnswersConfig, settings))
-    try:
-        code = follow(run, as_json=arguments.json)
-    except KeyboardInterrupt:
-        print(f"\nstopping; what is answered is kept: runs resume {run.id}", file=sys.stderr)
-        runner.stop(run)
-        return 130
-    if run.state() is RunState.FINISHED and not arguments.json:
-        _report(run)
-    return code
+    config = build(AnswersConfig, settings)
+    kept = "stopping; what is answered is kept: runs resume {run}"
+    return carry_out(workspace, config, _report, stopping=kept, as_json=arguments.json)
 
 
 def _report(run: RunDir) -> None:

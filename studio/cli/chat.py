@@ -12,6 +12,7 @@ from studio.cli.talk import Manner, Talk, released
 from studio.cli.target import Target, add_target, find_target
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.events import ExitCode
+from studio.presets import MODEL_FIELD
 from studio.records.mappings import system_prompts
 from studio.records.template_names import named_template
 from studio.schema import ConfigError, FieldError, nearest
@@ -151,6 +152,13 @@ def chosen_tools(workspace: Workspace, names: list[str] | None) -> list[Tool]:
     return [known[name] for name in dict.fromkeys(names)]
 
 
+def _said(message: str, hint: str) -> str:
+    """A message and what to do, with a stop between them, and without the field of a form nobody filled in."""
+    message = message.removeprefix(f"{MODEL_FIELD}: ")
+    between = "" if not hint or message.endswith((".", "!", "?")) else ";"
+    return f"{message}{between} {hint}".strip()
+
+
 def _wait_until_ready(server: chat_server.ChatServer) -> int | None:
     """None when the server can be asked, else the exit code, after saying what went wrong."""
     print("loading the model …", file=sys.stderr, flush=True)
@@ -160,7 +168,7 @@ def _wait_until_ready(server: chat_server.ChatServer) -> int | None:
             return None
         if health["state"] == "failed":
             error: Any = health.get("error") or {}
-            print(f"error: {error.get('message')} {error.get('hint')}", file=sys.stderr)
+            print(f"error: {_said(str(error.get('message')), str(error.get('hint') or ''))}", file=sys.stderr)
             return ExitCode.OUT_OF_MEMORY if error.get("kind") == "memory" else ExitCode.BAD_INPUT
         if health["state"] == "released":
             print(released(str(health["run"])), file=sys.stderr)

@@ -9,16 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
-from studio import runner
 from studio.cli import merge
-from studio.cli.follow import follow
+from studio.cli.output_run import carry_out
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import ConvertConfig
-from studio.events import RunState
 from studio.model_choices import SEPARATOR, find_run
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError, build
-from studio.workspace import Workspace, slug
+from studio.workspace import Workspace, free_path, slug
 
 # The notes' own commands (XTuner's), by the number of what follows them.
 SPELLINGS = {"pth_to_hf": "pth_to_hf CONFIG PTH OUT", "merge": "merge BASE ADAPTER OUT"}
@@ -84,16 +82,17 @@ def _convert(arguments: argparse.Namespace) -> int:
     else:
         config, source = arguments.config, what[0]
         out = what[1] if len(what) == 2 else str(_free(workspace, source))
-    run = runner.submit(workspace, build(ConvertConfig, _settings(workspace, arguments, (config, source, out))))
-    try:
-        code = follow(run, as_json=arguments.json)
-    except KeyboardInterrupt:
-        print("\nstopping the import", file=sys.stderr)
-        runner.stop(run)
-        return 130
-    if run.state() is RunState.FINISHED and not arguments.json:
-        _report(run)
-    return code
+    _say_unused(arguments)
+    settings = build(ConvertConfig, _settings(workspace, arguments, (config, source, out)))
+    return carry_out(workspace, settings, _report, stopping="stopping the import", as_json=arguments.json)
+
+
+def _say_unused(arguments: argparse.Namespace) -> None:
+    """Options of a merge that are given to an import; the notes write some of them with pth_to_hf too."""
+    for option in ("max_shard_size", "device"):
+        if getattr(arguments, option) is not None:
+            name = option.replace("_", "-")
+            print(f"warning: --{name} is an option of merge and changes nothing here", file=sys.stderr)
 
 
 def _settings(
@@ -130,11 +129,7 @@ def _free(workspace: Workspace, source: str) -> Path:
     """A folder among the exports that does not exist yet, called as the source is."""
     run = find_run(workspace, source.partition(SEPARATOR)[0])
     name = slug(f"{run.id}-adapter" if run else f"{Path(source).expanduser().absolute().stem}-adapter")
-    number, path = 1, workspace.exports / name
-    while path.exists():
-        number += 1
-        path = workspace.exports / f"{name}-{number}"
-    return path
+    return free_path(workspace.exports / name)
 
 
 def _merge(arguments: argparse.Namespace) -> int:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 from rich.console import Console
 
-from studio import runner
-from studio.cli.follow import follow
+from studio.cli.output_run import carry_out
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import ExportConfig
 from studio.events import RunState
 from studio.export_targets import Hub, advice, uses
-from studio.model_choices import ModelChoice, find_choice
+from studio.model_choices import ModelChoice, find_choice, find_run
 from studio.outputs import MergeBase
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError, build
-from studio.workspace import Workspace, slug
+from studio.workspace import Workspace, free_path, slug
 
 GGUF_TYPES = ("f32", "f16", "bf16", "q8_0")
 
@@ -31,10 +31,11 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     packed = _format(formats, "bitsandbytes", "weights packed in 4 or 8 bits, for transformers and vLLM")
     packed.add_argument("--bits", type=int, choices=(4, 8), default=4, help="bits per weight (default: 4)")
     packed.add_argument("--max-shard-size", default="2GB", metavar="SIZE", help="largest file (default: 2GB)")
-    for name, about in (("gguf", "one file for llama.cpp and its relatives"), ("ollama", "GGUF and its Modelfile")):
-        gguf = _format(formats, name, about)
-        gguf.add_argument("--type", dest="gguf_type", choices=GGUF_TYPES, default="q8_0", help="default: q8_0")
-    gguf.add_argument("--system", default=None, help="system prompt (default: the one the run was trained with)")
+    gguf = _format(formats, "gguf", "one file for llama.cpp and its relatives")
+    ollama = _format(formats, "ollama", "GGUF and its Modelfile")
+    for parser_of in (gguf, ollama):
+        parser_of.add_argument("--type", dest="gguf_type", choices=GGUF_TYPES, default="q8_0", help="default: q8_0")
+    ollama.add_argument("--system", default=None, help="system prompt (default: the one the run was trained with)")
     hub = _format(formats, "hub", "upload an adapter or a model as it is", out=False)
     hub.add_argument("repo_id", metavar="OWNER/NAME", help="repository on the hub; made if it is not there")
     hub.add_argument("--hub", choices=get_args(Hub), default="huggingface", help="default: huggingface")
@@ -63,23 +64,16 @@ def _export(arguments: argparse.Namespace) -> int:
         if one.level == "error":
             raise ConfigError([FieldError(one.field, f"{one.message}; {one.fix}")])
         print(f"{one.level}: {one}", file=sys.stderr)
-    run = runner.submit(workspace, build(ExportConfig, _settings(workspace, arguments, choice)))
-    try:
-        code = follow(run, as_json=arguments.json)
-    except KeyboardInterrupt:
-        print("\nstopping the export", file=sys.stderr)
-        runner.stop(run)
-        return 130
-    if run.state() is RunState.FINISHED and not arguments.json:
-        _report(run, choice)
-    return code
+    config = build(ExportConfig, _settings(workspace, arguments, choice))
+    report = partial(_report, choice)
+    return carry_out(workspace, config, report, stopping="stopping the export", as_json=arguments.json)
 
 
 def _choice(workspace: Workspace, arguments: argparse.Namespace) -> ModelChoice:
     """What is exported; an upload may also be any folder of files. Raises ConfigError or ModelError."""
-    folder = Path(arguments.model).expanduser()
-    if arguments.format == "hub" and folder.is_dir() and any(folder.glob("*.gguf")):
-        return ModelChoice(str(folder.absolute()), "model", folder.name, str(folder.absolute()))
+    folder = _files(workspace, arguments.model) if arguments.format == "hub" else None
+    if folder is not None:
+        return ModelChoice(str(folder), "model", folder.name, str(folder))
     choice = find_choice(workspace, arguments.model)
     if arguments.adapter is None:
         return choice
@@ -89,6 +83,14 @@ def _choice(workspace: Workspace, arguments: argparse.Namespace) -> ModelChoice:
             [FieldError("adapter", f"{arguments.adapter!r} is no adapter; give an adapter's folder or a run")]
         )
     return ModelChoice(choice.key, "adapter", choice.name, choice.base, adapter, run=choice.run)
+
+
+def _files(workspace: Workspace, reference: str) -> Path | None:
+    """A folder with GGUF files: one that is named, or the one a finished run made."""
+    run = find_run(workspace, reference)
+    finished = run is not None and run.state() is RunState.FINISHED
+    folder = run.result("model") if run and finished else Path(reference).expanduser().absolute()
+    return folder if folder.is_dir() and any(folder.glob("*.gguf")) else None
 
 
 def _settings(workspace: Workspace, arguments: argparse.Namespace, choice: ModelChoice) -> dict[str, Any]:
@@ -106,14 +108,10 @@ def _free(workspace: Workspace, given: dict[str, Any]) -> Path:
     """A folder among the exports that does not exist yet."""
     kind = {"bitsandbytes": f"{given.get('bits', 4)}bit"}.get(given["format"], given["format"])
     name = slug(f"{Path(given['adapter'] or given['model']).name}-{kind}")
-    number, path = 1, workspace.exports / name
-    while path.exists():
-        number += 1
-        path = workspace.exports / f"{name}-{number}"
-    return path
+    return free_path(workspace.exports / name)
 
 
-def _report(run: RunDir, choice: ModelChoice) -> None:
+def _report(choice: ModelChoice, run: RunDir) -> None:
     report: dict[str, Any] = run.read_report() or {}
     config = run.config()
     assert isinstance(config, ExportConfig)
@@ -122,5 +120,7 @@ def _report(run: RunDir, choice: ModelChoice) -> None:
     proof = report.get("proof", {})
     if "answers_equal" in proof:
         console.print(f"proof: {proof['answers_equal']} of {proof.get('prompts')} answers equal")
+    checked_with = proof.get("checked_with", "the hub's list of files")
+    console.print(f"checked with: {checked_with}")
     for use in uses(config.format, Path(config.out), base=choice.base, repo_id=config.repo_id or "", hub=config.hub):
         console.print(f"{use.program}: {use.command}")

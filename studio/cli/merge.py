@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from studio import runner
-from studio.cli.follow import follow
+from studio.cli.output_run import carry_out
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import MergeConfig
-from studio.events import RunState
 from studio.model_choices import SEPARATOR, find_choice, find_run
 from studio.rundir import RunDir
 from studio.schema import ConfigError, FieldError, build
-from studio.workspace import Workspace
+from studio.workspace import Workspace, free_path
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -70,16 +67,8 @@ def _merge(arguments: argparse.Namespace) -> int:
         "more_adapters": [_weighted(workspace, text) for text in arguments.adapter],
         "name": f"merge_{Path(out).name}"[:120],
     }
-    run = runner.submit(workspace, build(MergeConfig, settings))
-    try:
-        code = follow(run, as_json=arguments.json)
-    except KeyboardInterrupt:
-        print("\nstopping the merge", file=sys.stderr)
-        runner.stop(run)
-        return 130
-    if run.state() is RunState.FINISHED and not arguments.json:
-        _report(run)
-    return code
+    config = build(MergeConfig, settings)
+    return carry_out(workspace, config, _report, stopping="stopping the merge", as_json=arguments.json)
 
 
 def _what(workspace: Workspace, given: list[str]) -> tuple[str, str, str]:
@@ -94,7 +83,7 @@ def _what(workspace: Workspace, given: list[str]) -> tuple[str, str, str]:
     run = choice.run
     if run is None or choice.trained() is None:
         raise _wrong(f"{given[0]} is no training; give the training run")
-    out = given[1] if len(given) == 2 else str(_free(workspace.exports / choice.key.replace(SEPARATOR, "_")))
+    out = given[1] if len(given) == 2 else str(free_path(workspace.exports / choice.key.replace(SEPARATOR, "_")))
     return choice.base, str(choice.adapter or choice.base), out
 
 
@@ -113,14 +102,6 @@ def _weighted(workspace: Workspace, text: str) -> dict[str, Any]:
     except ValueError:
         path = ""
     return {"path": _adapter(workspace, path), "weight": number} if path else {"path": _adapter(workspace, text)}
-
-
-def _free(path: Path) -> Path:
-    number, found = 1, path
-    while found.exists():
-        number += 1
-        found = path.with_name(f"{path.name}-{number}")
-    return found
 
 
 def _wrong(sentence: str) -> ConfigError:

@@ -15,6 +15,7 @@ from studio.engine.journal import Journal
 from studio.engine.output_folder import check_disk, open_goal, refused, work_folder
 from studio.model_choices import SEPARATOR, ModelChoice, find_choice, find_run
 from studio.model_library import list_models
+from studio.output_leftovers import clear_leftovers
 from studio.presets import ModelError, ModelRef, resolve_model
 from studio.run_queue import workspace_of
 from studio.rundir import RunDir
@@ -73,13 +74,19 @@ def make_plan(run: RunDir) -> Plan:
             raise model_failure(
                 f"source: {model.name} is no longer there.", "Choose a run that has left an adapter.", "source"
             )
-        out = open_goal(config.out)
+        out = _goal(config, run)
         check_disk(out, _bytes_of(model), "the model")
         return Plan(config, run, out, work_folder(run, out), model=model, trained=trained)
     place = find_place(str(trained.adapter) if trained else config.source)
-    out = open_goal(config.out)
+    out = _goal(config, run)
     check_disk(out, 0, "the adapter")
     return Plan(config, run, out, work_folder(run, out), place, trained=trained or _owner(run, place))
+
+
+def _goal(config: ConvertConfig, run: RunDir) -> Path:
+    out = open_goal(config.out)
+    clear_leftovers(run, out.parent)  # before the disk is measured
+    return out
 
 
 def _own(run: RunDir, source: str) -> ModelChoice | None:

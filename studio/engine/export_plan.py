@@ -10,6 +10,7 @@ from studio.engine.adapter import open_adapter, open_base
 from studio.engine.output_folder import check_disk, open_goal, refused, work_folder
 from studio.export_targets import Goal, advice, needed_bytes
 from studio.model_choices import ModelChoice
+from studio.output_leftovers import clear_leftovers
 from studio.rundir import RunDir
 
 
@@ -32,6 +33,7 @@ def make_plan(config: ExportConfig, run: RunDir) -> Plan:
     base = open_base(config.model)
     adapter = open_adapter(config.adapter) if config.adapter else None
     out = open_goal(config.out)
+    clear_leftovers(run, out.parent)  # before the disk is measured
     choice = ModelChoice(base.ref, "base", Path(base.ref).name, base.ref, adapter.folder if adapter else None)
     goal: Goal = config.format
     stopping = next((one for one in advice(choice, goal) if one.level == "error"), None)

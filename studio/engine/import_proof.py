@@ -117,10 +117,10 @@ def asked(
     return found or ask(model, tokenizer, conversations(plan, settings, bare=True), journal, "base")
 
 
-def compared(before: list[Trace], after: list[Trace]) -> dict[str, Any]:
-    """The proof: what the base answers, what the import does, and whether their logits differ."""
+def compared(before: list[Trace], after: list[Trace], what: str = "the adapter changes") -> dict[str, Any]:
+    """The proof: what the base answers, what the import (`what`) does, and whether their logits differ."""
     difference = _difference(before, after)
-    reason = _why_not(before, difference)
+    reason = _why_not(before, difference, what)
     pairs = list(zip(before, after, strict=True))
     return {
         "prompts": len(before),
@@ -132,13 +132,13 @@ def compared(before: list[Trace], after: list[Trace]) -> dict[str, Any]:
     }
 
 
-def _why_not(asked: list[Trace], difference: float | None) -> str:
+def _why_not(asked: list[Trace], difference: float | None, what: str) -> str:
     """Why the proof fails, or nothing."""
     if not asked:
         return "none of the questions could be asked"
     if difference is None:
         return "its answers are not numbers"
-    return "" if difference > 0 else "the adapter changes nothing in the answers"
+    return "" if difference > 0 else f"{what} nothing in the answers"
 
 
 def conversations(plan: Plan, settings: Settings, *, bare: bool = False) -> list[tuple[Turn, ...]]:

@@ -58,7 +58,8 @@ def write_model(plan: Plan, found: Found, base: Base, journal: Journal) -> dict[
     gc.collect()
     ref = ModelRef(str(plan.work), str(plan.work), local=True)
     model = load_base(ref, choose_holding(16, ref), "source")
-    proof = compared(before, ask(model, tokenizer, [trace.turns for trace in before], journal, "imported"))
+    after = ask(model, tokenizer, [trace.turns for trace in before], journal, "imported")
+    proof = compared(before, after, "the trained weights change")
     report = {
         "source": plan.config.source,
         "source_kind": found.place.kind,

@@ -16,7 +16,10 @@ from studio.engine.failure import EngineError, explain
 from studio.engine.journal import Journal
 from studio.events import ErrorKind, ExitCode, RunError, RunState, SavedEvent
 from studio.model_library import UNPROVEN
-from studio.rundir import RunDir, write_atomic
+from studio.output_leftovers import clear_leftovers
+from studio.output_leftovers import work_folder as work_folder
+from studio.rundir import write_atomic
+from studio.workspace import free_path
 
 What = Literal["adapter", "merged", "export", "answers"]
 SPARE_BYTES = 64 * 2**20  # tokenizer, model card, and room for the disk to breathe
@@ -47,21 +50,7 @@ def open_goal(text: str) -> Path:
 def taken_already(out: Path) -> EngineError:
     """Nothing is overwritten."""
     sentence = f"out: {out} exists already, and what is there is never overwritten."
-    return refused("config", "out", sentence, f"Choose another, like {free_name(out)}.")
-
-
-def free_name(path: Path) -> Path:
-    """`path`, or the first of path-2, path-3 … that does not exist."""
-    number, found = 1, path
-    while found.exists() or found.is_symlink():
-        number += 1
-        found = path.with_name(f"{path.name}-{number}")
-    return found
-
-
-def work_folder(run: RunDir, out: Path) -> Path:
-    """Where the result of `run` is filled, beside `out`."""
-    return out.parent / f".{run.id}.part"
+    return refused("config", "out", sentence, f"Choose another, like {free_path(out)}.")
 
 
 def check_disk(out: Path, needed: int, what: str) -> None:
@@ -85,6 +74,7 @@ def said_size(count: int) -> str:
 def filling(work: Path, journal: Journal) -> Iterator[None]:
     """`work` is there to be filled, and gone afterwards, however this ends, unless it was given its name."""
     shutil.rmtree(work, ignore_errors=True)  # left by an engine that was killed
+    clear_leftovers(journal.run, work.parent)
     try:
         work.mkdir()
         yield
@@ -132,7 +122,7 @@ def settle(
     """
     work, out = folders
     passed = bool(report["proof"]["passed"])
-    goal = out if passed else free_name(out.with_name(f"{out.name}{UNPROVEN}"))
+    goal = out if passed else free_path(out.with_name(f"{out.name}{UNPROVEN}"))
     name_folder(journal, work, goal)
     report["out"] = str(goal)
     write_atomic(journal.run.report_file, json.dumps(report, ensure_ascii=False, indent=1))

@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError, field_validator
 
 from studio.durable import write_atomic
 from studio.schema import ConfigError, FieldError, Section, errors_by_field
+from studio.tools.built_in import built_in
 from studio.tools.tool import Tool, ToolError
 from studio.tools.web import ask
 from studio.workspace import Workspace
@@ -108,6 +109,9 @@ def allowed_hosts(workspace: Workspace) -> frozenset[str]:
 def add_own(workspace: Workspace, text: str) -> OwnTool:
     """Save a tool, given as YAML or JSON. Raises ConfigError; OSError when it cannot be written."""
     given = read_own(text)
+    if given.name in built_in():  # it would be there and never be used
+        taken = f"{given.name} is the name of a built-in tool; give yours another name"
+        raise ConfigError([FieldError("name", taken)])
     folder = folder_of(workspace)
     refusal = _refusal(given, allowed_hosts(workspace))
     if refusal:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from typing import Any
 
 from studio.presets import ROOT
+from studio.processes import bare_environment
 from studio.tools.expression import LONGEST
 from studio.tools.tool import Tool, ToolError
 
@@ -46,7 +46,7 @@ def _solve(arguments: dict[str, Any]) -> str:
             encoding="utf-8",
             timeout=PATIENCE_S,
             check=False,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"},
+            env=bare_environment() | {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"},
         )
     except subprocess.TimeoutExpired:
         raise ToolError("solve: it takes too long; make it simpler") from None

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from studio.tools.calculator import calculator
-from studio.tools.clock import clock
+from studio.tools.built_in import built_in
 from studio.tools.own import own_tools
-from studio.tools.search import search
-from studio.tools.solver import solver
 from studio.tools.tool import Tool
 from studio.workspace import Workspace
 
 
 def listed(workspace: Workspace) -> list[Tool]:
     """Every tool, also those that are off (see `Tool.obstacle`); an own one never hides a built-in one."""
-    found = {tool.name: tool for tool in (calculator(), solver(), clock(), search())}
+    found = built_in()
     for tool in own_tools(workspace):
         found.setdefault(tool.name, tool)
     return list(found.values())

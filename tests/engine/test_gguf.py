@@ -14,10 +14,14 @@ from safetensors.torch import load_file, save_file
 from tiny import EMBER
 from tiny_shapes import SHAPES, save_seeing, save_shape
 
+from studio.config import ExportConfig
+from studio.engine import export
 from studio.engine.failure import EngineError
 from studio.engine.formats import gguf, gguf_tensors, llama_cpp
 from studio.engine.formats.gguf_tokens import read_words
+from studio.events import WarningEvent
 from studio.gguf_support import BLIND_NOTE, obstacle
+from studio.workspace import Workspace
 
 ALL = 8  # questions and texts of a proof
 
@@ -101,7 +105,9 @@ def test_heads_in_the_wrong_order_do_not_pass(tmp_path: Path, monkeypatch: pytes
 def test_a_changed_number_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_cpp, "available", lambda: False)
     file = tmp_path / "model.gguf"
-    assert written(EMBER, file, "f16")["passed"]
+    report = written(EMBER, file, "f16")
+    assert report["passed"]
+    assert report["checked_with"] == "reading it back only; llama.cpp was not asked"
     tensor = next(one for one in GGUFReader(file).tensors if one.name == "blk.3.ffn_up.weight")
     data = bytearray(file.read_bytes())
     data[tensor.data_offset + 5] ^= 0x40
@@ -109,6 +115,33 @@ def test_a_changed_number_does_not_pass(tmp_path: Path, monkeypatch: pytest.Monk
     report = gguf.prove(EMBER, file)
     assert not report["passed"]
     assert "blk.3.ffn_up.weight is off by" in report["reason"]
+
+
+def test_an_export_that_llama_cpp_was_not_asked_about_says_how_to_have_it_asked(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_cpp, "available", lambda: False)
+    run = workspace.create_run(ExportConfig(format="gguf", model=str(EMBER), out=str(workspace.exports / "g")))
+    assert export.main(str(run.path)) == 0
+    (warning,) = [event for event in run.read_events()[0] if isinstance(event, WarningEvent)]
+    assert warning.message.startswith("format: llama.cpp was not asked")
+    assert warning.message.endswith("pip install xllamacpp")
+
+
+def test_llama_cpp_is_given_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, str]] = []
+
+    def run(*_: Any, env: dict[str, str], **__: Any) -> Any:
+        given.append(env)
+        raise OSError
+
+    for name, value in {"HF_TOKEN": "secret", "OPENAI_API_KEY": "secret", "CRUCIBLE_RUN": "mark"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(llama_cpp.subprocess, "run", run)
+    with pytest.raises(OSError):  # noqa: PT011
+        llama_cpp.ask({})
+    assert "secret" not in given[0].values()
+    assert given[0]["CRUCIBLE_RUN"] == "mark"  # what a killed engine leaves is found by it
 
 
 def test_a_file_that_is_cut_off_is_said_in_a_sentence(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from studio.cli import main as cli
 from studio.config import MergeConfig, RunConfig
-from studio.engine import merge
+from studio.engine import merge, questions, sides
 from studio.events import RunState
 from studio.rundir import RunDir
 from studio.schema import build
@@ -29,6 +29,14 @@ from studio.workspace import Workspace
 
 IDS = torch.tensor([[7, 40, 41, 99, 12, 3]])
 Start = Callable[..., tuple[int, RunDir]]
+ALL_QUESTIONS, ANSWER_TOKENS = questions.BUILT_IN, questions.ANSWER_TOKENS
+
+
+@pytest.fixture(autouse=True)
+def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of these tests are about something else than the answers."""
+    monkeypatch.setattr(sides, "BUILT_IN", ALL_QUESTIONS[:2])
+    monkeypatch.setattr(questions, "ANSWER_TOKENS", 3)
 
 
 @pytest.fixture(scope="session")
@@ -79,13 +87,22 @@ def error_of(run: RunDir) -> Any:
     return status.error
 
 
-def test_merged_model_is_base_plus_adapter(start: Start, out: Path, tiny_llama: Path, tiny_adapter: Path) -> None:
-    code, run = start(max_shard_size="50KB")
-    assert code == 0
-    assert [event.name for event in events_of(run, "phase")] == ["load", "merge", "save", "proof"]
-    assert events_of(run, "finished")[0].state is RunState.FINISHED
-    assert events_of(run, "saved")[0].path == str(out)
+@pytest.fixture(scope="module")
+def honest(tiny_llama: Path, tiny_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Path]:
+    """One whole merge with every question, and its folder, for all tests that only look at it."""
+    workspace = Workspace(tmp_path_factory.mktemp("honest"))
+    out = workspace.path / "exports" / "merged model"
+    settings = {"base": str(tiny_llama), "adapter": str(tiny_adapter), "out": str(out), "dtype": "float32"}
+    run = workspace.create_run(build(MergeConfig, settings | {"max_shard_size": "50KB"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sides, "BUILT_IN", ALL_QUESTIONS)
+        patch.setattr(questions, "ANSWER_TOKENS", ANSWER_TOKENS)
+        assert merge.main(str(run.path)) == 0, error_of(run)
+    return run, out
 
+
+def test_merged_model_is_base_plus_adapter(honest: tuple[RunDir, Path], tiny_llama: Path, tiny_adapter: Path) -> None:
+    _, out = honest
     base = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
     before = logits(base)
     expected = logits(PeftModel.from_pretrained(base, tiny_adapter))
@@ -93,19 +110,25 @@ def test_merged_model_is_base_plus_adapter(start: Start, out: Path, tiny_llama: 
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(found, before, atol=1e-2)
 
+
+def test_the_run_tells_what_happened_and_what_was_proven(honest: tuple[RunDir, Path]) -> None:
+    run, out = honest
+    assert [event.name for event in events_of(run, "phase")] == ["load", "merge", "save", "proof"]
+    assert events_of(run, "finished")[0].state is RunState.FINISHED
+    assert events_of(run, "saved")[0].path == str(out)
     proof = proof_of(run)
     assert proof["passed"]
     assert proof["answers_equal"] == proof["prompts"] == len(proof["rows"]) == 8
     assert 0 < proof["max_logit_difference"] <= proof["tolerance"]
-    assert proof["layers_changed"] == proof["layers"] == 14
+    assert proof["layers_changed"] == proof["layers_right"] == proof["layers"] == 14
     report = run.read_report() or {}
     assert report["shards"] == len(list(out.glob("*.safetensors"))) > 1
     assert report["size_bytes"] == sum(file.stat().st_size for file in out.iterdir())
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_the_folder_is_complete_and_readable_by_everybody(start: Start, out: Path, tiny_llama: Path) -> None:
-    assert start()[0] == 0
+def test_the_folder_is_complete_and_readable_by_everybody(honest: tuple[RunDir, Path], tiny_llama: Path) -> None:
+    _, out = honest
     names = {file.name for file in out.iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja", "README.md"} <= names
     assert {oct(file.stat().st_mode & 0o777) for file in out.iterdir()} == {"0o644"}
@@ -139,23 +162,20 @@ def test_built_in_model_in_bfloat16(start: Start, tmp_path: Path) -> None:
     assert proof_of(run)["template_identical"]
 
 
-def test_the_template_trained_with_comes_along_byte_for_byte(start: Start, out: Path, tiny_llama: Path) -> None:
-    base: Any = AutoTokenizer.from_pretrained(tiny_llama)
-    template = base.chat_template.replace("assistant", "model").rstrip("\n") + "{# 丹炉 #}  "
-    adapter = save_adapter(tiny_llama, out.parent.parent / "own template", strength=0.2, template=template)
-    assert start(adapter=str(adapter))[0] == 0
-    assert (out / "chat_template.jinja").read_bytes() == (adapter / "chat_template.jinja").read_bytes()
-    assert (out / "chat_template.jinja").read_bytes() == template.encode()
-
-
-def test_a_padding_tokenizer_does_not_pad_in_the_merged_model(start: Start, out: Path, tiny_adapter: Path) -> None:
-    adapter = Path(shutil.copytree(tiny_adapter, out.parent.parent / "padded"))
-    tokenizer: Any = AutoTokenizer.from_pretrained(adapter)
+def test_the_adapters_template_comes_along_byte_for_byte_and_its_padding_does_not(
+    start: Start, out: Path, tiny_llama: Path, tiny_adapter: Path
+) -> None:
+    adapter = Path(shutil.copytree(tiny_adapter, out.parent.parent / "own template, padded"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_llama)
+    template = tokenizer.chat_template.replace("assistant", "model").rstrip("\n") + "{# 丹炉 #}  "
+    tokenizer.chat_template = template
     tokenizer(["a", "a long one"], padding=True, truncation=True, max_length=8)
     tokenizer.save_pretrained(adapter)
     saved = json.loads((adapter / "tokenizer.json").read_text(encoding="utf-8"))
     assert saved["padding"], "the trap this test is about is gone"
     assert start(adapter=str(adapter))[0] == 0
+    assert (out / "chat_template.jinja").read_bytes() == (adapter / "chat_template.jinja").read_bytes()
+    assert (out / "chat_template.jinja").read_bytes() == template.encode()
     merged = json.loads((out / "tokenizer.json").read_text(encoding="utf-8"))
     assert merged["padding"] is None
     assert merged["truncation"] is None
@@ -178,11 +198,11 @@ def test_a_layer_left_out_fails_the_proof(start: Start, out: Path, monkeypatch: 
     kept = out.with_name("merged model.unproven")
     assert kept.is_dir()
     assert error_of(run).kind == "model"
-    assert "logits differ" in error_of(run).message
+    assert "layer model.layers.1.self_attn.k_proj is not base + adapter on disk" in error_of(run).message
     assert str(kept) in error_of(run).hint
     proof = proof_of(run)
     assert not proof["passed"]
-    assert proof["layers_changed"] == 13
+    assert proof["layers_changed"] == proof["layers_right"] == 13
 
 
 def test_weights_damaged_on_disk_fail_the_proof(start: Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +304,13 @@ def test_what_a_killed_engine_left_is_cleared_away(start: Start, out: Path) -> N
         (left / "model.safetensors").write_bytes(b"half")
 
     assert start(before=litter)[0] == 0
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_what_another_killed_engine_left_is_cleared_away_too(start: Start, out: Path) -> None:
+    killed = start(adapter=str(out.parent / "none"))[1]
+    (out.parent / f".{killed.id}.part").mkdir()
+    assert start()[0] == 0
     assert list(out.parent.iterdir()) == [out]
 
 

@@ -79,6 +79,25 @@ def test_a_run_that_blew_up_is_told_in_chinese(sentence: str) -> None:
     chinese(sentence)
 
 
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "run 20261129-101010_g1 has made no model (it is failed); choose one that has finished",
+        "run: run 20261129-101010_g1 uploaded a model and left no folder here (it is finished); "
+        "choose what it uploaded",
+        "source: the folder that run 20261129-101010_g1 made is no longer there (it is finished): /x/y.",
+        "model: g1 is a GGUF, which llama.cpp and Ollama run and nothing here; run it with: llama-server -m /x/g1.gguf",
+        "name: calculate is the name of a built-in tool; give yours another name",
+        "the trained weights change nothing in the answers",
+        "format: llama.cpp was not asked whether it reads the file as it was meant; the file is only read back. "
+        "To have it asked, install its Python module and export again: pip install xllamacpp",
+        "reading it back only; llama.cpp was not asked",
+    ],
+)
+def test_what_merges_and_exports_say_is_told_in_chinese(sentence: str) -> None:
+    chinese(sentence)
+
+
 def test_what_a_tracker_lacks_is_told_in_chinese(monkeypatch: pytest.MonkeyPatch) -> None:
     found = lacking([name for name in TRACKERS if name != "tensorboard"], {})
     assert len(found) == 4

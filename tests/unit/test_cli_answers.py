@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from studio import runner
-from studio.cli import answers, main
+from studio.cli import main, output_run
 from studio.config import AnswersConfig, RunConfig
 from studio.events import ExitCode, RunState
 from studio.rundir import RunDir
@@ -31,7 +31,7 @@ def started(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> list[Answe
 
     monkeypatch.setenv("CRUCIBLE_WORKSPACE", str(workspace.path))
     monkeypatch.setattr(runner, "submit", submit)
-    monkeypatch.setattr(answers, "follow", lambda *_, **__: ExitCode.FINISHED)
+    monkeypatch.setattr(output_run, "follow", lambda *_, **__: ExitCode.FINISHED)
     monkeypatch.setattr(RunDir, "state", lambda _: RunState.FINISHED)
     return found
 

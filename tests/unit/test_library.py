@@ -333,6 +333,20 @@ def test_what_a_killed_deletion_left_is_swept_by_the_next(ws):
     assert not list((ws.runs / ".trash").iterdir())
 
 
+def test_what_a_killed_merge_left_beside_its_goal_goes_with_its_run(ws, tmp_path):
+    config = MergeConfig(base="crucible/ember", adapter="a", out=str(tmp_path / "merged"))
+    run = ended(ws.create_run(config), RunState.FAILED)
+    left, foreign = tmp_path / f".{run.id}.part", tmp_path / ".other.part"
+    for folder in (left, foreign):
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"x" * 100_000)
+    found = delete_runs(ws, [run.id])
+    assert found.runs == [run.id]
+    assert found.bytes >= 100_000
+    assert not left.exists()
+    assert foreign.exists()
+
+
 def test_a_live_run_is_never_deleted(ws):
     run, other = new(ws), ended(new(ws))
     process(run)

@@ -340,6 +340,31 @@ def test_an_own_tool_cannot_take_the_place_of_a_built_in_one(workspace: Workspac
     assert [tool.use({"expression": "1+1"}) for tool in available(workspace) if tool.name == "calculate"] == ["2"]
 
 
+@pytest.mark.parametrize("name", ["calculate", "solve", "clock", "search"])
+def test_a_tool_of_a_built_in_name_is_refused_and_not_added(workspace: Workspace, name: str) -> None:
+    write_tool(workspace, "http://127.0.0.1/", "127.0.0.1")
+    text = json.dumps({"name": name, "description": "Mine.", "url": "http://127.0.0.1/"})
+    with pytest.raises(ConfigError, match=f"{name} is the name of a built-in tool"):
+        own.add_own(workspace, text)
+    assert not (own.folder_of(workspace) / f"{name}.yaml").exists()
+
+
+def test_the_solver_is_given_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, str]] = []
+    honest = solver_tool.subprocess.run
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        given.append(named["env"])
+        return honest(*arguments, **named)
+
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("CRUCIBLE_TOOL_WEATHER", "secret")
+    monkeypatch.setattr(solver_tool.subprocess, "run", run)
+    assert solver().use({"equations": "x + 1 = 3"}) == "x = 2"
+    assert "secret" not in given[0].values()
+    assert "PATH" in given[0]
+
+
 def test_tools_are_added_only_for_hosts_that_are_allowed(workspace: Workspace) -> None:
     schema = {"name": "dice", "description": "Rolls.", "parameters": {"type": "object", "properties": {}}}
     text = json.dumps({"type": "function", "function": schema, "url": "http://127.0.0.1:9/roll"})

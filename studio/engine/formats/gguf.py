@@ -18,6 +18,8 @@ from studio.engine.formats.gguf_tokens import read_words, write_words
 from studio.engine.loading import blaming
 from studio.gguf_support import ARCHITECTURES, BLIND_NOTE, obstacle
 
+READ_BACK_ONLY = "reading it back only; llama.cpp was not asked"
+
 
 def write(source: Path, file: Path, kind: str, progress: Callable[[int, int], None]) -> dict[str, Any]:
     """Write the model in `source` to `file`; `kind` is f32, f16, bf16 or q8_0. Returns what was written.
@@ -65,8 +67,9 @@ def write(source: Path, file: Path, kind: str, progress: Callable[[int, int], No
 def prove(source: Path, file: Path) -> dict[str, Any]:
     """Compare a GGUF file with the model it was made of: `passed`, `reason`, and the figures.
 
-    Every number is read back and compared. Where llama.cpp's Python module is installed, it also has to cut the same
-    texts into the same tokens, write conversations alike and answer the same questions as transformers does.
+    Every number is read back and compared, by the code that wrote it. Where llama.cpp's Python module is installed,
+    it also has to cut the same texts into the same tokens, write conversations alike and answer the same questions as
+    transformers does.
     """
     config, words = read_config(source), read_words(source)
     kind = kind_of(file)
@@ -75,7 +78,7 @@ def prove(source: Path, file: Path) -> dict[str, Any]:
     report: dict[str, Any] = {
         "tensors": numbers.tensors,
         "max_weight_difference": numbers.largest_difference,
-        "checked_with": "reading it back",
+        "checked_with": READ_BACK_ONLY,
         "reason": numbers.reason,
     }
     if not report["reason"] and llama_cpp.available():

@@ -7,7 +7,7 @@ from typing import Any
 
 from studio.engine.adapter import training_config
 from studio.engine.export_plan import Plan
-from studio.engine.formats import gguf, ollama
+from studio.engine.formats import gguf, llama_cpp, ollama
 from studio.engine.journal import Journal
 from studio.workspace import slug
 
@@ -21,6 +21,8 @@ def export(plan: Plan, source: Path, journal: Journal) -> dict[str, Any]:
     if config.format == "ollama":
         about_ollama = ollama.write(source, result, file.name, _system(plan))
     journal.phase("proof", file.name)
+    if not llama_cpp.available():
+        journal.warn(llama_cpp.NOT_ASKED, "format")
     proof = gguf.prove(source, file)
     if about_ollama and not about_ollama["passed"]:
         proof = proof | {"passed": False, "reason": about_ollama["reason"]}

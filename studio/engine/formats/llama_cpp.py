@@ -16,7 +16,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from studio.processes import bare_environment
+
 MODULE = "xllamacpp"
+NOT_ASKED = (
+    "format: llama.cpp was not asked whether it reads the file as it was meant; the file is only read back. To have it "
+    f"asked, install its Python module and export again: pip install {MODULE}"
+)
 TOP = 8  # likeliest tokens that are told at each place
 _SECONDS = 120  # for one answer over the loopback; loading has no limit
 _LONGEST = 400
@@ -40,7 +46,7 @@ def ask(questions: dict[str, Any]) -> dict[str, Any]:
 
     Raises Refused when llama.cpp does not take the file.
     """
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
+    environment = {**bare_environment(), "PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1", "PYTHONUTF8": "1"}
     child = subprocess.run(
         [sys.executable, "-m", "studio.engine.formats.llama_cpp"],
         input=json.dumps(questions),

@@ -96,7 +96,7 @@ def _prove(result: Path, source: Path, traces: list[Trace], layers: int, journal
         "layers_packed": _packed_layers(again),
         "template_identical": read_template(source) == read_template(result),
     }
-    proof["reason"] = _reason(proof)
+    proof["reason"], proof["checked_with"] = _reason(proof), "transformers"
     return proof | {"passed": not proof["reason"]}
 
 
