@@ -31,6 +31,13 @@ def _size(text: str) -> str:
     return written
 
 
+def _some(weight: float) -> float:
+    """Raises for a weight with which nothing is added."""
+    if weight == 0:
+        raise ValueError("with weight 0 nothing of the adapter is added; choose another weight, or leave it out")
+    return weight
+
+
 ShardSize = Annotated[str, Field(max_length=20), AfterValidator(_size), Ui(label="Largest file")]
 _REPOSITORY = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 
@@ -40,7 +47,7 @@ class WeightedAdapter(Section):
 
     path: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Adapter")]
     """Folder of the adapter, or the run that made it."""
-    weight: Annotated[float, Field(ge=-10, le=10), Ui(label="Weight")] = 1.0
+    weight: Annotated[float, Field(ge=-10, le=10), AfterValidator(_some), Ui(label="Weight")] = 1.0
     """How much of it is added; 1 is all of it."""
 
 
@@ -85,12 +92,12 @@ class MergeConfig(OutputConfig):
     """Built-in model, folder or hub id the adapter was trained on."""
     adapter: Annotated[str, Field(min_length=1, max_length=1000), Ui(label="Adapter")]
     """Folder of the adapter (a run's adapter/ or a checkpoint)."""
-    weight: Annotated[float, Field(ge=-10, le=10), Ui(label="Weight", advanced=True)] = 1.0
+    weight: Annotated[float, Field(ge=-10, le=10), AfterValidator(_some), Ui(label="Weight", advanced=True)] = 1.0
     """How much of the adapter is added; 1 is what was trained."""
     more_adapters: Annotated[list[WeightedAdapter], Field(max_length=8), Ui(label="More adapters", advanced=True)] = []
     """Other adapters of the same base that are added too, each with its weight."""
     merge_base: Annotated[MergeBase, Ui(label="Merge into")] = "original"
-    """original: the 16-bit weights (the convention). dequantized: the 4-bit weights the run really saw, unpacked."""
+    """The original 16-bit weights (the convention), or the 4-bit weights the run really saw, unpacked (dequantized)."""
     max_shard_size: ShardSize = "2GB"
     """Weights are split into files of at most this size."""
     dtype: Annotated[Dtype, Ui(label="Precision")] = "bfloat16"
@@ -147,7 +154,7 @@ class ExportConfig(OutputConfig):
     adapter: Annotated[str | None, Field(max_length=1000), Ui(label="Adapter")] = None
     """Adapter to merge into it first (for hub: to upload as it is)."""
     merge_base: Annotated[MergeBase, Ui(label="Merge into")] = "original"
-    """original: the 16-bit weights (the convention). dequantized: the 4-bit weights the run really saw, unpacked."""
+    """The original 16-bit weights (the convention), or the 4-bit weights the run really saw, unpacked (dequantized)."""
     bits: Annotated[Literal[4, 8], Ui(label="Bits")] = 4
     """Bits per weight of a bitsandbytes export."""
     gguf_type: Annotated[Literal["f32", "f16", "bf16", "q8_0"], Ui(label="GGUF type")] = "q8_0"

@@ -82,5 +82,7 @@ def _merge(plan: Plan, journal: Journal) -> dict[str, Any]:
     report = proof.prove(plan, how, merged, journal) | ({"layout": plan.layout} if plan.layout else {})
     if plan.config.layout == "original" and plan.original and report["proof"]["passed"]:
         journal.phase("save", plan.layout)
+        proven = proof.proven_tensors(plan.work)
         write_back(plan.original, plan.work)
+        proof.prove_rewritten(report, proven, plan.original, plan.work)
     return report

@@ -24,7 +24,8 @@ from studio.engine.hollow import Hollow, Unit
 from studio.engine.journal import Journal
 from studio.engine.loading import adapter_tokenizer
 from studio.engine.mergeplan import Part, Plan
-from studio.engine.proof import Merged, Samples, sample
+from studio.engine.proof import Merged, Samples
+from studio.engine.proof_weights import before as kept_of
 from studio.engine.shards import Shards
 from studio.engine.sides import How, base_and_adapters, before, packing, unpack, with_adapters
 from studio.engine.stopping import add_to_saved, saved_endings
@@ -96,7 +97,8 @@ def _merged(
     brought = {one: one.data for one in unit.module.parameters() if not hollow.is_away(one)}
     names = [name for name, _ in hollow.named(unit)]
     if samples is not None:
-        samples |= {name: sample(parameter).to(dtype) for name, parameter in hollow.named(unit)}
+        plain = unit.module.get_base_layer() if isinstance(unit.module, BaseTunerLayer) else unit.module
+        samples |= {name: kept_of(parameter, plain) for name, parameter in hollow.named(unit)}
     changed = _add_layer(names[0].rpartition(".")[0], unit.module)
     for name, parameter in zip(names, changed.parameters(), strict=True):
         yield name, parameter.detach().to(dtype)
@@ -159,7 +161,7 @@ def whole(plan: Plan, how: How, journal: Journal) -> tuple[Samples, int]:
     dtype: torch.dtype = getattr(torch, plan.config.dtype)
     with base_and_adapters(plan, how, 4 if packed else 16, journal) as side:
         model, side.model = (unpack(plan, side.model, how) if packed else side.model), None
-    samples, model = _add_all(model, dtype, journal)
+    samples, model = _add_all(model, journal)
     if any(not torch.equal(model.get_parameter(name), model.get_parameter(one)) for name, one in _ties(model)):
         _untie(model.config)
     settings, model.generation_config = model.generation_config, _SETTINGS()
@@ -175,7 +177,7 @@ def _ties(model: Any) -> list[tuple[str, str]]:
     return list((getattr(model, "all_tied_weights_keys", None) or {}).items())
 
 
-def _add_all(model: Any, dtype: torch.dtype, journal: Journal) -> tuple[Samples, Any]:
+def _add_all(model: Any, journal: Journal) -> tuple[Samples, Any]:
     """Every adapted layer in turn, in float32; returns numbers of them as they were, and the plain model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -185,7 +187,7 @@ def _add_all(model: Any, dtype: torch.dtype, journal: Journal) -> tuple[Samples,
     for done, (name, layer) in enumerate(layers, start=1):
         weight, own = _weight_of(layer)
         place = name.removeprefix("base_model.model.").replace(".base_layer", "").replace(".token_adapter", "")
-        samples[f"{place}.{own}"] = sample(weight).to(dtype)
+        samples[f"{place}.{own}"] = kept_of(weight, layer.get_base_layer())
         kept, weight.data = weight.dtype, weight.data.float()
         _add_layer(place, layer)
         weight, _ = _weight_of(layer)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny import EMBER, events_of, save_tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from studio import runner
 from studio.cli import main as cli
 from studio.config import MergeConfig, RunConfig
 from studio.engine import merge, questions, sides
@@ -462,8 +463,18 @@ def test_too_little_disk_is_said_before_anything_is_loaded(
 
 
 def test_the_verb_merges_a_run_and_names_what_is_wrong(
-    workspace: Workspace, tiny_llama: Path, tiny_adapter: Path, capfd: pytest.CaptureFixture[str]
+    workspace: Workspace,
+    tiny_llama: Path,
+    tiny_adapter: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def here(where: Workspace, config: Any) -> RunDir:
+        run = where.create_run(config)
+        merge.main(str(run.path))
+        return run
+
+    monkeypatch.setattr(runner, "submit", here)  # a process of its own would first load the libraries again
     settings = {"method": "lora", "model": {"model_name_or_path": str(tiny_llama)}, "data": {"dataset": "x"}}
     trained = workspace.create_run(build(RunConfig, settings | {"name": "nova"}))
     shutil.copytree(tiny_adapter, trained.adapter)
