@@ -141,7 +141,7 @@ export function mount({ element }) {
     if (bad >= 0 && state.status.state !== "finished") bodies[bad] = [...bodies[bad], trouble(state.status)];
     render(host, h("div.card.lesson", {}, h("div.lesson-head", {}, h("h2", {}, t(state.status.live ? "home.lesson.live" : "home.lesson.done", { name })),
       h("span.spring"), h(`span.chip.${state.status.state}`, {}, t("state." + state.status.state)),
-      !state.status.live && h("button.btn", { type: "button", id: "home-again", onclick: again }, t("home.again"))),
+      h("button.btn", { type: "button", id: "home-again", onclick: again }, t("home.again"))),
     steps(ORDER.map((part, index) => ({ state: marks[index], title: t(`home.step.${part}`, { name }), body: bodies[index] })))));
     show("run");
   };

@@ -117,6 +117,7 @@ def test_a_second_lesson_waits_for_the_first(page: Page, browser: Browser, slow:
     second.locator("#home-live").click()
     expect(second.locator("#w-runhead .chip")).to_have_text("running")
     second.goto(slow.url)
+    second.locator("#home-again").click()  # a page that is opened meanwhile shows the lesson at work
     second.locator("#home-name input, #home-name textarea").first.fill("Other")
     second.locator("#home-go").click()
     expect(second.locator(".toast-body")).to_contain_text("is queued at place 1")
