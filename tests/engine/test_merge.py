@@ -36,8 +36,8 @@ ALL_QUESTIONS, ANSWER_TOKENS = questions.BUILT_IN, questions.ANSWER_TOKENS
 @pytest.fixture(autouse=True)
 def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of these tests are about something else than the answers."""
-    monkeypatch.setattr(sides, "BUILT_IN", ALL_QUESTIONS[:2])
-    monkeypatch.setattr(questions, "ANSWER_TOKENS", 3)
+    monkeypatch.setattr(sides, "BUILT_IN", ALL_QUESTIONS[:1])
+    monkeypatch.setattr(questions, "ANSWER_TOKENS", 2)
 
 
 @pytest.fixture(scope="session")

@@ -38,8 +38,8 @@ Merge = Callable[..., RunDir]
 @pytest.fixture(autouse=True)
 def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests are about the weights: what is asked of either side is a few words."""
-    monkeypatch.setattr(sides, "BUILT_IN", questions.BUILT_IN[:2])
-    monkeypatch.setattr(questions, "ANSWER_TOKENS", 3)
+    monkeypatch.setattr(sides, "BUILT_IN", questions.BUILT_IN[:1])
+    monkeypatch.setattr(questions, "ANSWER_TOKENS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +281,7 @@ sys.path[:0] = [{bench!r}, {engine!r}]
 import merge
 from pathlib import Path
 from studio.engine import questions, sides
-sides.BUILT_IN, questions.ANSWER_TOKENS = sides.BUILT_IN[:2], 3
+sides.BUILT_IN, questions.ANSWER_TOKENS = sides.BUILT_IN[:1], 2
 folder = Path({folder!r})
 for shape in ("tiny", "test"):  # the first one loads the libraries
     base = merge.make_base(folder / shape, shape)
