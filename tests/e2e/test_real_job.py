@@ -101,8 +101,9 @@ def test_a_newcomer_teaches_exports_and_chats(page: Page, studio: Studio) -> Non
     expect(page.locator("#chat-pair")).to_contain_text("Ember")
 
     page.locator('#nav [role=tab][data-tab-id="export"]').click()
-    page.locator("#export-merge").click()
-    expect(page.locator(".merge-proof .chip.finished")).to_be_visible()
+    page.locator("#export-goals [data-goal=safetensors]").click()
+    page.locator("#export-start").click()
+    expect(page.locator("#export-follow")).to_contain_text("Done, and proved")
     merged = next(p for p in studio.workspace.exports.iterdir() if not p.name.startswith("."))
     assert (merged / "model.safetensors").stat().st_size > 1_000_000
     assert errors == []
