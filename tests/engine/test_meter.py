@@ -55,6 +55,14 @@ FAMILIES: dict[str, type[PretrainedConfig]] = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _tables_of_numbers() -> None:
+    """bitsandbytes keeps the tables it packs with: made on empty tensors they would be empty for every later test."""
+    from bitsandbytes.functional import quantize_4bit
+
+    quantize_4bit(torch.ones(64, 64), compress_statistics=True, quant_type="nf4")
+
+
 def config_of(**changes: Any) -> RunConfig:
     settings: dict[str, Any] = {
         "model.model_name_or_path": "some/model",

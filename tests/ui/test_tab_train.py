@@ -21,6 +21,7 @@ from studio.ui.choices import all_choices, preset_choices
 from studio.ui.context import Refused
 from studio.ui.counting import Counting, CountingFailed
 from studio.ui.tabs import train_preview as tp
+from studio.ui.tabs.export import LISTS as EXPORT_LISTS
 from studio.ui.tabs.train import Handlers
 from studio.ui.widgets.form import Form
 from studio.workspace import Workspace
@@ -350,7 +351,7 @@ def test_chosen_dataset_reaches_the_form(handlers: Handlers, form: Form, dataset
 
 def test_drawn_controls_find_their_choices(workspace: Workspace, dataset: str) -> None:
     found = all_choices(workspace)
-    assert set(tp.LISTS.values()) == set(found)
+    assert {*tp.LISTS.values(), *EXPORT_LISTS.values()} == set(found)
     assert ("nova · 120", dataset) in found["datasets"]
     assert {"alpaca", "messages"} <= {value for _, value in found["mappings"]}
     assert {value for _, value in found["templates"]} == set(template_names())

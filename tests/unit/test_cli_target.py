@@ -156,7 +156,7 @@ class Failed:
 
 def test_a_failure_and_what_to_do_are_two_sentences(capsys: pytest.CaptureFixture[str]) -> None:
     assert chat._wait_until_ready(Failed()) == 4  # type: ignore[arg-type]
-    assert "error: g1 has no config.json; do so\n" in capsys.readouterr().err
+    assert "error: g1 has no config.json; choose another\n" in capsys.readouterr().err
 
 
 def test_an_import_says_which_options_are_of_a_merge(
