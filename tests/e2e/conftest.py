@@ -55,6 +55,7 @@ def page(kept: Page, look: dict[str, Any]) -> Iterator[Page]:
     for event, listener in listeners.items():
         kept.on(event, listener)
     kept.set_viewport_size(look["viewport"])
+    kept.bring_to_front()  # a page behind another one does not ask for anything new
     yield kept
     hostile = kept.evaluate("window.pwned")
     for event, listener in listeners.items():
