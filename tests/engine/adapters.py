@@ -9,6 +9,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+COMPLETE = {
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "README.md",
+}
+"""The files of an adapter's folder that can be given away."""
+
 
 def save_adapter(base: Path, folder: Path, *, strength: float = 1.0, template: str | None = None, **lora: Any) -> Path:
     """An adapter on every linear layer of `base`; `strength` 0 is one that changes nothing."""

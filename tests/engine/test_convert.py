@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import save_adapter
+from adapters import COMPLETE, save_adapter
 from originals import Reference, load_original, save_original
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -35,15 +35,6 @@ from studio.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 IDS = torch.tensor([[7, 40, 41, 99, 12, 3]])
-COMPLETE = {
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "README.md",
-}
 Start = Callable[..., tuple[int, RunDir]]
 SENTENCES = json.loads((ROOT / "assets" / "i18n" / "sentences.zh.json").read_text(encoding="utf-8"))
 CHINESE = [re.compile(pattern, re.DOTALL | re.IGNORECASE) for pattern, _ in SENTENCES]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapters import save_adapter
+from adapters import COMPLETE, save_adapter
 from peft import PeftModel
 from safetensors.torch import load_file
 from tiny import Engine, MakeRun, events_of
@@ -32,15 +32,6 @@ from studio.schema import build
 from studio.workspace import Workspace
 
 IDS = torch.tensor([[7, 40, 41, 99, 12, 3]])
-COMPLETE = {
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "README.md",
-}
 Give = Callable[[str], tuple[int, RunDir, Path]]
 
 
