@@ -118,7 +118,7 @@ def _batch(config: RunConfig, wanted: Mapping[str, Any], *, free: bool) -> dict[
     given = [path for path in (BATCH, ACCUMULATION) if path in wanted]
     if not given or not all(isinstance(wanted[path], int) and wanted[path] > 0 for path in given):
         return {}
-    product = config.effective_batch_size
+    product = config.rows_per_process
     if len(given) == 2:
         if free or wanted[BATCH] * wanted[ACCUMULATION] == product:
             return {}

@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 
 from studio.optimizers import unknown_setting
 from studio.outputs import AnswersConfig, ConvertConfig, ExportConfig, MergeConfig, OutputConfig
+from studio.parallel_plan import conflict
+from studio.parallel_section import ParallelSection
 from studio.schema import Section, Ui
 from studio.sections import (
     ADAPTER_METHODS,
@@ -21,7 +23,6 @@ from studio.sections import (
     LoraSection,
     Method,
     ModelSection,
-    ParallelSection,
     QuantizationSection,
     SamplesSection,
     SourceSection,
@@ -114,13 +115,11 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def check_one_mover_of_memory(self) -> RunConfig:
-        """A paged optimizer and DeepSpeed would both move the optimizer's memory."""
-        if self.parallel.deepspeed.endswith("_offload") and self.train.optim.startswith("paged_"):
-            raise ValueError(
-                f"parallel.deepspeed: {self.parallel.deepspeed} cannot be combined with the optimizer "
-                f"{self.train.optim}; choose adamw_torch, or zero2"
-            )
+    def check_parallel_fits(self) -> RunConfig:
+        """Processes, machines and what they divide go together, and with the method."""
+        problem = conflict(self)
+        if problem:
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -155,9 +154,19 @@ class RunConfig(Section):
         return self
 
     @property
-    def effective_batch_size(self) -> int:
-        """Conversations per optimizer update on one device."""
+    def data_parallel_size(self) -> int:
+        """How many batches are computed at the same time: processes, divided by those that share a batch."""
+        return self.parallel.num_processes // self.parallel.sequence_parallel_size
+
+    @property
+    def rows_per_process(self) -> int:
+        """Conversations per optimizer update that one process computes."""
         return self.train.per_device_train_batch_size * self.train.gradient_accumulation_steps
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Conversations per optimizer update, of all processes together."""
+        return self.rows_per_process * self.data_parallel_size
 
 
 AnyConfig = RunConfig | MergeConfig | ConvertConfig | ExportConfig | AnswersConfig

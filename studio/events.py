@@ -148,6 +148,27 @@ class LogEvent(Event):
     padding: float | None = None
 
 
+class RankPoint(BaseModel):
+    """What one process reached since the last point: bytes, its own tokens per second, seconds of a step, and how many
+    of them it waited for the others."""
+
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="null")
+
+    rank: int
+    host: str = ""
+    memory_bytes: int | None = None
+    tokens_per_second: float | None = None
+    step_seconds: float | None = None
+    waited_seconds: float | None = None
+
+
+class RanksEvent(Event):
+    """The processes of a run beside each other, as often as a `LogEvent`; only where there are several."""
+
+    type: Literal["ranks"] = "ranks"
+    ranks: list[RankPoint]
+
+
 class EvalEvent(Event):
     """Loss on held-back conversations."""
 
@@ -208,6 +229,7 @@ AnyEvent = (
     | ProgressEvent
     | CountsEvent
     | LogEvent
+    | RanksEvent
     | EvalEvent
     | SampleEvent
     | VerdictEvent
@@ -239,6 +261,33 @@ class Status(BaseModel):
     exit_code: int | None = None
     error: RunError | None = None
     attempt: int | None = None
+
+
+class RankStatus(BaseModel):
+    """`ranks/rankN.json`: what one process of a run with several is doing; that process writes it about once a second.
+
+    `batch`: batches computed since the start; `busy` names what it is in the middle of (`step`, `samples`, `save`, …)
+    and is None while it waits for the others. `error`: why it failed.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    rank: int
+    local_rank: int = 0
+    world_size: int = 1
+    machine: int = 0
+    host: str = ""
+    pid: int = 0
+    attempt: int | None = None
+    state: RunState = RunState.RUNNING
+    phase: PhaseName | None = None
+    step: int = 0
+    batch: int = 0
+    busy: str | None = None
+    memory_bytes: int | None = None
+    tokens_per_second: float | None = None
+    updated_at: float = Field(default_factory=time.time)
+    error: RunError | None = None
 
 
 class Launch(BaseModel):

@@ -66,7 +66,7 @@ def fit(
     load = load_of(config, shape, device, facts, sharding)
     usual = min(facts.mean_length or load.length, load.length)
     speed = speed or computed(replace(load, length=max(1, round(usual))), device)
-    seconds = config.effective_batch_size * usual / speed.tokens_per_second
+    seconds = config.rows_per_process * usual / speed.tokens_per_second
     return Fit(
         device=device,
         components={part: getattr(found.footprint, part) for part in PARTS} | {"framework": found.framework},

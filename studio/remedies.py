@@ -160,7 +160,7 @@ def smaller_batches(config: RunConfig) -> Iterator[dict[str, Any]]:
     """Part of the batch and so many times the accumulation, from the largest part down: the effective batch stays."""
     whole = config.train.per_device_train_batch_size
     for batch in range(whole // 2, 0, -1):
-        steps = config.effective_batch_size // batch
+        steps = config.rows_per_process // batch
         if whole % batch == 0 and steps <= 4096:
             yield {"train.per_device_train_batch_size": batch, "train.gradient_accumulation_steps": steps}
 

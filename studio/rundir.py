@@ -23,7 +23,17 @@ from studio.chains import where_it_is_now
 from studio.changes import Change, checked_changes, dump_changes, parse_changes, with_changes
 from studio.config import KINDS, AnyConfig, OutputConfig, RunConfig
 from studio.durable import write_atomic as write_atomic
-from studio.events import AnyEvent, FinishedEvent, Launch, PhaseEvent, RunState, StartedEvent, Status, parse_event
+from studio.events import (
+    AnyEvent,
+    FinishedEvent,
+    Launch,
+    PhaseEvent,
+    RankStatus,
+    RunState,
+    StartedEvent,
+    Status,
+    parse_event,
+)
 from studio.schema import ConfigError, FieldError, ModelT, build, parse_yaml
 
 READ_CHUNK = 8 * 1024 * 1024
@@ -93,6 +103,8 @@ class RunDir:
         self.changes_file = self.path / "changes.yaml"  # writer: runner; fields changed at a resume
         self.labels_file = self.path / "labels.json"  # writer: browser or command line; title, tags
         self.best_file = self.path / "best.json"  # writer: engine; the checkpoint to choose
+        self.ranks = self.path / "ranks"  # writer of rankN.json: process N of a run with several
+        self.deepspeed_file = self.path / "deepspeed.json"  # writer: starter, once; the own settings of DeepSpeed
         self.answers_file = self.path / "answers.jsonl"  # writer: engine; answers to a file of prompts so far
 
     @property
@@ -102,6 +114,19 @@ class RunDir:
             return time.mktime(time.strptime(self.id[:15], "%Y%m%d-%H%M%S"))
         except ValueError:
             return self.path.stat().st_mtime
+
+    def rank_log(self, rank: int) -> Path:
+        """What process `rank` writes to its terminal; that of the first one is the run's log."""
+        return self.path / f"engine.rank{rank}.log" if rank else self.log_file
+
+    def rank_file(self, rank: int) -> Path:
+        """The `RankStatus` of process `rank`."""
+        return self.ranks / f"rank{rank}.json"
+
+    def read_ranks(self) -> list[RankStatus]:
+        """What the processes of this machine are doing, in their order; empty for a run with one."""
+        found = [self._read(path, RankStatus) for path in self.ranks.glob("rank*.json")]
+        return sorted((one for one in found if one is not None), key=lambda one: one.rank)
 
     def engine_lock(self) -> FileLock:
         """The lock an engine holds for as long as it works here; a second engine must refuse."""

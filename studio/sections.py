@@ -289,26 +289,6 @@ class TrainSection(Section):
         return value
 
 
-class ParallelSection(Section):
-    """How the training is spread out."""
-
-    deepspeed: Annotated[
-        Literal["none", "zero1", "zero2", "zero2_offload"],
-        Ui(
-            label="DeepSpeed ZeRO",
-            advanced=True,
-            spellings=(
-                ("deepspeed_zero1", "zero1"),
-                ("deepspeed_zero2", "zero2"),
-                ("deepspeed_zero2_offload", "zero2_offload"),
-            ),
-        ),
-    ] = "none"
-    """Divides what training needs over processes: zero1 the optimizer's memory, zero2 the gradients as well. One
-    process has nothing to divide, so there only zero2_offload saves GPU memory: it keeps the optimizer in main memory,
-    slower."""
-
-
 class EarlyStoppingSection(Section):
     """When to end before the epochs are over (names of transformers' EarlyStoppingCallback)."""
 

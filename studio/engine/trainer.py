@@ -182,7 +182,7 @@ def plan_of(config: RunConfig, data: TrainingData) -> Plan:
     """What a training over `data` is going to do, as far as it takes time."""
     numbers, train = numbers_of(config), config.train
     sizes, batch_size = data.train.sizes, train.per_device_train_batch_size
-    updates_per_epoch = -(-len(sizes) // (batch_size * train.gradient_accumulation_steps))
+    updates_per_epoch = -(-len(sizes) // config.effective_batch_size)
     validation = data.validation.sizes
     every = train.eval_steps or config.samples.evaluation_freq
     return Plan(

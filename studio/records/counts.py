@@ -39,7 +39,7 @@ class Numbers:
     validation_share: float = 0.0
 
 
-def numbers_of(config: RunConfig, devices: int = 1) -> Numbers:
+def numbers_of(config: RunConfig) -> Numbers:
     """The settings of a configuration that the counts depend on."""
     train = config.train
     return Numbers(
@@ -49,7 +49,7 @@ def numbers_of(config: RunConfig, devices: int = 1) -> Numbers:
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         num_train_epochs=train.num_train_epochs,
         max_steps=train.max_steps,
-        devices=devices,
+        devices=config.data_parallel_size,
         seed=train.seed,
         validation_share=config.data.validation_share,
     )

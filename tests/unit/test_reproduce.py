@@ -13,6 +13,13 @@ from studio.schema import build, dump_yaml, load_yaml, merge, parse_overrides, w
 MINIMAL = {"model": {"model_name_or_path": "crucible/ember"}, "data": {"dataset": "identity"}}
 # What some fields need beside them: 16-bit weights, validation rows.
 COMPANIONS = {"method": "lora", "data": {"validation_share": 0.1}}
+MACHINES = {"parallel.num_processes": 120, "parallel.num_machines": 60, "parallel.main_process_ip": "10.0.0.1"}
+BESIDE = {
+    "parallel.fsdp": {"parallel.num_processes": 2},
+    "parallel.sequence_parallel_size": {"parallel.num_processes": 118, "parallel.deepspeed": "zero3"},
+    "parallel.num_machines": MACHINES | {"parallel.num_processes": 118},
+    "parallel.machine_rank": MACHINES,
+}
 HARD = "a: b\n#  'ü' \"$HOME\" `id` 5"
 SPECIAL = {
     "schema_version": 1,
@@ -46,7 +53,7 @@ def value_for(spec):
 @pytest.mark.parametrize("spec", walk(RunConfig), ids=lambda spec: spec.path)
 def test_every_field_survives_the_command_line_and_the_yaml(spec):
     value = SPECIAL[spec.path] if spec.path in SPECIAL else value_for(spec)
-    config = build(RunConfig, merge(RunConfig, MINIMAL, COMPANIONS, {spec.path: value}))
+    config = build(RunConfig, merge(RunConfig, MINIMAL, COMPANIONS, BESIDE.get(spec.path, {}), {spec.path: value}))
     assert same_run(again(config), config)
     assert load_yaml(dump_yaml(config, full=True), RunConfig) == config
 

@@ -152,6 +152,15 @@ NEEDED = {
     "train.load_best_model_at_end": {"data.validation_share": 0.1},
     "early_stopping.early_stopping_patience": {"data.validation_share": 0.1},
     "lora.init_lora_weights": {"method": "lora"},
+    "parallel.deepspeed": {"parallel.num_processes": 2},
+    "parallel.fsdp": {"parallel.num_processes": 2, "method": "lora"},
+    "parallel.sequence_parallel_size": {"parallel.num_processes": 14, "parallel.deepspeed": "zero3"},
+    "parallel.num_machines": {"parallel.num_processes": 14, "parallel.main_process_ip": "10.0.0.1"},
+    "parallel.machine_rank": {
+        "parallel.num_processes": 8,
+        "parallel.num_machines": 8,
+        "parallel.main_process_ip": "10.0.0.1",
+    },
 }
 
 
