@@ -287,6 +287,7 @@ class RankStatus(BaseModel):
     memory_bytes: int | None = None
     tokens_per_second: float | None = None
     updated_at: float = Field(default_factory=time.time)
+    exit_code: int | None = None
     error: RunError | None = None
 
 

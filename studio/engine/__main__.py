@@ -36,6 +36,10 @@ def main(argv: list[str]) -> int:
             from studio.engine.start import start
 
             return start(run_dir, _training, resume=True)
+        case ["rank", run_dir, *rest] if rest in ([], ["--resume"]):
+            from studio.engine.start import start_rank
+
+            return start_rank(run_dir, _training, resume=bool(rest))
         case [verb, run_dir, *rest] if verb in OUTPUTS and rest in ([], ["--resume"]):
             return int(import_module(f"studio.engine.{OUTPUTS[verb]}").main(run_dir))
         case ["meter", *rest]:

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from studio.config import SamplesSection
+from studio.engine import ranks
 from studio.engine.activity import during
 from studio.engine.answers import Respondent
 from studio.engine.gpu_meter import Meter
@@ -22,13 +23,16 @@ from studio.events import EvalEvent, LogEvent, SampleEvent, SavedEvent
 class Sampler:
     """Asks the evaluation inputs and writes the answers as events; once per step at most."""
 
-    def __init__(self, journal: Journal, respondent: Respondent, section: SamplesSection, pace: Pace) -> None:
+    def __init__(
+        self, journal: Journal, respondent: Respondent, section: SamplesSection, pace: Pace, *, asks: bool = True
+    ) -> None:
         self.journal, self.respondent, self.section, self.pace = journal, respondent, section, pace
+        self.prompts = section.evaluation_inputs if asks else ()
         self.asked_at = -1
 
     def ask(self, reason: str) -> None:
         """Answer every evaluation input now. `reason`: start | freq | save | end."""
-        prompts = self.section.evaluation_inputs
+        prompts = self.prompts
         if not prompts or self.asked_at == self.journal.step:
             return
         self.asked_at = self.journal.step
@@ -49,6 +53,7 @@ class Watch(TrainerCallback):
         self.trained_seconds = 0.0
         self.peak_memory = 0
         self.evaluated_at = -1
+        self.stopping = False
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A resumed run goes on counting where it was."""
@@ -69,7 +74,8 @@ class Watch(TrainerCallback):
         """Stop the clock, tell the status; a stop asked for means: save now, then stop."""
         self.pace.end_step(state.global_step)
         self.journal.update(step=state.global_step, max_steps=state.max_steps)
-        if self.journal.stop_requested():
+        self.stopping = ranks.any_of(self.journal.stop_requested())
+        if self.stopping:
             control.should_save = control.should_training_stop = control.should_log = True
 
     def on_log(
@@ -130,7 +136,7 @@ class Watch(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A checkpoint is complete."""
         self.journal.emit(SavedEvent(path=f"checkpoints/checkpoint-{state.global_step}", what="checkpoint"))
-        if not self.journal.stop_requested() and state.global_step < state.max_steps:
+        if not self.stopping and state.global_step < state.max_steps:
             self.sampler.ask("save")
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from studio.diagnosis import Check
+from studio.engine import ranks
 from studio.engine.activity import during
 from studio.engine.inputs import Inputs
 from studio.engine.journal import Journal
@@ -43,8 +44,9 @@ QUICK_LIMIT = 24  # the same in a check during the training
 
 
 def exam_of(run: RunDir, journal: Journal, inputs: Inputs, respondent: Respondent, examples: Prepared) -> Exam:
-    """The exam a configuration asks for; one without questions when the verdict is off."""
-    probes, config = _questions(inputs, examples, respondent.chat, journal), inputs.config
+    """The exam a configuration asks for; one without questions when the verdict is off, or another process asks."""
+    config = inputs.config
+    probes = _questions(inputs, examples, respondent.chat, journal) if ranks.answers(config) else None
     rows: HeldBackRows | None = None
     if probes and len(examples.validation):
         from studio.engine.perplexity import HeldBackRows

@@ -13,7 +13,7 @@ from pathlib import Path
 from studio import hardware
 from studio.checkpoints import remove_torn
 from studio.config import RunConfig
-from studio.engine import zero
+from studio.engine import ranks, zero
 from studio.engine.adapter import AdapterFiles, adapter_to_continue
 from studio.engine.converted import ready
 from studio.engine.data import Source, changed_since_start, chat_tokenizer, find_source, read_tables
@@ -44,7 +44,8 @@ class Inputs:
 
 def read_inputs(run: RunDir, journal: Journal, checkpoint: Path | None) -> Inputs:
     """Read and check everything that needs no torch. Raises ConfigError, DataError or EngineError."""
-    remove_torn(run.checkpoints)
+    if ranks.is_first_here():
+        remove_torn(run.checkpoints)
     config = run.config()
     if not isinstance(config, RunConfig):
         raise ConfigError([FieldError("kind", "this run is a merge, not a training")])
@@ -99,3 +100,4 @@ def prepare_process(config: RunConfig, ref: ModelRef) -> None:
         torch.set_num_threads(1)
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(hardware.recommended_threads())
+    ranks.join(config.parallel.ddp_timeout)

@@ -77,6 +77,7 @@ class Journal:
         self._mark = run.config_file if run.config_file.exists() else run.path
         self._ended = threading.Event()
         self._main = threading.get_ident()
+        self._handed_over = False
 
     @property
     def step(self) -> int:
@@ -116,7 +117,28 @@ class Journal:
         self._check_folder()
         self.status = self.status.model_copy(update={"updated_at": time.time()})
         self._written = time.monotonic()
-        self.run.write_status(self.status)
+        self._publish()
+
+    def _publish(self) -> None:
+        if not self._handed_over:
+            self.run.write_status(self.status)
+
+    @contextlib.contextmanager
+    def handed_over(self) -> Iterator[None]:
+        """Inside another process writes the status and most events; afterwards this one goes on from what it wrote.
+
+        A stop asked for inside is not raised; see `stop_requested`.
+        """
+        with self.uninterrupted():
+            self._handed_over = True
+            try:
+                yield
+            finally:
+                with self._lock:
+                    known = self.run.read_status()
+                    if known and known.attempt == self.status.attempt:
+                        self.status = known
+                    self._handed_over = False
 
     def phase(self, name: PhaseName, detail: str = "") -> None:
         """A new phase begins."""
@@ -180,6 +202,7 @@ class Journal:
 
     def _beat(self) -> None:
         while not self._ended.wait(MIN_STATUS_S):
+            self._look_around()
             if self.interruptible and not self._requested and self.run.stop_requested():
                 # A real signal: it also wakes a main thread that waits in the system.
                 signal.pthread_kill(self._main, signal.SIGTERM)
@@ -188,8 +211,11 @@ class Journal:
                 if time.monotonic() - self._written >= HEARTBEAT_S:
                     self._write()
 
+    def _look_around(self) -> None:
+        """Called several times a second, whatever the work is doing."""
 
-def supervise(run: RunDir, work: Callable[[Journal], RunState]) -> int:
+
+def supervise(run: RunDir, work: Callable[[Journal], RunState], *, journal: type[Journal] = Journal) -> int:
     """Do `work` under a journal and return the exit code.
 
     `work` returns FINISHED or STOPPED; whatever it raises is explained in status.json, and the traceback goes to
@@ -206,7 +232,7 @@ def supervise(run: RunDir, work: Callable[[Journal], RunState]) -> int:
     with lock:
         with contextlib.suppress(OSError):  # a disk that is full or broken is told of when the work begins
             run.clear_leftovers()
-        return _supervised(Journal(run, _claim(run)), work)
+        return supervised(journal(run, _claim(run)), work)
 
 
 def _refuse(sentence: str, code: ExitCode) -> int:
@@ -243,7 +269,8 @@ def _claim(run: RunDir) -> int:
     return attempt
 
 
-def _supervised(journal: Journal, work: Callable[[Journal], RunState]) -> int:
+def supervised(journal: Journal, work: Callable[[Journal], RunState]) -> int:
+    """As `supervise`, for a directory that somebody else holds the lock of."""
     guard = MemoryGuard(lambda: journal.place, lambda error, code: journal.finish(RunState.FAILED, code, error))
     with journal.watching():  # until the last word is written: a second signal must not keep it from being said
         state, code, error = _outcome(journal, guard, work)

@@ -1,11 +1,23 @@
 """Which process of the run this is, and the few things all of them do together; alone, none of it costs anything.
 
-Rank 0 tells the world (events, status, samples, results); the others compute and keep a `RankStatus`.
+Rank 0 tells the world (events, status, samples, results); the others compute and keep a `RankStatus`. torch's elastic
+agent (`studio.engine.launch`) starts the ranks and tells each by its environment which one it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from studio.deepspeed_settings import zero_of
+
+if TYPE_CHECKING:
+    from studio.config import RunConfig
+
+_waiting = [0]
 
 
 def rank() -> int:
@@ -18,6 +30,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def machine() -> int:
+    """The machine of this process among those of the run."""
+    return int(os.environ.get("GROUP_RANK", "0"))
+
+
 def world() -> int:
     """How many processes train together, on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -28,28 +45,106 @@ def is_first() -> bool:
     return rank() == 0
 
 
-def any_of(flag: bool) -> bool:
-    """Whether `flag` is true in any process; every process must ask at the same moment."""
+def is_first_here() -> bool:
+    """Whether this is the first process of its machine, which prepares what the others find ready."""
+    return local_rank() == 0
+
+
+def divided(config: RunConfig) -> bool:
+    """Whether each process holds only a part of the weights: then all of them must compute together, also answers."""
+    return world() > 1 and (zero_of(config).stage == 3 or config.parallel.fsdp != "none")
+
+
+def answers(config: RunConfig) -> bool:
+    """Whether this process asks the model questions: the first does, and the others where the weights are divided."""
+    return is_first() or divided(config)
+
+
+def waiting() -> bool:
+    """Whether this process waits for the others in one of the functions below; also asked by other threads."""
+    return _waiting[0] > 0
+
+
+@contextlib.contextmanager
+def _meeting() -> Iterator[None]:
+    _waiting[0] += 1
+    try:
+        yield
+    finally:
+        _waiting[0] -= 1
+
+
+def join(timeout_s: int) -> None:
+    """Make the processes of the run a group: gloo carries what lies in main memory, NCCL what lies on GPUs.
+
+    `timeout_s`: so long a meeting waits for a process that does not come before it fails (`parallel.ddp_timeout`).
+    """
     if world() == 1:
-        return flag
+        return
     import torch
     import torch.distributed
 
-    told = torch.tensor([int(flag)], device=_device())
-    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
-    return bool(told.item())
+    settings: dict[str, Any] = {"backend": "gloo"}
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(device)
+        settings = {"backend": "cuda:nccl,cpu:gloo", "device_id": device}
+    torch.distributed.init_process_group(timeout=timedelta(seconds=timeout_s), **settings)
+
+
+def leave() -> None:
+    """Leave the group; one that is left standing can abort the process after everything is done."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def any_of(flag: bool) -> bool:
+    """Whether `flag` is true in any process; every process must ask at the same moment."""
+    return bool(maximum([float(flag)])[0])
+
+
+def maximum(values: list[float]) -> list[float]:
+    """The largest of each number over all processes; every process must ask at the same moment with as many."""
+    if world() == 1:
+        return values
+    import torch
+    import torch.distributed
+
+    told = torch.tensor(values, dtype=torch.float64)
+    with _meeting():
+        torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+    return told.tolist()
+
+
+def from_first(values: list[float]) -> list[float]:
+    """The numbers of the first process, for all; every process must ask at the same moment with as many."""
+    if world() == 1:
+        return values
+    import torch
+    import torch.distributed
+
+    told = torch.tensor(values, dtype=torch.float64)
+    with _meeting():
+        torch.distributed.broadcast(told, 0)
+    return told.tolist()
+
+
+def of_all(values: list[float]) -> list[list[float]]:
+    """The numbers of every process, in their order; every process must ask at the same moment with as many."""
+    if world() == 1:
+        return [values]
+    import torch
+    import torch.distributed
+
+    own = torch.tensor(values, dtype=torch.float64)
+    told = [torch.empty_like(own) for _ in range(world())]
+    with _meeting():
+        torch.distributed.all_gather(told, own)
+    return [one.tolist() for one in told]
 
 
 def barrier() -> None:
     """Wait until every process is here."""
-    if world() > 1:
-        import torch.distributed
-
-        torch.distributed.barrier()
-
-
-def _device() -> str:
-    """Where a message to the others must lie: NCCL only carries what is on a GPU."""
-    import torch.distributed
-
-    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    any_of(False)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from studio import processes
 from studio.checkpoints import last_checkpoint, step_of
-from studio.engine.journal import Journal, supervise
+from studio.engine import launch, ranks
+from studio.engine.journal import Journal, supervise, supervised
+from studio.engine.rank_journal import RankJournal
 from studio.engine.ticker import importing
 from studio.events import ExitCode, RunState
 from studio.rundir import RunDir
@@ -25,7 +29,36 @@ def start(run_dir: str, training: Callable[[], Training], *, resume: bool = Fals
     if not resume and last_checkpoint(run.checkpoints):
         print(f"{run.path} has checkpoints already; start it with --resume", file=sys.stderr)  # noqa: T201
         return int(ExitCode.BAD_INPUT)
+    if launch.wanted(run):
+        return supervise(run, lambda journal: launch.launch(run, journal, resume))
     return supervise(run, lambda journal: _begin(run, journal, training, resume))
+
+
+def start_rank(run_dir: str, training: Callable[[], Training], *, resume: bool = False) -> int:
+    """Train as one of several processes, started by the launcher, and return the exit code."""
+    run = RunDir(Path(run_dir).absolute())
+    if not ranks.is_first():
+        _write_to(run.rank_log(ranks.rank()))
+    journal = RankJournal(run, processes.marked_attempt(os.environ))
+    return supervised(journal, lambda journal: _take_part(run, journal, training, resume))
+
+
+def _write_to(log: Path) -> None:
+    """Everything this process says goes to a file of its own from here on, also what libraries in C say."""
+    with log.open("ab") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+
+
+def _take_part(run: RunDir, journal: Journal, training: Callable[[], Training], resume: bool) -> RunState:
+    checkpoint = last_checkpoint(run.checkpoints) if resume else None
+    journal.update(force=True, phase="load", step=step_of(checkpoint) if checkpoint else 0)
+    with importing(journal):
+        work = training()
+    try:
+        return work(run, journal, checkpoint)
+    finally:
+        ranks.leave()
 
 
 def _begin(run: RunDir, journal: Journal, training: Callable[[], Training], resume: bool) -> RunState:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from studio.checkpoints import remove_torn
 from studio.config import RunConfig
 from studio.diagnosis import diagnose
+from studio.engine import ranks
 from studio.engine.data import chat_tokenizer, counts_event, highest_token, read_tables, sentences, with_replay
 from studio.engine.exam import Exam, exam_of
 from studio.engine.failure import EngineError, model_failure
@@ -28,6 +29,7 @@ from studio.records.counts import Counts, Prepared, counts_of, numbers_of, unpac
 from studio.rundir import RunDir
 
 if TYPE_CHECKING:
+    from studio.engine.agreement import Agreement
     from studio.engine.answers import Respondent
     from studio.engine.best import Ending
     from studio.engine.callbacks import Watch
@@ -75,7 +77,10 @@ def train(run: RunDir, journal: Journal, checkpoint: Path | None) -> RunState:
         watch.sampler.ask("start")
     with watch.pace.rehearsing():
         exam.begin()
-    trainer.add_callback(_checking(config, exam, watch, journal))
+    checking = _checking(config, exam, watch, journal)
+    trainer.add_callback(checking)
+    if ranks.world() > 1:
+        trainer.add_callback(_agreement(checking))
     laps.lap("before")
 
     with journal.uninterrupted():
@@ -86,8 +91,11 @@ def train(run: RunDir, journal: Journal, checkpoint: Path | None) -> RunState:
         laps.lap("train")
         journal.phase("save")
         _save(run, journal, inputs, loaded, ending)
-    if journal.stop_requested() or (ending.steps < ending.planned and not ending.early):
+        stopped = ranks.any_of(journal.stop_requested())
+    if stopped or (ending.steps < ending.planned and not ending.early):
         return RunState.STOPPED
+    if not ranks.answers(config):
+        return RunState.FINISHED
 
     journal.phase("verdict")
     watch.sampler.ask("end")
@@ -169,14 +177,17 @@ def _set_up(inputs: Inputs, loaded: Loaded, examples: Prepared, exam: Exam) -> t
     config, run, journal, respondent = inputs.config, exam.run, exam.journal, exam.respondent
     data = training_data(examples, loaded.tokenizer.pad_token_id or 0, flat=_wants_flat(config))
     pace = Pace(plan=plan_of(config, data))
-    sampler = Sampler(journal, respondent, config.samples, pace)
-    watch = Watch(journal, sampler, pace, gpu_meter.meter_of(config, loaded, examples))
-    guard = soundness.Guard(journal, soundness.batches_of(config, data.train))
+    sampler = Sampler(journal, respondent, config.samples, pace, asks=ranks.answers(config))
+    watch = Watch(journal, sampler, pace, gpu_meter.meter_of(config, loaded, examples, ranks.world()))
+    guard = soundness.Guard(journal, soundness.batches_of(config, data.train, config.data_parallel_size))
     validate = bool(len(data.validation))
     arguments = training_arguments(config, run.checkpoints, loaded, validate=validate)
     callbacks = [
-        *watchers(config, validate=validate), watch, SampleWhileTraining(sampler), *trackers(config, journal)
-    ]  # fmt: skip
+        *watchers(config, validate=validate),
+        watch,
+        SampleWhileTraining(sampler),
+        *(trackers(config, journal) if ranks.is_first() else ()),
+    ]
     trainer = build_trainer(arguments, loaded, data, callbacks, pace, guard)
     trainer.complete = lambda folder: complete_checkpoint(folder, config, loaded, inputs.source.sha256)
     return trainer, watch
@@ -193,6 +204,12 @@ def _checking(config: RunConfig, exam: Exam, watch: Watch, journal: Journal) -> 
     every = config.samples.evaluation_freq if section.check_while_training else 0
     watch.pace.quick_share = exam.quick_share if every else 0.0
     return CheckWhileTraining(exam, watch.pace, every, choose=section.stop_at_best)
+
+
+def _agreement(checking: CheckWhileTraining) -> Agreement:
+    from studio.engine.agreement import Agreement
+
+    return Agreement(checking)
 
 
 def _fit(run: RunDir, journal: Journal, trainer: Trainer, checkpoint: Path | None) -> None:

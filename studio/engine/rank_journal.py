@@ -1,0 +1,83 @@
+"""The journal of one of several processes of a run: `ranks/rankN.json`, and for the first one the run's own files.
+
+The launcher (`studio.engine.launch`) tells how a run begins and how it ends; rank 0 tells everything between. So a rank
+never writes an end into status.json: it leaves its state, its exit code and its error in its own file and goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from types import FrameType
+
+from studio.engine import activity, ranks
+from studio.engine.journal import Journal
+from studio.events import Event, ExitCode, RankStatus, RunError, RunState
+from studio.memory_room import resident
+from studio.rundir import RunDir, write_atomic
+
+ABANDONED = 1
+"""Exit code of a rank whose launcher is gone; nobody is left to read it."""
+
+
+class RankJournal(Journal):
+    """As `Journal`, for a rank: only rank 0 writes events and status.json, each writes its own file.
+
+    A rank obeys the stop file. SIGTERM is how the launcher ends a rank whose fellows are gone: then it just ends.
+    """
+
+    def __init__(self, run: RunDir, attempt: int | None) -> None:
+        super().__init__(run, attempt)
+        self.first = ranks.is_first()
+        self.told = RankStatus(
+            rank=ranks.rank(),
+            local_rank=ranks.local_rank(),
+            world_size=ranks.world(),
+            machine=ranks.machine(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            attempt=attempt,
+        )
+        self._parent = os.getppid()
+
+    def emit(self, event: Event) -> None:
+        """Only the first rank has something to tell."""
+        if self.first:
+            super().emit(event)
+
+    def finish(self, state: RunState, code: ExitCode, error: RunError | None = None) -> None:
+        """Leave the end for the launcher to read."""
+        with self._lock, contextlib.suppress(OSError):
+            self.told = self.told.model_copy(update={"state": state, "error": error, "exit_code": int(code)})
+            self._tell()
+
+    def _publish(self) -> None:
+        self._tell()
+        if self.first:
+            super()._publish()
+
+    def _tell(self) -> None:
+        doing = activity.current()
+        now = {
+            "phase": self.status.phase,
+            "step": self.status.step,
+            "busy": doing.name if doing and not ranks.waiting() else None,
+            "memory_bytes": activity.gpu_allocated() or resident(),
+            "updated_at": time.time(),
+        }
+        self.told = self.told.model_copy(update=now)
+        write_atomic(self.run.rank_file(self.told.rank), self.told.model_dump_json(indent=1))
+
+    def _look_around(self) -> None:
+        """A rank does not outlive its launcher."""
+        if os.getppid() != self._parent:
+            os._exit(ABANDONED)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if not self.interruptible or not self.run.stop_requested():
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        super()._signalled(number, frame)
