@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from studio.parallel_section import ParallelSection
+from studio.parallel_section import ParallelSection, Zero
 from studio.sections import LoraSection, Method, ModelSection, TrainSection
 
 
@@ -34,7 +34,9 @@ def conflict(config: Spread) -> str | None:
 
 def _conflicts(config: Spread) -> Iterator[str]:
     yield from _machines(config)
-    yield from _offload(config)
+    yield from _one_way(config)
+    if config.parallel.deepspeed != "none":
+        yield from _with_zero(config, config.parallel.zero, "parallel.deepspeed")
     yield from _sequences(config)
 
 
@@ -56,13 +58,37 @@ def _machines(config: Spread) -> Iterator[str]:
         yield "parallel.main_process_ip: name the address under which the other machines reach machine 0"
 
 
-def _offload(config: Spread) -> Iterator[str]:
-    """A paged optimizer and DeepSpeed would both move the optimizer's memory."""
-    chosen, optimizer = config.parallel.deepspeed, config.train.optim
-    if chosen.endswith("_offload") and optimizer.startswith("paged_"):
+def _one_way(config: Spread) -> Iterator[str]:
+    """DeepSpeed by a stage's name, DeepSpeed by a file, and FSDP exclude each other."""
+    section = config.parallel
+    if section.deepspeed != "none" and section.deepspeed_config:
         yield (
-            f"parallel.deepspeed: {chosen} cannot be combined with the optimizer {optimizer}; choose adamw_torch, or "
-            f"{chosen.removesuffix('_offload')}"
+            "parallel.deepspeed_config: a file and parallel.deepspeed both say what is divided; choose one: leave the "
+            "file empty, or set parallel.deepspeed to none"
+        )
+    if section.fsdp != "none" and (section.deepspeed != "none" or section.deepspeed_config):
+        other = "parallel.deepspeed" if section.deepspeed != "none" else "parallel.deepspeed_config"
+        yield (
+            f"parallel.fsdp: {section.fsdp} and {other} both divide the weights; choose one: set parallel.fsdp to none"
+        )
+
+
+def zero_conflict(config: Spread, zero: Zero, field: str) -> str | None:
+    """The first thing that cannot be with what DeepSpeed divides, chosen by `field`; None when all can."""
+    return next(_with_zero(config, zero, field), None)
+
+
+def _with_zero(config: Spread, zero: Zero, field: str) -> Iterator[str]:
+    yield from _paged(config, zero, field)
+
+
+def _paged(config: Spread, zero: Zero, field: str) -> Iterator[str]:
+    """A paged optimizer and DeepSpeed would both move the optimizer's memory."""
+    optimizer = config.train.optim
+    if zero.offload_optimizer and optimizer.startswith("paged_"):
+        yield (
+            f"{field}: offload cannot be combined with the optimizer {optimizer}; choose adamw_torch, or "
+            f"zero{zero.stage} without offload"
         )
 
 

@@ -6,6 +6,7 @@ variables of the course notes (NPROC_PER_NODE, NNODES, NODE_RANK, ADDR, PORT) ar
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,6 +14,21 @@ from pydantic import Field
 from studio.schema import Section, Ui
 
 ZeroStage = Literal["none", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
+
+
+@dataclass(frozen=True)
+class Zero:
+    """What DeepSpeed divides among the processes, and what it keeps in main memory.
+
+    `stage` 1: optimizer states; 2: gradients too; 3: parameters too; 0: nothing.
+    """
+
+    stage: int
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+
+
+UNDIVIDED = Zero(0)
 _STAGES: tuple[ZeroStage, ...] = ("zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 
 
@@ -64,6 +80,14 @@ class ParallelSection(Section):
     ddp_timeout: Annotated[int, Field(ge=30, le=86_400), Ui(label="Longest wait (s)", advanced=True)] = 1800
     """How long processes wait for one that does not answer before the run ends with its name. Must be longer than the
     samples and the verdict take, for the others wait meanwhile."""
+
+    @property
+    def zero(self) -> Zero:
+        """What the chosen stage divides; a file of one's own is read by `studio.deepspeed_settings`."""
+        if self.deepspeed == "none":
+            return UNDIVIDED
+        stage, offload = int(self.deepspeed[4]), self.deepspeed.endswith("_offload")
+        return Zero(stage, offload, offload and stage == 3)
 
     @property
     def processes_per_machine(self) -> int:

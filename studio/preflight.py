@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from studio import hardware, trackers
+from studio import deepspeed_settings, hardware, trackers
 from studio.availability import ATTENTION, COMPUTE, DTYPE, Machine, installed, options, usable
 from studio.chains import adapter_settings, other_base
 from studio.config import RunConfig
@@ -46,6 +46,8 @@ def preflight(config: RunConfig, workspace: Workspace, machine: Hardware | None 
     model, found = _about_model(frozen)
     found += _about_adapter(config, frozen) + _about_choices(frozen, usable(machine))
     found += [Advice("error", trackers.FIELD, it.message, it.hint) for it in trackers.lacking(config.train.report_to)]
+    found += [Advice("error", deepspeed_settings.FIELD, it) for it in deepspeed_settings.faults(frozen)]
+    found += [Advice("warning", deepspeed_settings.FIELD, it) for it in deepspeed_settings.remarks(frozen)]
     counted = None
     if model is not None:
         found += _about_memory(frozen, model, machine)

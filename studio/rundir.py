@@ -144,6 +144,8 @@ class RunDir:
             return moved
         if isinstance(data.get("model"), dict):
             data["model"] = self._moved_along(data["model"], "model_name_or_path", "adapter")
+        if isinstance(data.get("parallel"), dict) and data["parallel"].get("deepspeed_config"):
+            data["parallel"]["deepspeed_config"] = str(self.deepspeed_file)
         return build(RunConfig, with_changes(data, self.changes()))
 
     def _moved_along(self, data: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 import time
@@ -11,9 +12,10 @@ from typing import Literal, TypeVar, cast
 from filelock import FileLock
 
 from studio.chains import adapter_settings, lineage, lora_of
-from studio.config import AnyConfig, OutputConfig
+from studio.config import AnyConfig, OutputConfig, RunConfig
+from studio.deepspeed_settings import FIELD, read_own
 from studio.rundir import RunDir, write_atomic
-from studio.schema import dump_yaml
+from studio.schema import ConfigError, FieldError, dump_yaml
 
 ConfigT = TypeVar("ConfigT", bound=AnyConfig)
 
@@ -52,6 +54,16 @@ def _absolute(reference: str) -> str:
         return reference
 
 
+def _own_settings(config: AnyConfig) -> str | None:
+    """The file of DeepSpeed's settings a configuration names, as JSON. Raises ConfigError, field of that name."""
+    if not isinstance(config, RunConfig) or config.parallel.deepspeed_config is None:
+        return None
+    try:
+        return json.dumps(read_own(Path(config.parallel.deepspeed_config)), indent=2, ensure_ascii=False)
+    except ValueError as error:
+        raise ConfigError([FieldError(FIELD, str(error))]) from None
+
+
 def _short(base: str) -> str:
     """A base model as part of a name; of an earlier run its name without the time."""
     run = lineage(base)
@@ -87,12 +99,15 @@ class Workspace:
         return FileLock(self.path / ".lock", timeout=20)
 
     def create_run(self, config: AnyConfig, now: float | None = None, queue: str = "") -> RunDir:
-        """A new run directory with its complete config.yaml. Raises WorkspaceError when it cannot be written.
+        """A new run directory with its complete config.yaml, and a copy of its own settings of DeepSpeed.
+
+        Raises WorkspaceError when it cannot be written, ConfigError when those settings cannot be read.
 
         `queue`: its queue.json, which is there before the run can be seen: a run is never waiting without a place.
         """
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
         config = self.freeze(config)
+        own = _own_settings(config)
         name = slug(config.name)
         for attempt in range(1, 1000):
             path = self.runs / (f"{stamp}_{name}" + (f"-{attempt}" if attempt > 1 else ""))
@@ -104,7 +119,7 @@ class Workspace:
                 raise WorkspaceError(
                     f"workspace: no run directory can be made in {self.runs} ({error.strerror})"
                 ) from None
-            return self._write_config(RunDir(path), config, queue)
+            return self._write_config(RunDir(path), config, queue, own)
         raise WorkspaceError(f"workspace: too many runs named {name} at once")
 
     def freeze(self, config: ConfigT) -> ConfigT:
@@ -119,6 +134,7 @@ class Workspace:
             return cast(ConfigT, config.model_copy(update=paths | named))
         base, data = self._left(config.model.model_name_or_path, "model"), config.data
         adapter = self._left(config.model.adapter, "adapter") if config.model.adapter else None
+        own = config.parallel.deepspeed_config
         settings = adapter_settings(adapter) if adapter else None
         sources = [source.model_copy(update={"dataset": self._found(source.dataset)}) for source in data.sources]
         validation = self._found(data.validation_dataset) if data.validation_dataset else None
@@ -129,6 +145,7 @@ class Workspace:
                 "model": config.model.model_copy(update={"model_name_or_path": base, "adapter": adapter}),
                 "lora": lora_of(settings, config.lora) if settings else config.lora,
                 "data": data.model_copy(update=found),
+                "parallel": config.parallel.model_copy(update={"deepspeed_config": _absolute(own) if own else None}),
             }
         )
 
@@ -147,13 +164,18 @@ class Workspace:
         return dataset if (self.datasets / dataset).is_dir() else _absolute(dataset)
 
     @staticmethod
-    def _write_config(run: RunDir, config: AnyConfig, queue: str) -> RunDir:
+    def _write_config(run: RunDir, config: AnyConfig, queue: str, own: str | None) -> RunDir:
         try:
             if queue:
                 write_atomic(run.queue_file, queue)
+            if own is not None and isinstance(config, RunConfig):
+                write_atomic(run.deepspeed_file, own)
+                parallel = config.parallel.model_copy(update={"deepspeed_config": str(run.deepspeed_file)})
+                config = config.model_copy(update={"parallel": parallel})
             write_atomic(run.config_file, dump_yaml(config, full=True))
         except OSError as error:
             run.queue_file.unlink(missing_ok=True)
+            run.deepspeed_file.unlink(missing_ok=True)
             run.path.rmdir()
             raise WorkspaceError(
                 f"workspace: the run's configuration cannot be written ({error.strerror}); free some disk space"

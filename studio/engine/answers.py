@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from studio.engine import zero3
 from studio.engine.activity import batch
 from studio.engine.model import Precision
 from studio.engine.stopping import Endings, cut, endings
@@ -28,7 +29,7 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; random states and training mode are afterwards as they were before."""
     training = model.training
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), zero3.usable(model):
         model.eval()
         try:
             yield
@@ -75,7 +76,7 @@ class Respondent:
         return self.chat.encode_text(self.chat.template.render(messages, add_generation_prompt=True).text)
 
     def _batch_size(self) -> int:
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        parameters = zero3.count(self.model)
         return next((size for limit, size in BATCHES if parameters <= limit), LARGE_BATCH)
 
     def _generate(self, prompts: list[list[int]], max_new_tokens: int) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from studio.engine.zero3 import usable
 from studio.records.batches import Row, Shape, collate
 
 
@@ -33,6 +34,6 @@ def leaks(model: Any, vocabulary: int, *, flat: bool = False) -> bool:
         row: Row = {"input_ids": ids, "labels": ids, "seq_lengths": [len(start), len(second)]}
         batch = Collator(0, packed=True, flat=flat)([row])
         inputs = {name: batch[name].to(device) for name in ("input_ids", "position_ids")}
-        with torch.no_grad():
+        with torch.no_grad(), usable(model):
             outputs.append(model(**inputs, use_cache=False).logits[0, len(start) :].float())
     return not torch.allclose(outputs[0], outputs[1], rtol=1e-3, atol=1e-3)

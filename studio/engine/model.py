@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from studio.config import CHANGES_BASE, LoraSection, QuantizationSection, RunConfig
+from studio.engine import ranks, zero, zero3
 from studio.engine.activity import during
 from studio.engine.failure import EngineError, explain, model_failure
 from studio.events import ExitCode, RunError
@@ -68,7 +69,7 @@ class Loaded:
     @property
     def vocabulary(self) -> int:
         """How many token ids the model has an embedding for."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        return zero3.shape_of(self.model.get_input_embeddings().weight)[0]
 
 
 def load(config: RunConfig, ref: ModelRef) -> Loaded:
@@ -185,7 +186,8 @@ def _load_weights(config: RunConfig, ref: ModelRef, precision: Precision) -> Pre
         arguments["attn_implementation"] = config.model.attn_implementation
     if config.method == "qlora":
         arguments["quantization_config"] = quantization(config.quantization, precision)
-        arguments["device_map"] = {"": 0 if precision.device == "cuda" else "cpu"}
+        if not zero.divides_weights(config):  # where they are divided, transformers chooses this process's place
+            arguments["device_map"] = {"": ranks.local_rank() if precision.device == "cuda" else "cpu"}
     model, info = loader.from_pretrained(ref.path_or_id, **arguments)
     lacking = sorted(info["missing_keys"]) + sorted(str(key) for key in info.get("mismatched_keys", ()))
     if lacking:  # transformers would go on with random numbers

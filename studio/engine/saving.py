@@ -20,6 +20,7 @@ from studio.chains import lineage
 from studio.checkpoints import step_of
 from studio.config import RunConfig
 from studio.durable import sync, sync_tree, write_atomic
+from studio.engine import ranks, zero3
 from studio.engine.best import Ending
 from studio.engine.converted import layout_note
 from studio.engine.model import Loaded
@@ -40,19 +41,30 @@ def save_result(run: RunDir, config: RunConfig, loaded: Loaded, card: str) -> Sa
     """`adapter/` in PEFT's format, or `model/` when every weight was trained; each with tokenizer, template and card.
 
     Replaces an earlier result. Raises OSError (or safetensors' own error) when the disk is full; then the earlier
-    result is still there.
+    result is still there. Every process must come here when the weights are divided; the first one writes.
     """
     whole = config.method == "full"
     target = run.model if whole else run.adapter
+    event = SavedEvent(path=target.name, what="model" if whole else "adapter")
+    first = ranks.is_first()
+    trained = (weight for weight in loaded.model.parameters() if weight.requires_grad)
+    weights = zero3.whole_weights(loaded.model, loaded.saved_dtype, keep=first) if whole else {}
+    with zero3.whole([] if whole else trained):
+        if first:
+            _write_result(target, config, loaded, card, weights)
+    return event
+
+
+def _write_result(target: Path, config: RunConfig, loaded: Loaded, card: str, weights: dict[str, torch.Tensor]) -> None:
+    """The folder of a result; `weights`: all of them, where every one was trained."""
     with _replacing(target) as folder:
-        if whole:
-            _save_model(loaded, folder)
+        if weights:
+            _save_model(loaded, folder, weights)
         else:
             _save_adapter(loaded, folder, config.model.model_name_or_path)
         save_tokenizer(loaded.tokenizer, folder)
         _save_generation(loaded, folder)
         (folder / CARD).write_text(card, encoding="utf-8")
-    return SavedEvent(path=target.name, what="model" if whole else "adapter")
 
 
 def complete_checkpoint(folder: Path, config: RunConfig, loaded: Loaded, datasets: Sequence[tuple[str, str]]) -> None:
@@ -191,13 +203,9 @@ def _start_as_files(loaded: Loaded) -> Iterator[str | None]:
         yield str(start)
 
 
-def _save_model(loaded: Loaded, folder: Path) -> None:
+def _save_model(loaded: Loaded, folder: Path, weights: dict[str, torch.Tensor]) -> None:
     """All weights, in the number format the base model was stored in."""
     dtype, model = loaded.saved_dtype, loaded.model
-    weights = {
-        name: value.to(dtype) if value.is_floating_point() and dtype is not torch.float32 else value
-        for name, value in model.state_dict().items()
-    }
     cache, model.config.use_cache = model.config.use_cache, True
     model.config.dtype = dtype
     try:

@@ -51,10 +51,11 @@ def train(run: RunDir, journal: Journal, checkpoint: Path | None) -> RunState:
 
     with importing(journal):
         prepare_process(config, inputs.ref)
-        from studio.engine import best, continuing, model, report, stopping  # torch and its family: seconds
+        from studio.engine import best, continuing, model, report, stopping, zero  # torch and its family: seconds
 
     laps = report.Laps(began)
     with loading(journal):
+        zero.join(config, run, model.choose_precision(config.model.dtype, inputs.ref))
         loaded = model.load(config, inputs.ref)
         if inputs.adapter:
             loaded = continuing.with_adapter(loaded, inputs.adapter, config.lora)

@@ -29,6 +29,7 @@ from studio.optimizers import read_settings, usual_settings
 from studio.records.batches import Rows, training_rows, validation_rows
 from studio.records.counts import Prepared, numbers_of, order_of, places, updates
 from studio.records.order import Indices, training_order
+from studio.rundir import RunDir
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -158,9 +159,13 @@ class Trainer(SFTTrainer):
 class ConfirmZero(TrainerCallback):
     """Makes sure that DeepSpeed is at work where it was asked for: the trainer can leave it out in silence."""
 
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+
     def on_step_begin(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
         """The first moment the optimizer is known."""
-        zero.confirm(optimizer)
+        given: Any = self.trainer.args.deepspeed
+        zero.confirm(optimizer, self.trainer.model_wrapped, given["zero_optimization"]["stage"])
 
 
 @dataclass(frozen=True)
@@ -220,7 +225,8 @@ def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, valid
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,  # rows are made by a transform: their columns are not the dataset's
         max_length=None,
-        deepspeed=zero.settings(config),
+        deepspeed=zero.settings(config, RunDir(output.parent)),
+        ddp_timeout=config.parallel.ddp_timeout,
         report_to=[],  # `trackers` hands them on, so that one that fails does not end the run
         run_name=output.parent.name,
         disable_tqdm=True,
@@ -240,7 +246,8 @@ def build_trainer(
 ) -> Trainer:
     """The trainer; its `model` is `loaded.model`. `pace` times what it does, `guard` looks at its numbers."""
     # TRL rounds a 4-bit model's adapter to bfloat16: too coarse for small updates, and a loss for one that goes on.
-    trained = [(weight, weight.data.float()) for weight in loaded.model.parameters() if weight.requires_grad]
+    whole = [weight for weight in loaded.model.parameters() if not hasattr(weight, "ds_id")]
+    trained = [(weight, weight.data.float()) for weight in whole if weight.requires_grad]
     trainer = Trainer(
         model=loaded.model,
         args=arguments,
@@ -257,7 +264,7 @@ def build_trainer(
     trainer.validation_collator = Collator(data.collator.shape.pad_token_id)
     trainer.remove_callback(PrinterCallback)
     if arguments.deepspeed:
-        trainer.add_callback(ConfirmZero())
+        trainer.add_callback(ConfirmZero(trainer))
     for weight, numbers in trained:
         weight.data = numbers
     return trainer

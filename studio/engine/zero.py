@@ -1,6 +1,6 @@
-"""DeepSpeed's ZeRO beneath the trainer, in one process: which settings it gets, and that it is really at work.
+"""DeepSpeed's ZeRO beneath the trainer: which settings it gets, and that it is really at work.
 
-Several of DeepSpeed's ways to fail are silent (the trainer then runs without it), so the training checks (`Confirm`).
+Several of DeepSpeed's ways to fail are silent (the trainer then runs without it), so the training checks (`confirm`).
 Nothing here compiles: the C++ operators DeepSpeed would build at the first start are not needed for the training.
 """
 
@@ -10,32 +10,45 @@ import atexit
 import json
 import os
 import socket
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from studio.deepspeed_settings import completed, loading_part, read_own, zero_of
+from studio.engine import ranks
+from studio.engine.failure import EngineError
 from studio.events import RunError
 from studio.presets import ROOT
+from studio.schema import ConfigError, FieldError
 
 if TYPE_CHECKING:
     from studio.config import RunConfig
+    from studio.engine.model import Precision
+    from studio.rundir import RunDir
 
 PRESETS = ROOT / "presets" / "deepspeed"
+_alive: list[object] = []  # transformers looks DeepSpeed's settings up by a weak reference
 
 
 def wanted(config: RunConfig) -> bool:
-    """Whether the run trains under ZeRO."""
-    return config.parallel.deepspeed != "none"
+    """Whether the run trains with DeepSpeed."""
+    return config.parallel.deepspeed != "none" or config.parallel.deepspeed_config is not None
+
+
+def divides_weights(config: RunConfig) -> bool:
+    """Whether each process holds only a part of the parameters."""
+    return zero_of(config).stage == 3
 
 
 def prepare_process() -> None:
-    """Make this process a group of one. Call it before anything imports deepspeed."""
+    """Let this process find its group; alone, it is a group of one. Call it before anything imports deepspeed."""
     import torch
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    for name, value in (group | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}).items():
-        os.environ.setdefault(name, value)
+    if "WORLD_SIZE" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        group = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        os.environ.update(group | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -53,20 +66,55 @@ def _leave_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def settings(config: RunConfig) -> dict[str, Any] | None:
-    """What `TrainingArguments.deepspeed` gets: the JSON of the chosen stage, None without ZeRO."""
+def settings(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
+    """What `TrainingArguments.deepspeed` gets: the chosen stage's JSON or the run's own, None without DeepSpeed.
+
+    Raises ConfigError, field parallel.deepspeed_config: the run's copy cannot be read.
+    """
     if not wanted(config):
         return None
-    found = json.loads((PRESETS / f"{config.parallel.deepspeed}.json").read_text(encoding="utf-8"))
-    assert isinstance(found, dict)
-    return found
+    if config.parallel.deepspeed_config is None:
+        found = json.loads((PRESETS / f"{config.parallel.deepspeed}.json").read_text(encoding="utf-8"))
+        assert isinstance(found, dict)
+        return found
+    try:
+        return completed(read_own(run.deepspeed_file))
+    except ValueError as error:
+        raise ConfigError([FieldError("parallel.deepspeed_config", str(error))]) from None
 
 
-def confirm(optimizer: object) -> None:
-    """Raise EngineError unless the optimizer of the first step is DeepSpeed's."""
-    from studio.engine.failure import EngineError
+def join(config: RunConfig, run: RunDir, precision: Precision) -> None:
+    """Meet the other processes, and have parameters divided as they are loaded where the stage asks for it.
 
-    if type(optimizer).__name__ != "DeepSpeedOptimizerWrapper":
-        message = "parallel.deepspeed: the trainer did not take DeepSpeed up."
-        hint = "Set it to none; the training is the same in one process."
-        raise EngineError(RunError(kind="config", message=message, hint=hint, field="parallel.deepspeed"))
+    Call it before the model is loaded: a layer is then never whole in more than one moment.
+    """
+    found = settings(config, run)
+    if found is None:
+        return
+    import deepspeed
+    import torch
+
+    backend = "nccl" if precision.device == "cuda" else "gloo"
+    waits = timedelta(seconds=config.parallel.ddp_timeout)
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=waits, verbose=False)
+    if divides_weights(config):
+        from transformers.integrations import HfDeepSpeedConfig
+
+        kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(precision.dtype)
+        make: Any = HfDeepSpeedConfig
+        _alive[:] = [make(loading_part(found, kind))]
+
+
+def confirm(optimizer: object, engine: Any, stage: int) -> None:
+    """Raise EngineError unless DeepSpeed's engine steps the weights at `stage`, among all processes of the run."""
+    import torch.distributed
+
+    found, among = None, 0
+    if type(optimizer).__name__ == "DeepSpeedOptimizerWrapper" and type(engine).__name__ == "DeepSpeedEngine":
+        found, among = int(engine.zero_optimization_stage()), torch.distributed.get_world_size()
+    if (found, among) == (stage, ranks.world()):
+        return
+    took = "did not take DeepSpeed up" if found is None else f"runs stage {found} in {among} processes"
+    message = f"parallel.deepspeed: the trainer {took}; asked for was stage {stage} in {ranks.world()}."
+    hint = "Set it to none; then every process holds everything."
+    raise EngineError(RunError(kind="config", message=message, hint=hint, field="parallel.deepspeed"))

@@ -1,0 +1,47 @@
+"""What of processes, stages and methods cannot be combined is said before the start, with what works instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from studio.config import RunConfig
+from studio.schema import ConfigError, build, merge
+
+NEEDED = {"model.model_name_or_path": "crucible/ember", "data.dataset": "identity"}
+
+
+def configuration(**changes: Any) -> RunConfig:
+    return build(RunConfig, merge(RunConfig, NEEDED | changes))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+@pytest.mark.parametrize("stage", ["none", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_method_goes_with_every_stage(method: str, stage: str, processes: int) -> None:
+    found = configuration(**{"method": method, "parallel.deepspeed": stage, "parallel.num_processes": processes})
+    assert found.parallel.zero.stage == (0 if stage == "none" else int(stage[4]))
+    assert found.parallel.zero.offload_optimizer == stage.endswith("_offload")
+    assert found.parallel.zero.offload_parameters == (stage == "zero3_offload")
+    assert found.effective_batch_size == 16 * processes
+
+
+CONFLICTS: list[tuple[dict[str, Any], str]] = [
+    ({"parallel.num_processes": 3, "parallel.num_machines": 2}, r"num_processes: 3 .* choose a multiple of 2"),
+    (
+        {"parallel.num_processes": 2, "parallel.num_machines": 2, "parallel.machine_rank": 2},
+        r"machine_rank: there is no machine 2 of 2; .* at most 1",
+    ),
+    ({"parallel.num_processes": 2, "parallel.num_machines": 2}, "main_process_ip: name the address"),
+    (
+        {"parallel.deepspeed": "zero2_offload", "train.optim": "paged_adamw_8bit"},
+        r"deepspeed: .* paged_adamw_8bit; choose adamw_torch, or zero2 without",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), CONFLICTS, ids=lambda one: str(one)[:60])
+def test_what_cannot_be_is_said_with_what_works(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^parallel\.{sentence}"):
+        configuration(**changes)
