@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from studio.config import AnyConfig, OutputConfig
+from studio.config import AnyConfig, OutputConfig, RunConfig
 from studio.curves import last_values, worked_seconds
 from studio.events import RunState
 from studio.labels import read_labels
+from studio.parallel_section import ParallelSection
 from studio.rundir import RunDir
 from studio.schema import ConfigError
 from studio.workspace import Workspace
@@ -72,13 +73,26 @@ def _facts(run: RunDir) -> dict[str, Any]:
         config = run.config()
     except ConfigError as error:
         nothing = {"kind": "unreadable", "method": "", "model": "", "dataset": "", "continues": ""}
-        return nothing | {"config_name": "", "problem": str(error)}
+        return nothing | spread_of(None) | {"config_name": "", "problem": str(error)}
     if isinstance(config, OutputConfig):
         found = {"kind": config.kind, "method": "", "model": _last_part(config.subject), "dataset": ""}
     else:
         model, dataset = config.model.model_name_or_path, config.data.dataset
         found = {"kind": "train", "method": config.method, "model": _last_part(model), "dataset": _last_part(dataset)}
-    return found | {"config_name": config.name, "continues": continues(run, config)}
+    return found | spread_of(config) | {"config_name": config.name, "continues": continues(run, config)}
+
+
+def spread_of(config: AnyConfig | None) -> dict[str, Any]:
+    """Over how many processes and machines a run is spread, which machine this is, what the processes divide."""
+    section = config.parallel if isinstance(config, RunConfig) else ParallelSection()
+    stage = section.deepspeed if section.deepspeed != "none" else "deepspeed" if section.deepspeed_config else ""
+    return {
+        "processes": section.num_processes,
+        "machines": section.num_machines,
+        "machine": section.machine_rank,
+        "address": section.main_process_ip or "",
+        "sharding": stage or (section.fsdp if section.fsdp != "none" else ""),
+    }
 
 
 def _last_part(reference: str) -> str:

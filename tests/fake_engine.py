@@ -46,6 +46,7 @@ from studio.locales import start_in_utf8  # noqa: E402
 from studio.prompts import as_line  # noqa: E402
 from studio.rundir import RunDir  # noqa: E402
 from studio.workspace import Workspace  # noqa: E402
+from tests.fake_ranks import FakeRanks  # noqa: E402
 
 VARIABLE = "CRUCIBLE_FAKE"
 
@@ -61,6 +62,8 @@ class Options:
     hang_at: int = 0  # step at which nothing more happens
     die_at: int = 0  # step at which the process kills itself
     noise: int = 0  # bytes that each step adds to its line of the log
+    bad_rank: int = -1  # of a run with several processes the one that goes wrong half way
+    bad_how: str = "dies"  # or it hangs, or is silent
     passes: bool = True
     message: str = "The dataset has no row that can be used; check its format in the Data tab."
 
@@ -74,6 +77,7 @@ class FakeEngine:
         self.phase: Any = None
         self.step = 0
         self.terminated = False
+        self.ranks = FakeRanks(run, options.bad_rank, options.bad_how)
 
     def say(self, event: Any) -> None:
         """Append an event at the current step."""
@@ -89,6 +93,7 @@ class FakeEngine:
         self.phase = phase
         self.say(PhaseEvent(name=phase, detail=detail))
         self.status()
+        self.ranks.beat(phase, self.step)
         self.log(f"phase {phase} {detail}")
 
     @staticmethod
@@ -163,6 +168,10 @@ class FakeEngine:
                 )
             )
             self.status()
+            self.ranks.beat("train", self.step, "step")
+            points = self.ranks.points(self.step, self.options.pace)
+            if points:
+                self.say(points)
             self.log(f"step {self.step} loss {self.loss():.3f}" + "." * self.options.noise)
             if self.step % max(1, self.options.steps // 4) == 0:
                 self.samples("freq")
@@ -177,6 +186,9 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         while self.step == self.options.hang_at and not self.terminated and not self.run.stop_requested():
             time.sleep(0.05)
+            self.ranks.hang(self.step)
+        if self.options.bad_rank >= 0 and self.options.bad_how == "dies" and self.step >= self.options.steps // 2:
+            return RunState.FAILED
         if self.options.fail and self.step >= self.options.steps // 2:
             return RunState.FAILED
         if self.terminated or self.run.stop_requested():
@@ -190,6 +202,9 @@ class FakeEngine:
         self.say(StartedEvent(max_steps=self.options.steps, resumed_from=self.step or None))
         self.prepare()
         end = self.train()
+        died = self.ranks.die(self.step) if end is RunState.FAILED else None
+        if died:
+            return self.finish(end, 1, died)
         if end is RunState.FAILED:
             kind: Any = self.options.fail
             hint = "Change that and start again."
@@ -213,6 +228,7 @@ class FakeEngine:
 
     def finish(self, state: RunState, code: int, error: RunError | None = None) -> int:
         """Write the last line and the last status."""
+        self.ranks.end(state, self.step)
         self.say(FinishedEvent(state=state, exit_code=code))
         self.status(state, exit_code=code, error=error)
         return code

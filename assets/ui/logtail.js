@@ -7,7 +7,7 @@ const LEVELS = ["all", "warning", "error"];
 export function mount({ element }) {
   const host = element.querySelector(".mount");
   const lines = new LogLines();
-  let id = null; let offset = 0; let first = 0; let shown = SHOWN; let following = true; let query = "";
+  let id = null; let rank = 0; let read = ""; let offset = 0; let first = 0; let shown = SHOWN; let following = true; let query = "";
   let level = LEVELS.includes(store.get("log.level")) ? store.get("log.level") : "all";
 
   // ---- the card ---------------------------------------------------------------------------------------------------
@@ -19,7 +19,19 @@ export function mount({ element }) {
   const search = h("input.log-search", { type: "search", id: "log-search", placeholder: t("log.search"), "aria-label": t("log.search"), oninput: (event) => { query = event.target.value.trim().toLowerCase(); all(); } });
   const choice = h("div.segments", { role: "group", "aria-label": t("log.levels") }, LEVELS.map((name) => h("button", { type: "button", id: `log-${name}`, "aria-pressed": String(name === level), onclick: () => { level = name; store.set("log.level", name); for (const button of choice.children) button.setAttribute("aria-pressed", String(button.id === `log-${name}`)); all(); } }, t(`log.level.${name}`))));
   const link = h("a.btn.small", { id: "log-download", download: "" }, t("log.download"));
-  host.append(h("section.card.log-card", { "aria-label": t("log.title") }, h("div.grid-bar", {}, h("h3", {}, t("log.title")), count, h("span.spring"), search, choice, link), h("div.log-box", {}, box, down)));
+  // Of a run with several processes each has a log of its own; those of other machines lie there.
+  const who = h("select.log-rank", { id: "log-rank", hidden: true, "aria-label": t("log.rank"), onchange: () => { rank = Number(who.value); tick().catch(() => {}); } });
+  const offer = (status) => {
+    const each = status && status.processes > 1 ? Math.floor(status.processes / status.machines) : 0;
+    const own = Array.from({ length: each }, (_, index) => status.machine * each + index);
+    const ranks = each && !own.includes(0) ? [0, ...own] : own; // the first log there is that of what started the others
+    who.hidden = ranks.length < 2;
+    if (!ranks.includes(rank)) rank = 0;
+    const key = ranks.join();
+    if (who.dataset.key !== key) { who.dataset.key = key; who.replaceChildren(...ranks.map((n) => h("option", { value: n }, n || own.includes(0) ? t("ranks.process", { n }) : t("log.rank.machine")))); }
+    who.value = String(rank);
+  };
+  host.append(h("section.card.log-card", { "aria-label": t("log.title") }, h("div.grid-bar", {}, h("h3", {}, t("log.title")), who, count, h("span.spring"), search, choice, link), h("div.log-box", {}, box, down)));
 
   // ---- drawing ----------------------------------------------------------------------------------------------------
   const bottom = () => { box.scrollTop = box.scrollHeight; down.classList.add("unseen"); };
@@ -60,15 +72,17 @@ export function mount({ element }) {
     const { state } = feed;
     host.hidden = !state || !state.id || state.missing;
     if (host.hidden) return;
-    if (state.id !== id) {
-      id = state.id; offset = 0; first = 0; shown = SHOWN; following = true;
+    offer(state.status);
+    if (`${state.id}|${rank}` !== read) {
+      id = state.id; read = `${id}|${rank}`; offset = 0; first = 0; shown = SHOWN; following = true;
       lines.clear();
-      link.href = `${root()}/api/log/file?run=${encodeURIComponent(id)}`;
+      link.href = `${root()}/api/log/file?run=${encodeURIComponent(id)}&rank=${rank}`;
       all();
     }
-    if (state.status && state.logSize === offset) return;
-    const part = await api(`/api/log?run=${encodeURIComponent(id)}&after=${offset}`);
-    if (feed.state.id !== id) return;
+    if (!rank && state.status && state.logSize === offset) return;
+    const asked = read;
+    const part = await api(`/api/log?run=${encodeURIComponent(id)}&rank=${rank}&after=${offset}`);
+    if (feed.state.id !== id || asked !== read) return;
     if (part.restart || part.skipped) { lines.clear(); first = part.first; }
     offset = part.offset;
     if (!part.text && !lines.redo) return;
@@ -76,9 +90,9 @@ export function mount({ element }) {
     more();
   };
   const before = async () => {
-    const mine = id;
-    const part = await api(`/api/log?run=${encodeURIComponent(id)}&before=${first}`);
-    if (mine !== id) return;
+    const mine = read;
+    const part = await api(`/api/log?run=${encodeURIComponent(id)}&rank=${rank}&before=${first}`);
+    if (mine !== read) return;
     first = part.first;
     shown += lines.addBefore(part.text);
     const height = box.scrollHeight - box.scrollTop;
@@ -87,5 +101,6 @@ export function mount({ element }) {
     box.scrollTop = box.scrollHeight - height;
   };
   poll(element, tick, 1000);
+  addEventListener("studio:rank-log", (event) => { rank = Number(event.detail) || 0; tick().catch(() => {}); host.scrollIntoView({ block: "center", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" }); who.focus({ preventScroll: true }); });
   addEventListener("studio:run", () => { tick().catch(() => {}); });
 }

@@ -1,4 +1,5 @@
 // Head of the selected run: name, state, what it trains, phases, counts, warnings, error, and the two actions.
+import { partText, spreadText } from "./ranks.js";
 const { h, t, root, goTab, render, feed, format, ask, elapsed, serverNow, poll, lang } = window.Studio;
 const TRAIN = ["load", "tokenise", "train", "save", "verdict"];
 const OTHER = { merge: ["load", "merge", "save", "proof"], convert: ["load", "convert", "save"], export: ["load", "merge", "export", "proof", "upload"], answer: ["load", "answer", "save"] };
@@ -98,7 +99,7 @@ export function mount({ element }) {
     const key = JSON.stringify([state.id, status.name, status.state, status.step, status.phase, state.progress, state.counts?.rows_read, state.warnings.length, lang(), Math.floor(elapsed(state) || 0)]);
     if (key === drawn && host.firstChild) return;
     drawn = key;
-    const what = [OTHER[status.kind] ? t("kind." + status.kind) : status.method, status.model, status.dataset].filter(Boolean);
+    const what = [OTHER[status.kind] ? t("kind." + status.kind) : status.method, status.model, status.dataset, spreadText(status), partText(status)].filter(Boolean);
     render(host, h("section.card.run-head", {},
       h("div.run-top", {}, h("h3.run-title", { dir: "auto" }, status.name), h(`span.chip.${status.state}`, { role: "status" }, t("state." + status.state)), h("span.spring"), actions(status)),
       h("p.run-what", {}, what.map((word) => h("span", { dir: "auto" }, word)), status.state !== "queued" && h("span.num", {}, t("elapsed", { time: format.seconds(elapsed(state)) }))),

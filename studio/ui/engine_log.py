@@ -1,21 +1,23 @@
-"""The engine's log as the page reads it: the newest end, what came before it, what came since."""
+"""A process's log as the page reads it: the newest end, what came before it, what came since, its last words."""
 
 import codecs
 import os
+import re
+from pathlib import Path
 from typing import Any
 
-from studio.rundir import RunDir
-
 LOG_BYTES = 64 * 1024
+LAST_BYTES, LAST_LINES = 4096, 8
+COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def log_text(run: RunDir, after: int) -> dict[str, Any]:
+def log_text(log: Path, after: int) -> dict[str, Any]:
     """New text after byte ``after``; of a long one only the last 64 KB, with ``skipped`` true.
 
     ``first`` is the byte the text begins at, ``restart`` tells that what the reader has is void.
     """
     try:
-        with run.log_file.open("rb") as file:
+        with log.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             start = after if 0 <= after <= size else 0
             first = max(start, size - LOG_BYTES)
@@ -36,13 +38,13 @@ def log_text(run: RunDir, after: int) -> dict[str, Any]:
     }
 
 
-def log_before(run: RunDir, before: int) -> dict[str, Any]:
+def log_before(log: Path, before: int) -> dict[str, Any]:
     """The 64 KB before byte ``before``, from the beginning of a line; ``first`` is 0 when nothing is left.
 
     Of a line that is longer than that its end: whoever reads back must get on.
     """
     try:
-        with run.log_file.open("rb") as file:
+        with log.open("rb") as file:
             end = min(max(0, before), file.seek(0, os.SEEK_END))
             first = max(0, end - LOG_BYTES)
             file.seek(first)
@@ -55,9 +57,21 @@ def log_before(run: RunDir, before: int) -> dict[str, Any]:
     return {"text": block.decode("utf-8", errors="replace"), "first": first}
 
 
-def log_size(run: RunDir) -> int:
+def log_size(log: Path) -> int:
     """Bytes written so far, 0 when there is no log."""
     try:
-        return run.log_file.stat().st_size
+        return log.stat().st_size
     except OSError:
         return 0
+
+
+def last_words(log: Path) -> str:
+    """The last lines a process wrote, a few hundred characters of them; "" when there is no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_BYTES))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    lines = [COLOURS.sub("", line.rsplit("\r", 1)[-1]).rstrip() for line in text.split("\n")]
+    return "\n".join([line for line in lines if line][-LAST_LINES:])

@@ -10,7 +10,7 @@ import math
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +21,7 @@ from studio.events import (
     LogEvent,
     PhaseEvent,
     ProgressEvent,
+    RanksEvent,
     SampleEvent,
     SavedEvent,
     StartedEvent,
@@ -49,6 +50,7 @@ ROWS_ANSWERED = 20_000
 ROWS_KEPT = 120_000
 RUNS_KEPT = 24
 SAYINGS_KEPT = 500
+RANKS_KEPT = 60  # of the points of processes beside each other: the course of the last minutes
 
 
 class Table:
@@ -135,6 +137,7 @@ class LiveCurves:
         self.progress: tuple[int, ProgressEvent] | None = None
         self.eta: tuple[int, float | None] | None = None
         self.sample_end = 0
+        self.ranks: deque[RanksEvent] = deque(maxlen=RANKS_KEPT)
         self._phases: list[tuple[int, dict[str, Any]]] = []
         self._warnings: list[tuple[int, dict[str, Any]]] = []
 
@@ -176,7 +179,10 @@ class LiveCurves:
                 self.sample_end = end
             case SavedEvent(what="checkpoint"):
                 self.saved.add(event, end)
+            case RanksEvent():
+                self.ranks.append(event)
             case StartedEvent():
+                self.ranks.clear()
                 for table in self.tables.values():
                     table.forget_from((event.resumed_from or 0) + 1, end)
             case _:

@@ -1,4 +1,4 @@
-"""Read-only JSON for the page's scripts: runs, metrics, notes, samples, log, report, the dataset of a run, choices."""
+"""Read-only JSON for the page's scripts: runs, metrics, notes, ranks, samples, logs, report, dataset, choices."""
 
 import json
 import time
@@ -22,6 +22,7 @@ from studio.ui.coaching import Coaching
 from studio.ui.engine_log import log_before, log_size, log_text
 from studio.ui.i18n import COOKIE, LANGUAGES
 from studio.ui.live_curves import Watched
+from studio.ui.ranks_view import Watching
 from studio.ui.run_lines import Summaries, changed, facts, summary
 from studio.ui.sentences import translated
 from studio.workspace import RunNotFound, Workspace
@@ -29,6 +30,7 @@ from studio.workspace import RunNotFound, Workspace
 SAMPLE_BYTES = 4 * 1024 * 1024
 RUNS_SHOWN = 200
 EXAMPLES = 6
+RANKS_MOST = 8192
 
 
 def metrics(run: RunDir, after: int, watched: Watched, language: str = "en") -> dict[str, Any]:
@@ -41,9 +43,11 @@ def metrics(run: RunDir, after: int, watched: Watched, language: str = "en") -> 
     status["eta_seconds"] = found.pop("eta_seconds")
     for warning in found["warnings"]:
         warning["said"] = translated(warning["message"], language)
+    # A sentence says what is waited for; a name in its place stays.
+    found["phases"] = [phase | {"detail": translated(phase["detail"], language)} for phase in found["phases"]]
     if found["counts"]:
         found["counts"]["skipped"] = [translated(reason, language) for reason in found["counts"]["skipped"]]
-    return {**found, "log_size": log_size(run), "status": status}
+    return {**found, "log_size": log_size(run.log_file), "status": status}
 
 
 def samples(run: RunDir, after: int) -> dict[str, Any]:
@@ -86,8 +90,13 @@ def dataset_of(workspace: Workspace, run: RunDir) -> dict[str, Any] | None:
 
 def chosen(workspace: Workspace, request: Request) -> RunDir:
     """The run of ``?run=``; HTTP 404 when there is none."""
+    return known(workspace, request.query_params.get("run", ""))
+
+
+def known(workspace: Workspace, run_id: str) -> RunDir:
+    """The run of an id that came from the page; HTTP 404 when there is none."""
     try:
-        return workspace.run(request.query_params.get("run", ""))
+        return workspace.run(run_id)
     except (RunNotFound, OSError) as error:
         raise HTTPException(404, "no such run") from error
 
@@ -100,6 +109,14 @@ def number(request: Request, name: str) -> int:
         raise HTTPException(422, f"{name} must be a whole number of bytes") from error
 
 
+def log_of(run: RunDir, request: Request) -> Path:
+    """The log of the process ``?rank=``, by default the first one's; its name is made here from a number."""
+    rank = number(request, "rank")
+    if not 0 <= rank < RANKS_MOST:
+        raise HTTPException(422, f"rank must be from 0 to {RANKS_MOST - 1}")
+    return run.rank_log(rank)
+
+
 def language_of(request: Request) -> str:
     """The visitor's language."""
     asked = request.cookies.get(COOKIE, "en")
@@ -109,7 +126,7 @@ def language_of(request: Request) -> str:
 def run_stamp(run: RunDir) -> Hashable:
     """What changes whenever the page of a run would; a process that died without a word is seen within a second."""
     files = (run.config_file, run.changes_file, run.status_file, run.launch_file, run.report_file, run.path)
-    return (_size(run), log_size(run), *map(changed, files), int(time.monotonic()))
+    return (_size(run), log_size(run.log_file), *map(changed, files), int(time.monotonic()))
 
 
 class Reads:
@@ -120,6 +137,7 @@ class Reads:
         self.answers = Answers()
         self.watched = Watched()
         self.coaching = Coaching(self.watched)
+        self.watching = Watching(self.watched)
         self.summaries = Summaries()
 
     def listed(self, live: bool, language: str) -> list[dict[str, Any]]:
@@ -157,12 +175,19 @@ class Reads:
     async def log(self, request: Request) -> Response:
         """New text of the log, or with ``before`` what comes before that byte."""
         run = chosen(self.workspace, request)
-        seen = (log_size(run), changed(run.log_file))
+        log = log_of(run, request)
+        seen = (log_size(log), changed(log))
         if "before" in request.query_params:
             before = number(request, "before")
-            return await self.answers.get(("before", run.id, before), seen, partial(log_before, run, before))
+            return await self.answers.get(("before", str(log), before), seen, partial(log_before, log, before))
         after = number(request, "after")
-        return await self.answers.get(("log", run.id, after), seen, partial(log_text, run, after))
+        return await self.answers.get(("log", str(log), after), seen, partial(log_text, log, after))
+
+    async def ranks(self, request: Request) -> Response:
+        """The processes of a run beside each other."""
+        run, language = known(self.workspace, request.path_params["run"]), language_of(request)
+        make = partial(self.watching.ranks, run, language)
+        return await self.answers.get(("ranks", run.id, language), run_stamp(run), make)
 
 
 def build(workspace: Workspace) -> APIRouter:
@@ -192,13 +217,15 @@ def build(workspace: Workspace) -> APIRouter:
     @router.get("/log/file")
     def log_file(request: Request) -> Response:
         run = chosen(workspace, request)
-        if not run.log_file.is_file():
+        log = log_of(run, request)
+        if not log.is_file():
             raise HTTPException(404, "this run has written no log")
-        name = quote(f"{run.id}.log")
+        name = quote(f"{run.id}{log.name.removeprefix('engine')}")
         headers = {"content-disposition": f"attachment; filename*=utf-8''{name}"}
-        return FileResponse(run.log_file, media_type="text/plain; charset=utf-8", headers=headers)
+        return FileResponse(log, media_type="text/plain; charset=utf-8", headers=headers)
 
     for name in ("runs", "metrics", "notes", "samples", "log"):
         router.add_route(f"/api/{name}", getattr(reads, name))
+    router.add_route("/api/runs/{run}/ranks", reads.ranks)
     router.add_api_route("/choices", partial(all_choices, workspace), response_model=None)
     return router

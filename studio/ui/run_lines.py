@@ -9,6 +9,7 @@ from typing import Any
 from studio.config import OutputConfig
 from studio.events import Status
 from studio.labels import read_labels
+from studio.library import spread_of
 from studio.rundir import RunDir
 from studio.schema import ConfigError
 from studio.ui.sentences import translated
@@ -32,15 +33,17 @@ def _facts(path: Path, _changed: tuple[int, int]) -> dict[str, Any]:
     try:
         config = RunDir(path).config()
     except ConfigError:
-        return {"name": path.name, "kind": "unreadable", "method": "", "model": "", "dataset": ""}
+        return {"name": path.name, "kind": "unreadable", "method": "", "model": "", "dataset": ""} | spread_of(None)
     if isinstance(config, OutputConfig):
-        return {"name": config.name, "kind": config.kind, "method": "", "model": config.subject, "dataset": ""}
-    model, dataset = config.model.model_name_or_path, config.data.dataset
-    return {"name": config.name, "kind": "train", "method": config.method, "model": model, "dataset": dataset}
+        found = {"name": config.name, "kind": config.kind, "method": "", "model": config.subject, "dataset": ""}
+    else:
+        model, dataset = config.model.model_name_or_path, config.data.dataset
+        found = {"name": config.name, "kind": "train", "method": config.method, "model": model, "dataset": dataset}
+    return found | spread_of(config)
 
 
 def facts(run: RunDir) -> dict[str, Any]:
-    """Name, kind, method, model and dataset, from the configuration; a broken one is of kind "unreadable"."""
+    """Name, kind, method, model, dataset, and how it is spread out; a broken configuration is of kind "unreadable"."""
     known, title = _facts(run.path, (changed(run.config_file), changed(run.changes_file))), read_labels(run).title
     return known | {"name": title} if title else known
 

@@ -28,6 +28,7 @@ def build(ctx: Context) -> None:
             for name in ("runhead", "queueplace"):
                 scripted(name)
             memory_card.build(ctx)
+            scripted("ranks")
             for name in ("verdict", "tiles", "chart", "comparerest", "samples", "logtail"):
                 scripted(name)
     question = panel("resume", "run-resume-question", "startask", visible="hidden")
