@@ -165,7 +165,7 @@ def _state(
         return "silent", status.updated_at
     since = stalls.since(status, scene.now)
     behind = status.batch < scene.batch or (status.busy == "step" and scene.waits)
-    if status.phase == "train" and behind and scene.now - since > max(STUCK_S, STUCK_STEPS * scene.usual):
+    if status.phase == "train" and behind and scene.now - since >= max(STUCK_S, STUCK_STEPS * scene.usual):
         return "stuck", since
     if status.busy is None:  # before the training each prepares itself and says no more than that
         return ("load" if status.phase in ("load", "tokenise") else "waiting"), since
