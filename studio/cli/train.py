@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from studio import chat_memory, runner
+from studio import chat_memory, runner, wire
+from studio.cli import machines
 from studio.cli.follow import follow_or_leave, print_json
 from studio.cli.queued import place_of
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import AnyConfig, RunConfig
 from studio.estimate import Advice
 from studio.events import ExitCode
+from studio.launch_lines import spread_of
 from studio.preflight import preflight
 from studio.presets import compose
 from studio.rundir import RunDir
-from studio.schema import ConfigError, FieldError, build, merge, parse_overrides, parse_yaml
+from studio.schema import ConfigError, FieldError, build, flatten, merge, parse_overrides, parse_yaml
 from studio.workspace import Workspace
 from studio.yaml_text import YamlFault, read_text
 
@@ -41,27 +46,63 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--gpus", type=_cards, metavar="0,1", help="the cards it shall have (default: any free one)")
     parser.add_argument("--gpu-count", type=int, default=1, metavar="N", help="keep any N cards for it; 0: none")
     parser.add_argument("--json", action="store_true", help="print events (or, detached, the run) as JSON")
+    _add_spread(parser)
     add_remote_code(parser)
     add_workspace(parser)
     parser.set_defaults(func=_train)
 
 
-def load_config(reference: str | None, overrides: dict[str, Any]) -> RunConfig:
-    """A file or a preset name, with overrides laid over it; None: the overrides alone. Raises ConfigError."""
-    if reference is None:
-        return build(RunConfig, overrides)
+def _add_spread(parser: argparse.ArgumentParser) -> None:
+    """Options for several processes and machines."""
+    group = parser.add_argument_group(
+        "several processes and machines",
+        "NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT in the environment say the same as the fields num_processes, "
+        "num_machines, machine_rank, main_process_ip and main_process_port; options win over them.",
+    )
+    group.add_argument(
+        "--deepspeed", metavar="NAME", help="zero1 to zero3_offload, or a JSON file of your own settings"
+    )
+    group.add_argument(
+        "--hostfile",
+        metavar="FILE",
+        help="start the machines of this file, lines like 'worker-1 slots=8', over ssh; the first one is machine 0",
+    )
+    group.add_argument(
+        "--slurm",
+        metavar="partition=NAME,…",
+        help="write a job for Slurm with these options of sbatch and submit it; only written where there is no sbatch",
+    )
+    group.add_argument(
+        "--stop-on-signal", action="store_true", help="SIGTERM stops the run and waits for it: for schedulers"
+    )
+    group.add_argument("--part", help=argparse.SUPPRESS)
+
+
+def load_config(
+    reference: str | None, overrides: dict[str, Any], environment: Mapping[str, str] | None = None
+) -> RunConfig:
+    """A file or a preset name, with overrides laid over it; None: the overrides alone. Raises ConfigError.
+
+    `environment`: where the course notes' variables for several processes are looked for; they win over the file only.
+    """
+    settings = _settings(reference) if reference else {}
+    known, wanted = flatten(RunConfig, settings), flatten(RunConfig, overrides)
+    told = spread_of(environment or {}, known, wanted)
+    return build(RunConfig, merge(RunConfig, settings, told, overrides))
+
+
+def _settings(reference: str) -> dict[str, Any]:
+    """What a file or a preset says."""
     path = Path(reference)
     if path.suffix == ".py" and _is_file(path):
         message = f"{path} is a Python file, which is never run here; turn it into YAML with `studio import-cfg {path}`"
         raise ConfigError([FieldError("config", message)])
     if path.suffix in (".yaml", ".yml") or _is_file(path):
         try:
-            settings = parse_yaml(read_text(path))
+            return parse_yaml(read_text(path))
         except YamlFault as error:
             raise ConfigError([FieldError("config", str(error))]) from None
-    else:
-        settings = compose(reference)
-    return build(RunConfig, merge(RunConfig, settings, overrides))
+    return compose(reference)
 
 
 def _is_file(path: Path) -> bool:
@@ -72,18 +113,69 @@ def _is_file(path: Path) -> bool:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    if arguments.part:
+        return _take_part(arguments)
     workspace = open_workspace(arguments)
     overrides = parse_overrides(arguments.overrides)
     if arguments.work_dir:
         overrides["name"] = arguments.work_dir
-    config = load_config(arguments.config, overrides)
-    if not _fit(preflight(config, workspace)):
+    overrides |= _deepspeed(arguments.deepspeed) if arguments.deepspeed else {}
+    if arguments.hostfile and arguments.slurm:
+        raise ConfigError([FieldError("hostfile", "Slurm chooses the machines itself; give --hostfile or --slurm")])
+    if arguments.hostfile:
+        return _train_on_hosts(workspace, arguments, overrides)
+    config = load_config(arguments.config, overrides, os.environ)
+    if arguments.slurm is not None:
+        return machines.submit_to_slurm(workspace, config, arguments.slurm, as_json=arguments.json)
+    return _start(workspace, config, arguments)
+
+
+def _deepspeed(choice: str) -> dict[str, Any]:
+    """`--deepspeed`: the name of a preset, or a file."""
+    if choice.endswith(".json"):
+        return {"parallel.deepspeed_config": str(Path(choice).expanduser().absolute())}
+    return {"parallel.deepspeed": choice}
+
+
+def _train_on_hosts(workspace: Workspace, arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:
+    hosts = machines.overrides_of(machines.read_hosts(arguments.hostfile))
+    told = flatten(RunConfig, overrides)
+    address = told.get("parallel.main_process_ip")
+    config = load_config(arguments.config, told | hosts | ({"parallel.main_process_ip": address} if address else {}))
+    return machines.start_and_follow(workspace, config, arguments, str(address) if address else None)
+
+
+def _take_part(arguments: argparse.Namespace) -> int:
+    """One machine's part, started by DeepSpeed's launcher: leave it at work and go."""
+    found = machines.read_part(arguments.part, os.environ)
+    if found is None:
+        return ExitCode.FINISHED
+    machines.forget_launcher()
+    config, arguments.detach = found[0], True
+    return _start(Workspace(found[1]), config, arguments)
+
+
+def _start(workspace: Workspace, config: RunConfig, arguments: argparse.Namespace) -> int:
+    advice = preflight(config, workspace)
+    if not _fit(advice):
+        _tell_machine_0(config, next(str(one) for one in advice if one.level == "error"))
         return ExitCode.BAD_INPUT
     make_room(workspace, config)
     run = runner.submit(workspace, config, gpus=arguments.gpus, gpu_count=arguments.gpu_count)
     if arguments.detach:
         return say_started(workspace, run, as_json=arguments.json)
+    if arguments.stop_on_signal:
+        signal.signal(signal.SIGTERM, lambda number, frame: runner.stop_in_background(run))
     return follow_or_leave(workspace, run, as_json=arguments.json)
+
+
+def _tell_machine_0(config: RunConfig, sentence: str) -> None:
+    """So that the run there does not wait for this machine."""
+    section = config.parallel
+    if section.machine_rank and section.main_process_ip:
+        message = {"kind": "hello", "protocol": wire.PROTOCOL, "machine": section.machine_rank, "problem": sentence}
+        if not wire.decline(section.main_process_ip, section.port, message):
+            print("machine 0 could not be told; it waits for this one", file=sys.stderr)
 
 
 def _cards(text: str) -> list[int]:
