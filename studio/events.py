@@ -266,7 +266,8 @@ class Status(BaseModel):
 class RankStatus(BaseModel):
     """`ranks/rankN.json`: what one process of a run with several is doing; that process writes it about once a second.
 
-    `batch`: batches computed since the start; `busy` names what it is in the middle of (`step`, `samples`, `save`, …)
+    `batch`: batches begun since the start; `moves` grows with everything it does, `meetings` each time it met others;
+    `busy` names what it is in the middle of (`step`, `samples`, `save`, …)
     and is None while it waits for the others. `error`: why it failed.
     """
 
@@ -284,6 +285,8 @@ class RankStatus(BaseModel):
     step: int = 0
     batch: int = 0
     busy: str | None = None
+    moves: int = 0
+    meetings: int = 0
     memory_bytes: int | None = None
     tokens_per_second: float | None = None
     updated_at: float = Field(default_factory=time.time)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -33,6 +34,7 @@ class Activity:
 
 
 _stack: list[Activity] = []
+_begun: Counter[Name] = Counter()
 
 
 def gpu_allocated() -> int:
@@ -49,6 +51,7 @@ def during(name: Name, **shape: int) -> Iterator[None]:
     """Inside, the engine is busy with `name`; an error that leaves is marked with it, unless an inner one did."""
     activity = Activity(name, shape)
     _stack.append(activity)
+    _begun[name] += 1
     try:
         yield
     except BaseException as error:
@@ -68,6 +71,11 @@ def batch(**shape: int) -> None:
 def current() -> Activity | None:
     """The innermost activity, or None; also asked by other threads."""
     return _stack[-1] if _stack else None
+
+
+def begun() -> Counter[Name]:
+    """How many of each were begun since the process started; also asked by other threads."""
+    return _begun
 
 
 def activity_of(error: BaseException) -> Activity | None:

@@ -10,6 +10,8 @@ import errno
 import re
 from collections.abc import Iterator
 
+from studio.engine import ranks
+from studio.engine.rank_ends import LOST
 from studio.engine.shortage import NOWHERE, Place, is_memory, out_of_memory
 from studio.events import ExitCode, RunError
 from studio.presets import ModelError
@@ -22,14 +24,20 @@ _DISK_TEXT = re.compile(
     r"read-only file system|PytorchStreamWriter failed|unexpected pos \d+ vs",
     re.IGNORECASE,
 )
+_LOST_CLASSES = ("DistBackendError", "DistNetworkError", "DistStoreError", "DistError")
+_LOST = re.compile(
+    r"closed by peer|reset by peer|gloo/|\bgloo\b.*(timeout|timed out)|timed out waiting|broken pipe|\bNCCL\b|"
+    r"ProcessGroup|TCPStore|socket",
+    re.IGNORECASE,
+)
 
 
 class EngineError(Exception):
-    """A failure the engine itself found; says everything a person needs."""
+    """A failure the engine itself found; says everything a person needs. `told`: its traceback is in a log already."""
 
-    def __init__(self, error: RunError, code: ExitCode = ExitCode.BAD_INPUT) -> None:
+    def __init__(self, error: RunError, code: ExitCode = ExitCode.BAD_INPUT, *, told: bool = False) -> None:
         super().__init__(error.message)
-        self.error, self.code = error, code
+        self.error, self.code, self.told = error, code, told
 
 
 def explain(error: BaseException, place: Place = NOWHERE) -> tuple[RunError, ExitCode]:
@@ -47,6 +55,9 @@ def explain(error: BaseException, place: Place = NOWHERE) -> tuple[RunError, Exi
     for item in chain:
         if _is_disk(item):
             return _disk(item), ExitCode.INTERNAL
+    for item in chain:
+        if is_lost(item):
+            return _lost(item), ExitCode.INTERNAL
     return _internal(error), ExitCode.INTERNAL
 
 
@@ -107,6 +118,24 @@ def _disk(error: BaseException) -> RunError:
         message = "workspace: the disk is full; what was saved before is undamaged."
         hint = "Free some space, then resume the run from its last checkpoint."
     return RunError(kind="disk", message=message, hint=hint, field="workspace")
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether a process of a run with several only noticed that another one is gone, or does not answer."""
+    name, text = type(error).__name__, str(error)
+    if name in _LOST_CLASSES:
+        return True
+    return ranks.world() > 1 and name in ("RuntimeError", "ConnectionError", "ValueError") and bool(_LOST.search(text))
+
+
+def _lost(error: BaseException) -> RunError:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return RunError(
+        kind="internal",
+        message=f"The connection to another process was closed, or it did not answer ({first[:300]}).",
+        hint="The logs of the other processes and machines say more. Then resume the run.",
+        details={LOST: True},
+    )
 
 
 def _internal(error: BaseException) -> RunError:

@@ -77,7 +77,7 @@ class Journal:
         self._mark = run.config_file if run.config_file.exists() else run.path
         self._ended = threading.Event()
         self._main = threading.get_ident()
-        self._handed_over = False
+        self.waits = self._handed_over = False
 
     @property
     def step(self) -> int:
@@ -124,21 +124,21 @@ class Journal:
             self.run.write_status(self.status)
 
     @contextlib.contextmanager
-    def handed_over(self) -> Iterator[None]:
-        """Inside another process writes the status and most events; afterwards this one goes on from what it wrote.
+    def handed_over(self, *, files: bool = True) -> Iterator[None]:
+        """Inside other processes do the work. With `files` one of them writes the status and most events, too;
+        afterwards this one goes on from what it wrote.
 
-        A stop asked for inside is not raised; see `stop_requested`.
+        From here on a stop is not raised any more; see `stop_requested`.
         """
-        with self.uninterrupted():
-            self._handed_over = True
-            try:
-                yield
-            finally:
-                with self._lock:
-                    known = self.run.read_status()
-                    if known and known.attempt == self.status.attempt:
-                        self.status = known
-                    self._handed_over = False
+        self.interruptible, self.waits, self._handed_over = False, True, files
+        try:
+            yield
+        finally:
+            with self._lock:
+                known = self.run.read_status()
+                if files and known and known.attempt == self.status.attempt:
+                    self.status = known
+                self.waits = self._handed_over = False
 
     def phase(self, name: PhaseName, detail: str = "") -> None:
         """A new phase begins."""
@@ -271,7 +271,10 @@ def _claim(run: RunDir) -> int:
 
 def supervised(journal: Journal, work: Callable[[Journal], RunState]) -> int:
     """As `supervise`, for a directory that somebody else holds the lock of."""
-    guard = MemoryGuard(lambda: journal.place, lambda error, code: journal.finish(RunState.FAILED, code, error))
+    guard = MemoryGuard(
+        lambda: None if journal.waits else journal.place,
+        lambda error, code: journal.finish(RunState.FAILED, code, error),
+    )
     with journal.watching():  # until the last word is written: a second signal must not keep it from being said
         state, code, error = _outcome(journal, guard, work)
         journal.finish(state, code, error)
@@ -291,5 +294,6 @@ def _outcome(
     except BaseException as problem:
         journal.interruptible = False
         error, code = explain(problem, journal.place)
-        _to_stderr(partial(_tell, error) if error.kind in _FORESEEN else traceback.print_exc)
+        told = isinstance(problem, EngineError) and problem.told
+        _to_stderr(partial(_tell, error) if error.kind in _FORESEEN or told else traceback.print_exc)
         return RunState.FAILED, code, error

@@ -13,15 +13,23 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 import tempfile
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from studio import processes
+from studio import hardware, processes
 from studio.checkpoints import last_checkpoint, step_of
 from studio.config import RunConfig
+from studio.engine.failure import EngineError
+from studio.engine.gathering import all_together, interface
 from studio.engine.inputs import read_inputs
 from studio.engine.journal import Journal
+from studio.engine.machines import Together
+from studio.engine.rank_ends import cause, ends_of, last_line, told
+from studio.engine.shepherd import Shepherd
 from studio.events import RunState
 from studio.rundir import RunDir
 from studio.schema import ConfigError
@@ -41,42 +49,89 @@ def wanted(run: RunDir) -> bool:
 def launch(run: RunDir, journal: Journal, resume: bool) -> RunState:
     """Train with all processes of this machine, and return how it ended. Raises EngineError and what checks raise."""
     checkpoint = last_checkpoint(run.checkpoints) if resume else None
-    journal.begin(resumed_from=step_of(checkpoint) if checkpoint else None)
+    step = step_of(checkpoint) if checkpoint else None
+    journal.begin(resumed_from=step)
     journal.phase("load")
+    config = run.config()
+    assert isinstance(config, RunConfig)
+    return all_together(journal, config, step, lambda together: _train(run, journal, checkpoint, together))
+
+
+def _train(run: RunDir, journal: Journal, checkpoint: Path | None, together: Together | None) -> RunState:
+    """This machine's part; on a machine other than 0 the run's files stay with its launcher."""
     config = read_inputs(run, journal, checkpoint).config
     shutil.rmtree(run.ranks, ignore_errors=True)  # what an earlier start of the run said
     run.ranks.mkdir()
-    with journal.handed_over():
-        return _ranks(run, journal, config, resume)
+    resume = together.meeting.resume_step is not None if together else checkpoint is not None
+    with journal.handed_over(files=ranks_write(config)):
+        return _ranks(run, journal, config, resume, together)
 
 
-def _ranks(run: RunDir, journal: Journal, config: RunConfig, resume: bool) -> RunState:
+def ranks_write(config: RunConfig) -> bool:
+    """Whether rank 0, which writes the run's files, is one of this machine."""
+    return config.parallel.machine_rank == 0
+
+
+def _ranks(run: RunDir, journal: Journal, config: RunConfig, resume: bool, together: Together | None) -> RunState:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
     attempt = journal.status.attempt
     os.environ |= processes.marks(run.path, attempt or 0)
+    prepare_environment(config)
     arguments = ["-m", "studio.engine", "rank", str(run.path)] + (["--resume"] if resume else [])
-    with tempfile.TemporaryDirectory(prefix="crucible-") as folder:
+    shepherd, failed = Shepherd(journal, config.parallel.ddp_timeout), {}
+    with tempfile.TemporaryDirectory(prefix="crucible-") as folder, shepherd.watching():
         try:
-            elastic_launch(_agent(config, attempt or 0, folder), sys.executable)(*arguments)
+            agent = elastic_launch(_agent(config, attempt or 0, folder, together), sys.executable)
+            together.carry_out(partial(agent, *arguments)) if together else agent(*arguments)
         except ChildFailedError as problem:
-            raise RuntimeError(str(problem)) from None
-    first = next(one for one in run.read_ranks() if one.rank == 0)
-    return first.state
+            failed = {rank: (one.exitcode, float(one.timestamp)) for rank, one in problem.failures.items()}
+    return how_it_ended(shepherd, failed, config)
 
 
-def _agent(config: RunConfig, attempt: int, folder: str) -> Any:
+def how_it_ended(shepherd: Shepherd, failed: dict[int, tuple[int, float]], config: RunConfig) -> RunState:
+    """From the ends of this machine's ranks. `failed`: exit code and Unix seconds of each that did not end well.
+
+    Raises EngineError: which one failed first, and why.
+    """
+    statuses, journal = shepherd.statuses(), shepherd.journal
+    lines = {rank: last_line(journal.run.rank_log(rank)) for rank in failed}
+    end = cause(ends_of(failed, statuses, lines))
+    states = {one.rank: one.state for one in statuses}
+    if end is None or states.get(0) is RunState.FINISHED:
+        return RunState.STOPPED if RunState.STOPPED in states.values() else RunState.FINISHED
+    if journal.stop_requested() and (end.lost or end.ended_by_us):  # it left a little before its fellows
+        return RunState.STOPPED
+    error, code = told(end, config.parallel.num_processes, socket.gethostname(), shepherd.stuck)
+    raise EngineError(error, code, told=True)
+
+
+def prepare_environment(config: RunConfig) -> None:
+    """What the libraries of the ranks go by: each has its share of the threads, and a hang ends with an error."""
+    section = config.parallel
+    threads = int(os.environ.get("OMP_NUM_THREADS") or hardware.recommended_threads())
+    os.environ["OMP_NUM_THREADS"] = str(max(1, threads // section.processes_per_machine))
+    # NCCL's watchdog ends a process whose meeting fails or takes longer than `parallel.ddp_timeout`.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "3")
+    os.environ.setdefault("NCCL_DEBUG", "WARN")
+    if section.num_machines == 1 and sys.platform == "linux":  # whatever the name of this machine stands for
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+
+def _agent(config: RunConfig, attempt: int, folder: str, together: Together | None) -> Any:
     """The settings of torch's agent on this machine."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
     section = config.parallel
-    if section.port:
-        address = section.main_process_ip or "127.0.0.1"
+    if together or section.port:
+        address, port = (together.meeting.address, together.meeting.port) if together else ("127.0.0.1", section.port)
+        card = interface(address, port)
+        os.environ |= {"GLOO_SOCKET_IFNAME": card} if card and "GLOO_SOCKET_IFNAME" not in os.environ else {}
         meeting: dict[str, Any] = {
             "rdzv_backend": "static",
-            "rdzv_endpoint": f"{address}:{section.port}",
+            "rdzv_endpoint": f"{address}:{port}",
             "rdzv_configs": {"rank": section.machine_rank, "timeout": section.ddp_timeout},
         }
     else:
@@ -85,7 +140,7 @@ def _agent(config: RunConfig, attempt: int, folder: str) -> Any:
         min_nodes=section.num_machines,
         max_nodes=section.num_machines,
         nproc_per_node=section.processes_per_machine,
-        run_id=f"crucible-{attempt}",
+        run_id=together.meeting.token if together else f"crucible-{attempt}",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=folder),
         signals_to_handle=_UNUSED_SIGNAL,  # the usual ones would end the ranks at once; the journal has them

@@ -49,13 +49,16 @@ def enough_left(room: Room) -> int:
 
 
 class MemoryGuard:
-    """Watches while `watching`; `where` says what the run is doing, `last_word` writes its end."""
+    """Watches while `watching`; `where` says what the run is doing, `last_word` writes its end.
 
-    def __init__(self, where: Callable[[], Place], last_word: LastWord) -> None:
+    Where that is None, other processes do the work, and each has a guard of its own.
+    """
+
+    def __init__(self, where: Callable[[], Place | None], last_word: LastWord) -> None:
         self._where, self._last_word = where, last_word
         self._groups = control_groups()
         self._over = threading.Event()
-        self._seen: Room | None = None
+        self._seen: MemoryShort | None = None
         self._balloon: bytearray | None = None
 
     @contextlib.contextmanager
@@ -75,7 +78,7 @@ class MemoryGuard:
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         if self._seen is not None and not self._over.is_set():
-            raise MemoryShort(self._seen)
+            raise self._seen
 
     def _watch(self) -> None:
         pause = 0.0
@@ -84,19 +87,23 @@ class MemoryGuard:
 
     def _look(self) -> float:
         """Act if little is left; seconds until it must be looked again."""
+        place = self._where()
+        if place is None:
+            return SLOWEST_S
         nearest = min(rooms(self._groups), key=lambda room: room.free - enough_left(room))
         spare = nearest.free - enough_left(nearest)
         if nearest.free < least_left(nearest):
-            self._end(nearest)
+            self._end(nearest, place)
         if spare < 0:
-            self._balloon, self._seen = None, nearest
+            self._balloon = None
+            if self._seen is None or nearest.free < self._seen.room.free:
+                self._seen = MemoryShort(nearest)
             _thread.interrupt_main(SIGNAL)
         return min(SLOWEST_S, max(FASTEST_S, spare / FILL_RATE))
 
-    def _end(self, room: Room) -> None:
+    def _end(self, room: Room, place: Place) -> None:
         """The main thread cannot be waited for: say why, and end before the kernel does it."""
         self._balloon = None
-        place = self._where()
         error = out_of_memory([MemoryShort(room)], Place(place.phase, place.step, current()))
         with contextlib.suppress(OSError, MemoryError):
             print(error.message, file=sys.stderr, flush=True)  # noqa: T201 - this goes to engine.log

@@ -42,11 +42,23 @@ class RankJournal(Journal):
             attempt=attempt,
         )
         self._parent = os.getppid()
+        self._moves, self._progress = 0, (0, 0, "")
 
     def emit(self, event: Event) -> None:
         """Only the first rank has something to tell."""
         if self.first:
             super().emit(event)
+
+    def update(self, *, force: bool = False, **changes: object) -> None:
+        """As ever; a change is a move."""
+        self._moves += bool(changes)
+        super().update(force=force, **changes)
+
+    def progress(self, done: int, total: int, label: str) -> None:
+        """As ever; that it is as far as before is no move."""
+        self._moves += self._progress != (done, total, label)
+        self._progress = (done, total, label)
+        super().progress(done, total, label)
 
     def finish(self, state: RunState, code: ExitCode, error: RunError | None = None) -> None:
         """Leave the end for the launcher to read."""
@@ -65,6 +77,9 @@ class RankJournal(Journal):
             "phase": self.status.phase,
             "step": self.status.step,
             "busy": doing.name if doing and not ranks.waiting() else None,
+            "batch": activity.begun()["step"],
+            "moves": self._moves + activity.begun().total(),
+            "meetings": ranks.meetings(),
             "memory_bytes": activity.gpu_allocated() or resident(),
             "updated_at": time.time(),
         }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,16 @@ def answers(config: RunConfig) -> bool:
 def waiting() -> bool:
     """Whether this process waits for the others in one of the functions below; also asked by other threads."""
     return _waiting[0] > 0
+
+
+def meetings() -> int:
+    """How many messages to the others this process has begun, in all groups; also asked by other threads."""
+    torch: Any = sys.modules.get("torch")
+    try:
+        groups = list(torch.distributed.distributed_c10d._world.pg_map) if torch.distributed.is_initialized() else []
+        return sum(int(group._get_sequence_number_for_group()) for group in groups)
+    except Exception:  # while torch is imported, or the group is left
+        return 0
 
 
 @contextlib.contextmanager

@@ -40,7 +40,8 @@ def start_rank(run_dir: str, training: Callable[[], Training], *, resume: bool =
     if not ranks.is_first():
         _write_to(run.rank_log(ranks.rank()))
     journal = RankJournal(run, processes.marked_attempt(os.environ))
-    return supervised(journal, lambda journal: _take_part(run, journal, training, resume))
+    code = supervised(journal, lambda journal: _take_part(run, journal, training, resume))
+    return 0 if code == ExitCode.STOPPED else code  # any other code than 0 would end the fellows
 
 
 def _write_to(log: Path) -> None:
