@@ -321,7 +321,7 @@ def all_together(
     finally:
         found.close()
     if error is not None:
-        raise EngineError(error, code)
+        raise EngineError(error, code, told=True)
     return state
 
 
@@ -333,6 +333,6 @@ def _outcome(journal: Journal, found: Together, work: Callable[[Together | None]
         return RunState.STOPPED, None, ExitCode.STOPPED
     except Exception as problem:
         error, code = explain(problem, journal.place)
-        if error.kind == "internal":
+        if error.kind == "internal" and not (isinstance(problem, EngineError) and problem.told):
             traceback.print_exc()
         return RunState.FAILED, error, code

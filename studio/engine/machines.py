@@ -11,7 +11,7 @@ A machine other than 0 has a run directory of its own, in which its launcher kee
 from __future__ import annotations
 
 import contextlib
-import re
+import logging
 import signal
 import threading
 import time
@@ -25,7 +25,9 @@ from pydantic import ValidationError
 from studio.config import RunConfig
 from studio.engine.failure import EngineError
 from studio.engine.journal import Journal
-from studio.events import ExitCode, RunError, RunState
+from studio.engine.rank_ends import LOST
+from studio.events import ExitCode, RankStatus, RunError, RunState
+from studio.rundir import write_atomic
 from studio.wire import Line
 
 Ended = tuple[RunState, RunError | None, ExitCode]
@@ -35,12 +37,6 @@ SILENCE_S = 30.0
 LAST_WORDS_S = 8.0
 END_S = 40.0
 FAREWELL_S = 3.0
-# What a process says when it is another one that died.
-_OTHERS = re.compile(
-    r"connection (was )?(closed|reset|refused)|closed by peer|broken pipe|gloo|nccl|processgroup|tcpstore|socket|"
-    r"timed? ?out|recvValue|DistBackendError|DistNetworkError",
-    re.IGNORECASE,
-)
 
 
 @dataclass
@@ -77,6 +73,7 @@ class Together:
     def __init__(self, journal: Journal, config: RunConfig, meeting: Meeting, peers: list[Peer]) -> None:
         self.journal, self.config, self.meeting, self.peers = journal, config, meeting, peers
         self.problem: RunError | None = None
+        self._told: dict[int, float] = {}
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._listen, args=(peer,), daemon=True) for peer in peers]
@@ -105,7 +102,8 @@ class Together:
 
     def _beat(self) -> None:
         while not self._ended.wait(BEAT_S):
-            news = {"kind": "beat", "stop": self.journal.stop_requested(), **(self._progress() if self.first else {})}
+            news = {"kind": "beat", "stop": self.journal.stop_requested(), "time": time.time()}
+            news |= self._progress() if self.first else self._ranks()
             for peer in self.peers:
                 with contextlib.suppress(OSError):  # whoever listens to it finds out, and says so
                     peer.line.send(news)
@@ -114,16 +112,24 @@ class Together:
         known = self.journal.run.read_status()
         return known.model_dump(mode="json", include={"phase", "step", "max_steps"}) if known else {}
 
+    def _ranks(self) -> dict[str, Any]:
+        """What this machine's ranks say of themselves, as far as machine 0 does not know it."""
+        found = [one for one in self.journal.run.read_ranks() if one.attempt == self.journal.status.attempt]
+        news = [one for one in found if self._told.get(one.rank) != one.updated_at]
+        self._told |= {one.rank: one.updated_at for one in news}
+        return {"ranks": [one.model_dump(mode="json") for one in news]}
+
     def _listen(self, peer: Peer) -> None:
         heard = time.monotonic()
         while not self._ended.is_set():
             try:
                 message = peer.line.receive(BEAT_S)
-            except OSError:
+                if message is not None:
+                    self._take(peer, message)
+            except (OSError, TypeError, ValueError):  # the end of the line, or what no machine of ours says
                 break
             if message is not None:
                 heard = time.monotonic()
-                self._take(peer, message)
             elif time.monotonic() - heard > SILENCE_S:
                 break
         peer.gone.set()
@@ -135,7 +141,9 @@ class Together:
             with contextlib.suppress(OSError):
                 self.journal.run.request_stop()
         match message.get("kind"):
-            case "beat" if not self.first:
+            case "beat" if self.first:
+                self._keep(peer, message)
+            case "beat":
                 self._follow(message)
             case "ended":
                 peer.said = message
@@ -152,6 +160,17 @@ class Together:
             checked = type(self.journal.status).model_validate(self.journal.status.model_dump() | changes)
             self.journal.update(**{name: getattr(checked, name) for name in changes})
 
+    def _keep(self, peer: Peer, news: dict[str, Any]) -> None:
+        """The state of another machine's ranks is kept beside that of this machine's, by this machine's clock."""
+        each, run = self.config.parallel.processes_per_machine, self.journal.run
+        behind = time.time() - _number(news.get("time"), time.time())
+        for said in news.get("ranks") or []:
+            with contextlib.suppress(ValidationError, OSError):
+                one = RankStatus.model_validate(said)
+                if one.rank // each == peer.machine and run.ranks.is_dir():
+                    known = {"attempt": self.journal.status.attempt, "updated_at": one.updated_at + behind}
+                    write_atomic(run.rank_file(one.rank), one.model_copy(update=known).model_dump_json(indent=1))
+
     def _fail(self, error: RunError) -> None:
         """The first failure counts, but one that is only an echo makes room for what it echoes."""
         with self._lock:
@@ -164,6 +183,8 @@ class Together:
         Raises:
             EngineError: the ranks were ended for another machine's sake. And whatever `work` raises.
         """
+        # It says that signals are not handled; they are, by the journal.
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
         raised: list[BaseException] = []
         thread = threading.Thread(target=_catching, args=(work, raised), name="ranks", daemon=True)
         thread.start()
@@ -175,7 +196,7 @@ class Together:
             end_children()
             thread.join(END_S)
         if self.problem is not None and (ended or not raised):
-            raise EngineError(self.problem, code_of(self.problem))
+            raise EngineError(self.problem, code_of(self.problem), told=True)
         if raised:
             raise raised[0]
 
@@ -220,6 +241,10 @@ class Together:
             time.sleep(0.1)
 
 
+def _number(value: Any, otherwise: float) -> float:
+    return float(value) if isinstance(value, int | float) else otherwise
+
+
 def _catching(work: Callable[[], None], raised: list[BaseException]) -> None:
     try:
         work()
@@ -239,7 +264,7 @@ def end_children() -> None:
 
 def is_echo(error: RunError) -> bool:
     """True if a failure is only how one process notices that another is gone."""
-    return error.kind == "internal" and bool(_OTHERS.search(error.message)) and "SIG" not in error.message
+    return bool(error.details.get(LOST))
 
 
 def code_of(error: RunError) -> ExitCode:
@@ -264,6 +289,6 @@ def told_of(peer: Peer, message: dict[str, Any]) -> RunError:
         error = RunError.model_validate(message.get("error"))
     except ValidationError:
         return lost(peer.name)
-    if " (on machine " in error.message or re.search(r"\bmachine \d", error.message, re.IGNORECASE):
+    if "machine " in error.message.lower():  # it has its name already
         return error
-    return error.model_copy(update={"message": f"{error.message.rstrip('.')} (on {peer.name}).", "details": {}})
+    return error.model_copy(update={"message": f"{error.message.rstrip('.')} (on {peer.name})."})
