@@ -13,6 +13,7 @@ from typing import Literal
 
 from studio.config import RunConfig
 from studio.model_shape import ModelShape
+from studio.sharding import WHOLE, Sharding
 
 Target = Literal["cuda", "cpu"]
 _VOCABULARY = {"embed_tokens", "lm_head", "wte", "tok_embeddings", "output"}
@@ -20,20 +21,6 @@ LOSS_TOKENS, LOSS_VOCABULARY = 4096, 32768
 """TRL computes the loss in tiles of so many tokens and words: whole logits never exist."""
 CPU_LOSS_COPIES = 7.25
 """32-bit copies of a tile alive at once where no GPU kernel works in place."""
-
-
-@dataclass(frozen=True)
-class Sharding:
-    """How a run is divided over processes (DeepSpeed's ZeRO stages), and what is kept in the machine's own memory."""
-
-    processes: int = 1
-    stage: Literal[0, 1, 2, 3] = 0
-    offload_optimizer: bool = False
-    offload_parameters: bool = False
-
-
-WHOLE = Sharding()
-"""One process, nothing divided."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +50,8 @@ class Load:
 
     @property
     def tokens(self) -> int:
-        """Tokens in a batch."""
-        return self.rows * self.length
+        """Tokens of a batch in one process: processes that share a row have a part of it each."""
+        return self.rows * -(-self.length // self.sharding.sequence)
 
     @property
     def mixed(self) -> bool:
@@ -72,9 +59,25 @@ class Load:
         return self.number == 2
 
     @property
+    def rounded(self) -> bool:
+        """Trained weights are 16-bit where they are used: DeepSpeed's own, or those FSDP2 gathers."""
+        sharding = self.sharding
+        return self.mixed and (sharding.engine == "fsdp2" or (sharding.engine == "zero" and sharding.rounds))
+
+    @property
+    def casts(self) -> bool:
+        """32-bit trained weights are rounded each time they are used (autocast)."""
+        return self.mixed and not self.rounded
+
+    @property
     def stored(self) -> int:
-        """Bytes of a weight that is not packed: trained weights are 32-bit."""
-        return 4 if self.method == "full" else self.number
+        """Bytes of a weight as it is used, of those that are not packed: trained weights are 32-bit."""
+        return 4 if self.method == "full" and not self.rounded else self.number
+
+    @property
+    def held(self) -> int:
+        """Bytes of a trained weight as it is held."""
+        return self.number if self.rounded and self.sharding.engine == "zero" else 4
 
     @cached_property
     def targets(self) -> dict[str, tuple[int, int]]:
@@ -118,11 +121,6 @@ class Load:
         return 0 if self.method == "full" else len(_VOCABULARY & set(self.config.lora.modules_to_save))
 
     @property
-    def adapter_bytes(self) -> int:
-        """Trained weights held beside the base model, in 32 bits."""
-        return 4 * (self.adapter_parameters + self.whole_matrices * self.shape.embedding_parameters)
-
-    @property
     def trains_head(self) -> bool:
         """The output layer gets gradients."""
         return self.method == "full" or "lm_head" in self.config.lora.modules_to_save
@@ -130,7 +128,9 @@ class Load:
     @property
     def trained(self) -> int:
         """Weights that are trained."""
-        return self.shape.parameters if self.method == "full" else self.adapter_bytes // 4
+        if self.method == "full":
+            return self.shape.parameters
+        return self.adapter_parameters + self.whole_matrices * self.shape.embedding_parameters
 
 
 def layer_activations(load: Load) -> float:
@@ -176,13 +176,13 @@ def _inputs(load: Load) -> float:
     shape, number = load.shape, load.number
     if load.method == "full":
         hidden, width = shape.hidden_size, shape.dense_width
-        copies = (4 if not shape.gated_mlp else 5) if load.mixed else 2  # each 16-bit layer has its own copy
+        copies = (4 if not shape.gated_mlp else 5) if load.casts else 2  # each 16-bit layer has its own copy
         return float(number * (copies * hidden + width))
     rank = load.config.lora.r * number * len(load.targets)
     if load.config.lora.lora_dropout:
         mask = 1 if load.target == "cuda" else 4
         return float(rank + sum((number + mask) * inputs for inputs, _ in load.targets.values()))
-    if load.mixed:  # each adapter has its own 16-bit copy
+    if load.casts:  # each adapter has its own 16-bit copy
         return float(rank + sum(number * inputs for inputs, _ in load.targets.values()))
     names = set(load.targets)
     hidden = bool(names & {"q_proj", "k_proj", "v_proj"}) + bool(names & {"gate_proj", "up_proj"})
@@ -199,9 +199,9 @@ def _dora(load: Load) -> float:
 def _weight_copies(load: Load) -> float:
     """16-bit copies of 32-bit trained weights, and experts with their adapters added, kept from forward to backward."""
     if load.adapts_experts:
-        copies = load.number * (load.shape.expert_parameters + load.adapter_parameters * load.mixed)
+        copies = load.number * (load.shape.expert_parameters + load.adapter_parameters * load.casts)
         return copies / load.shape.num_hidden_layers
-    if not load.mixed:
+    if not load.casts:
         return 0.0
     if load.method != "full":
         return 2.0 * load.adapter_parameters / load.shape.num_hidden_layers
@@ -247,9 +247,10 @@ def backward_workspace(load: Load) -> float:
     hidden = shape.hidden_size
     if load.method == "full":
         per_token = 2.0 * load.number * width
-    elif load.mixed:  # an adapter's input is cast to 32 bits and back on its way
+    elif load.casts:  # an adapter's input is cast to 32 bits and back on its way
         per_token = 10.0 * hidden + (10.0 if dropped else 6.0) * width
     else:
         per_token = max(7.0 * width, 4.0 * width + 12.0 * hidden) if dropped else 8.0 * width
+        per_token *= load.number / 4
     unpacked = load.number * hidden * width if load.method == "qlora" else 0
     return load.tokens * per_token + unpacked

@@ -5,17 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from studio.activations import WHOLE, Load, Sharding
+from studio.activations import Load
 from studio.config import RunConfig
 from studio.devices import Device
 from studio.footprint import Footprint, footprint
 from studio.model_shape import ModelShape
+from studio.sharding import WHOLE, Sharding, sharding_of
 
 Verdict = Literal["fits", "tight", "no"]
 SMALL_PARAMETERS = 15_000_000
 """Models below are computed in 32 bits on a CPU (`studio.engine.model.is_small`)."""
 FRAMEWORK_BYTES = {"cuda": (350 << 20, 600 << 20, 1000 << 20), "cpu": (500 << 20, 560 << 20, 700 << 20)}
 """Libraries, kernels and their scratch memory: low, expected, high."""
+GROUP_BYTES = {"cuda": (0, 200 << 20, 500 << 20), "cpu": (0, 10 << 20, 40 << 20)}
+"""Buffers of the links to the other processes (NCCL, gloo)."""
 SPARE = {"cuda": (0.0, 0.03, 0.10), "cpu": (0.0, 0.5, 1.0)}
 """What an allocator holds without using it, as a share of what comes and goes. The C library keeps most pieces below
 32 MB it was given back: 15 to 120 % were measured, nothing with MALLOC_TRIM_THRESHOLD_ set, which is a third slower."""
@@ -60,19 +63,8 @@ def load_of(
     length = limit if facts.longest is None else min(facts.longest, limit)
     masked = bool(facts.packed or config.data.packing) or config.train.per_device_train_batch_size > 1
     number = number_bytes(config, shape, device)
-    sharding = _chosen(config) if sharding is WHOLE else sharding
+    sharding = sharding_of(config) if sharding is WHOLE else sharding
     return Load(config, shape, device.kind, number, max(length, 1), masked, sharding)
-
-
-def _chosen(config: RunConfig) -> Sharding:
-    """What the configuration itself asks of DeepSpeed, in one process."""
-    match config.parallel.deepspeed:
-        case "none":
-            return WHOLE
-        case "zero1":
-            return Sharding(stage=1)
-        case chosen:
-            return Sharding(stage=2, offload_optimizer=chosen.endswith("_offload"))
 
 
 def number_bytes(config: RunConfig, shape: ModelShape, device: Device) -> int:
@@ -107,4 +99,5 @@ def _most(load: Load) -> Footprint:
 def _with_spare(one: Footprint, load: Load, which: int) -> int:
     """With what libraries and allocator take beside; `which`: 0 low, 1 expected, 2 high."""
     moving = one.gradients + one.activations + one.logits + one.workspace
-    return round(one.total + SPARE[load.target][which] * moving + FRAMEWORK_BYTES[load.target][which])
+    group = GROUP_BYTES[load.target][which] if load.sharding.processes > 1 else 0
+    return round(one.total + SPARE[load.target][which] * moving + FRAMEWORK_BYTES[load.target][which]) + group

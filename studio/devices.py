@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -20,15 +20,19 @@ from studio.schema import ConfigError, FieldError, nearest
 DRIVER_SHARE = 0.02
 """Of a card's memory, kept by the driver; a GPU of this machine tells what is free itself."""
 UNKNOWN_TFLOPS, UNKNOWN_BANDWIDTH = 80.0, 500.0
+BUS, LOOPBACK = 20.0, 2.0
+"""GB/s a card has to main memory and, without NVLink, to its neighbours (PCIe 4.0, 16 lanes, as it is reached), and
+processes of one machine without cards have to each other (gloo)."""
 CPU_TFLOPS_PER_CORE, CPU_BANDWIDTH = 0.1, 20.0
 """What small models were measured to reach on one core, and a usual memory bus."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where a run would compute. Memory in bytes, bandwidth in GB/s; `free_bytes` is what a run can have.
+    """Where a run would compute. Memory in bytes, bandwidths in GB/s; `free_bytes` is what a process of it can have.
 
-    `bf16`: bfloat16 is computed natively. `present`: it is in this machine.
+    `bf16`: bfloat16 is computed natively. `present`: it is in this machine. `link`: to the next process of the same
+    machine, one way; `bus`: to main memory. `count`: how many of its kind there are to be had.
     """
 
     name: str
@@ -39,6 +43,15 @@ class Device:
     bandwidth: float
     bf16: bool = True
     present: bool = False
+    link: float = BUS
+    bus: float = BUS
+    count: int = 1
+
+    def shared_by(self, processes: int) -> Device:
+        """What one of the processes of a machine has: of main memory and processors its share, of cards its own."""
+        if self.kind == "cuda" or processes == 1:
+            return self
+        return replace(self, free_bytes=self.free_bytes // processes, tflops=self.tflops / processes)
 
 
 class Card(BaseModel):
@@ -51,6 +64,7 @@ class Card(BaseModel):
     tflops: float = Field(gt=0)
     bandwidth: float = Field(gt=0)
     bf16: bool = True
+    link: float = Field(BUS, gt=0)
     match: str = Field(min_length=1)
 
     @property
@@ -58,7 +72,7 @@ class Card(BaseModel):
         """The card with nothing else running on it."""
         total = int(self.memory * 2**30)
         free = int(total * (1 - DRIVER_SHARE))
-        return Device(self.name, "cuda", total, free, self.tflops, self.bandwidth, self.bf16)
+        return Device(self.name, "cuda", total, free, self.tflops, self.bandwidth, self.bf16, link=self.link)
 
 
 @cache
@@ -92,7 +106,7 @@ def present() -> tuple[Device, ...]:
 
 def from_gpus(gpus: Sequence[hardware.Gpu]) -> tuple[Device, ...]:
     """GPUs as the driver lists them, with what the list knows of their kind."""
-    return tuple(_from_gpu(gpu) for gpu in gpus)
+    return tuple(_from_gpu(gpu, sum(gpu.name == other.name for other in gpus)) for gpu in gpus)
 
 
 def card_of(name: str, memory_bytes: int) -> Card | None:
@@ -101,7 +115,7 @@ def card_of(name: str, memory_bytes: int) -> Card | None:
     return min(alike, key=lambda one: abs(one.memory * 2**30 - memory_bytes), default=None)
 
 
-def _from_gpu(gpu: hardware.Gpu) -> Device:
+def _from_gpu(gpu: hardware.Gpu, count: int) -> Device:
     card = card_of(gpu.name, gpu.memory_bytes)
     return Device(
         name=gpu.name,
@@ -112,6 +126,8 @@ def _from_gpu(gpu: hardware.Gpu) -> Device:
         bandwidth=card.bandwidth if card else UNKNOWN_BANDWIDTH,
         bf16=card.bf16 if card else True,
         present=True,
+        link=card.link if card else BUS,
+        count=count,
     )
 
 
@@ -128,6 +144,7 @@ def main_memory() -> Device:
         bandwidth=CPU_BANDWIDTH,
         bf16=_cpu_has_bf16(),
         present=True,
+        link=LOOPBACK,
     )
 
 

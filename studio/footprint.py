@@ -6,7 +6,7 @@ test holds the two together. Sizes are bytes; "tokens" are those of one batch on
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from studio.activations import (
     Load,
@@ -18,14 +18,10 @@ from studio.activations import (
     layer_activations,
     loss_bytes,
 )
+from studio.sharding import WHOLE
+from studio.states import Gradients, Held, buffers, held, update_workspace, weight_bytes
 
-NF4_BYTES, DOUBLE_QUANT_BYTES = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Four bits a weight and a scaling factor for each 64; double quantisation packs the factors into 8 bits."""
 PARTS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "workspace")
-_STATES = {"adamw": 2, "ademamix": 3, "lion": 1, "adagrad": 1, "rmsprop": 1, "sgd": 0}
-"""Numbers an optimizer remembers for each trained weight."""
-_BYTES_8BIT = 1 + 4 / 256
-"""Of one such number in 8 bits: a scaling factor for each 256."""
 
 
 @dataclass(frozen=True)
@@ -90,102 +86,50 @@ class _Moment:
 
 
 def footprint(load: Load) -> Footprint:
-    """The memory of one step, at its fullest moment."""
-    shards = load.sharding.processes
-    stage, on_cpu = load.sharding.stage, load.target == "cpu"
-    weights = weight_bytes(load) / (shards if stage >= 3 else 1)
-    optimizer = optimizer_bytes(load) / (shards if stage >= 1 else 1)
-    fullest = max(_moments(load), key=lambda moment: moment.total)
-    host = paged = 0.0
-    if load.sharding.offload_parameters and not on_cpu:
-        host, weights = host + weights, 0.0
-    if load.sharding.offload_optimizer and not on_cpu:
-        host, optimizer = host + optimizer, 0.0
-    elif load.config.train.optim.startswith("paged_") and not on_cpu:
-        paged, optimizer = optimizer, 0.0
+    """The memory of one step in one process, at its fullest moment."""
+    kept = held(load)
+    fullest = max(_moments(load, kept), key=lambda moment: moment.total)
     return Footprint(
-        weights=round(weights),
-        adapter=load.adapter_bytes,
+        weights=round(kept.weights),
+        adapter=round(kept.adapter),
         gradients=round(fullest.gradients),
-        optimizer=round(optimizer),
+        optimizer=round(kept.optimizer),
         activations=round(fullest.activations),
         logits=round(fullest.logits),
         workspace=round(fullest.workspace),
         moment=fullest.name,
-        paged=round(paged),
-        host=round(host),
+        paged=round(kept.paged),
+        host=round(kept.host),
     )
 
 
-def weight_bytes(load: Load) -> float:
-    """The base model as it is held: 4 bits pack the linear layers, never embeddings, output layer, norms, experts."""
-    shape = load.shape
-    if load.method != "qlora":
-        return shape.parameters * load.stored
-    factor = DOUBLE_QUANT_BYTES if load.config.quantization.bnb_4bit_use_double_quant else NF4_BYTES
-    rest = shape.parameters - shape.linear_parameters
-    return shape.linear_parameters * factor + rest * load.stored
+def divided(found: Measurement, load: Load) -> int:
+    """The peak of a step counted in one process, with what the division of a run changes of it by the formula."""
+    alone = replace(load, sharding=WHOLE)
+    return max(0, found.peak_bytes - footprint(alone).total + footprint(load).total)
 
 
-def optimizer_bytes(load: Load) -> float:
-    """States of the optimizer."""
-    name = load.config.train.optim.removeprefix("paged_")
-    if name == "adafactor":  # a number for each row and column instead of each weight
-        return 4.0 * _rows_and_columns(load)
-    states = _STATES[name.split("_")[0]]
-    if not name.endswith("8bit"):
-        return 4.0 * states * load.trained
-    # transformers keeps the states of embeddings in 32 bits
-    wide = load.shape.embedding_parameters if load.method == "full" else 0
-    return states * (4.0 * wide + _BYTES_8BIT * (load.trained - wide))
-
-
-def _rows_and_columns(load: Load) -> int:
-    shape, rank = load.shape, load.config.lora.r
-    layers = load.targets.values() if load.method != "full" else shape.linears.values()
-    sides = sum(i + o + (2 * rank if load.method != "full" else 0) for i, o in layers) * shape.num_hidden_layers
-    if load.method != "full":
-        return sides
-    return sides + (1 if shape.tie_word_embeddings else 2) * (shape.vocab_size + shape.hidden_size)
-
-
-def _moments(load: Load) -> list[_Moment]:
+def _moments(load: Load, kept: Held) -> list[_Moment]:
     """The moments at which a step can be at its fullest."""
     shape = load.shape
     layer = layer_activations(load)
-    kept = checkpoint(load) if load.config.train.gradient_checkpointing else layer
-    layers = shape.num_hidden_layers * kept + lasting(load)
-    work = backward_workspace(load)
+    stays = checkpoint(load) if load.config.train.gradient_checkpointing else layer
+    layers = shape.num_hidden_layers * stays + lasting(load)
+    one, beside = Gradients(load), buffers(load)
+    work = backward_workspace(load) + beside.total
     again = layer if load.config.train.gradient_checkpointing else 0.0
-    one = _Gradients(load)
+    always = one.always
     return [
-        _Moment("loss", layers + last_norm(load), one.before, loss_bytes(load) + one.head),
-        _Moment("backward", layers + again, max(one.before, one.head), 0, work),
-        _Moment("first layer", kept + again, max(one.before, one.all - one.last), 0, work),
-        _Moment("embedding", 0, one.all, 0, one.embedding),
-        _Moment("update", 0, one.all, 0, update_workspace(load)),
+        _Moment("loss", layers + last_norm(load), always + one.before, loss_bytes(load) + one.head, beside.gathered),
+        _Moment("backward", layers + again, always + max(one.before, one.head), 0, work),
+        _Moment("first layer", stays + again, always + max(one.before, one.all - one.last), 0, work),
+        _Moment("embedding", 0, always + one.all, 0, one.embedding + beside.total),
+        _Moment("update", 0, always + one.update, 0, update_workspace(load)),
+        _Moment("loading", 0, 0, 0, _loading(load, kept)),
     ]
 
 
-class _Gradients:
-    """32-bit gradients: `before` the batch (of earlier batches), of the `head`, of `all`, and what comes `last`."""
-
-    def __init__(self, load: Load) -> None:
-        shape, full = load.shape, load.method == "full"
-        divided = load.sharding.processes if load.sharding.stage >= 2 else 1
-        matrix = 4.0 * shape.embedding_parameters
-        self.all = 4.0 * load.trained / divided
-        self.before = self.all if load.config.train.gradient_accumulation_steps > 1 else 0.0
-        self.head = matrix if load.trains_head else 0.0
-        self.last = self.all / shape.num_hidden_layers + (matrix if full and not shape.tie_word_embeddings else 0)
-        # a shared matrix gets its second gradient as a whole before the two are added
-        again = matrix if full and shape.tie_word_embeddings else 0
-        self.embedding = 4.0 * load.tokens * shape.hidden_size + again
-
-
-def update_workspace(load: Load) -> float:
-    """torch's own Adam on a GPU makes one more copy of all trained weights; others go tensor by tensor."""
-    if load.target == "cuda" and load.config.train.optim == "adamw_torch":
-        return 4.0 * load.trained
-    largest = load.shape.embedding_parameters if load.method == "full" else 0
-    return 4.0 * largest * (2 if load.config.train.optim in ("adamw_torch", "adafactor") else 0)
+def _loading(load: Load, kept: Held) -> float:
+    """4-bit weights are whole in every process before DeepSpeed divides them; there are no states yet."""
+    divided = load.method == "qlora" and load.sharding.of_weights > 1
+    return max(0.0, weight_bytes(load) - kept.weights - kept.adapter - kept.optimizer) if divided else 0.0

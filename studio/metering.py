@@ -16,6 +16,7 @@ from pathlib import Path
 
 from studio.activations import Load
 from studio.footprint import Measurement
+from studio.parallel_section import ParallelSection
 from studio.rundir import write_atomic
 from studio.runner import ENGINE, engine_environment
 from studio.schema import dump_yaml
@@ -83,7 +84,8 @@ def _file(workspace: Workspace, load: Load) -> Path:
 def _ask_engine(workspace: Workspace, load: Load, timeout: float) -> Measurement:
     with tempfile.TemporaryDirectory(prefix="meter-") as folder:
         file = Path(folder) / "config.yaml"
-        frozen = workspace.freeze(load.config)
+        # counted in one process: what division changes is arithmetic (`studio.footprint.divided`)
+        frozen = workspace.freeze(load.config.model_copy(update={"parallel": ParallelSection()}))
         file.write_text(dump_yaml(frozen, full=True), encoding="utf-8")
         argv = [*ENGINE, "meter", str(file), "--target", load.target, "--length", str(load.length)]
         try:

@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from studio.activations import WHOLE, Sharding
+from studio.availability import installed
 from studio.bounds import UNKNOWN, Bounds, Facts, Verdict, bounds, load_of, verdict_of
 from studio.config import Method, RunConfig
 from studio.devices import Device
 from studio.model_shape import ModelShape
-from studio.speed import step_seconds
+from studio.parallel_plan import conflict
+from studio.sharding import WHOLE, Sharding
+from studio.speed import seconds_per_token
 
 SHORTEST = 256
 WANTED_FIXES = 3
 GIGABYTE = 2**30
 # Beside time, a change has other costs; they order the offers and are not part of the price that is shown.
 _SURE_THEN_LIKELY: tuple[tuple[Verdict, ...], ...] = (("fits",), ("fits", "tight"))
+WIDER = ("none", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+"""ZeRO stages from the mildest to the one that holds least; main memory is slower than any link."""
 _DISLIKE = {"data.max_length": 1.5, "method": 1.15, "train.optim": 1.03}
 
 
@@ -70,7 +74,7 @@ class Case:
     def seconds_per_token(self) -> float:
         """Its time, by rule of thumb."""
         load = load_of(self.config, self.shape, self.device, self.facts, self.sharding)
-        return step_seconds(load, self.device) / load.tokens
+        return seconds_per_token(load, self.device)
 
 
 def with_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
@@ -108,7 +112,52 @@ def fixes(case: Case, allowed: Callable[[dict[str, Any]], bool] = bool) -> tuple
 
 
 def _mildest(case: Case, wanted: tuple[Verdict, ...]) -> Iterator[dict[str, Any]]:
-    """Combinations of changes that fit; of batches and lengths only the mildest that do."""
+    """Combinations of changes that fit, in this spread over processes or in a wider one."""
+    yield from _narrower(case, wanted)
+    for spread in wider(case.config, case.device):
+        changed = case.changed(spread)
+        if changed.verdict() in wanted:
+            yield spread
+        elif not case.config.train.gradient_checkpointing:
+            lighter = spread | {"train.gradient_checkpointing": True}
+            if case.changed(lighter).verdict() in wanted:
+                yield lighter
+
+
+def wider(config: RunConfig, device: Device) -> Iterator[dict[str, Any]]:
+    """Ways to divide a run that hold less in each process, from the mildest on: a higher ZeRO stage, or every GPU of
+    this machine. The effective batch stays."""
+    section = config.parallel
+    if section.deepspeed_config is not None or section.fsdp != "none" or device.kind != "cuda":
+        return
+    if device.present and not installed("deepspeed"):
+        return
+    more: dict[str, Any] = {}
+    if section.num_processes == 1 and device.count > 1:
+        share = _divided_batch(config, device.count)
+        more = {"parallel.num_processes": device.count} | share if share else {}
+    if section.num_processes == 1 and not more and config.method != "full":
+        return  # nothing to divide, and little of an adapter to move to main memory
+    stages = WIDER[WIDER.index(section.deepspeed) + 1 :] if section.deepspeed in WIDER else ()
+    for stage in stages:
+        found = more | {"parallel.deepspeed": stage}
+        divides = more or section.num_processes > 1 or stage.endswith("_offload")
+        if divides and conflict(with_overrides(config, found)) is None:
+            yield found
+
+
+def _divided_batch(config: RunConfig, processes: int) -> dict[str, Any]:
+    """Accumulation, or the batch, of each process, so that all together compute the same rows; {} if that cannot be."""
+    steps, rows = config.train.gradient_accumulation_steps, config.train.per_device_train_batch_size
+    if steps % processes == 0:
+        return {"train.gradient_accumulation_steps": steps // processes}
+    if rows % processes == 0:
+        return {"train.per_device_train_batch_size": rows // processes}
+    return {}
+
+
+def _narrower(case: Case, wanted: tuple[Verdict, ...]) -> Iterator[dict[str, Any]]:
+    """Combinations of changes to the step itself; of batches and lengths only the mildest that fit."""
     checkpointing: list[dict[str, Any]] = [{}]
     if not case.config.train.gradient_checkpointing:
         checkpointing.append({"train.gradient_checkpointing": True})
@@ -151,9 +200,10 @@ def _different(offers: list[Fix]) -> tuple[Fix, ...]:
         kind = set(offer.overrides)
         if not any(set(one.overrides) <= kind for one in chosen):
             chosen.append(offer)
-        if len(chosen) == WANTED_FIXES:
-            break
-    return tuple(chosen)
+    # of several processes one wants to know how they could divide it, whatever else is quicker
+    spread = next((offer for offer in chosen if "parallel.deepspeed" in offer.overrides), None)
+    first = chosen[:WANTED_FIXES]
+    return tuple(first if spread is None or spread in first else [*first[:-1], spread])
 
 
 def smaller_batches(config: RunConfig) -> Iterator[dict[str, Any]]:
@@ -193,6 +243,8 @@ _WORDS = {
     "data.max_length": "rows cut at {} tokens",
     "method": "{}",
     "train.optim": "{}",
+    "parallel.num_processes": "{} GPUs",
+    "parallel.deepspeed": "{}",
     "samples.max_new_tokens": "answers of at most {} tokens",
     "samples.evaluation_inputs": "{} of the evaluation inputs",
     "verdict.enabled": "no verdict",

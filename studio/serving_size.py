@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from studio.footprint import DOUBLE_QUANT_BYTES
 from studio.model_shape import shape_named
+from studio.states import DOUBLE_QUANT_BYTES
 
 BITS = (4, 8, 16)
 _LINEAR = {4: DOUBLE_QUANT_BYTES, 8: 1.0, 16: 2.0}

@@ -13,6 +13,8 @@ from studio.activations import Load
 from studio.config import RunConfig
 from studio.devices import Device
 from studio.schema import ConfigError
+from studio.sharding import sharding_of
+from studio.traffic import NETWORK, offload_seconds, sending_seconds
 from studio.workspace import Workspace
 
 GPU_EFFICIENCY = {2: 0.4, 4: 0.1}
@@ -27,7 +29,7 @@ RECENT_RUNS = 50
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens a second while training, and where the number is from."""
+    """Tokens a second of all processes while training, and where the number is from."""
 
     tokens_per_second: float
     source: Literal["recorded", "computed"]
@@ -83,13 +85,26 @@ def step_seconds(load: Load, device: Device) -> float:
     return max(seconds, waiting)
 
 
+def update_seconds(load: Load, device: Device, network: float = NETWORK) -> float:
+    """Seconds for an optimizer update with all its batches and all that is sent for it, by rule of thumb."""
+    batches = load.config.train.gradient_accumulation_steps
+    beside = sending_seconds(load, device, network) + offload_seconds(load, device)
+    return batches * step_seconds(load, device) + beside
+
+
+def seconds_per_token(load: Load, device: Device, network: float = NETWORK) -> float:
+    """Seconds of the whole run for a token, by rule of thumb: all processes compute at the same time."""
+    tokens = load.tokens * load.config.train.gradient_accumulation_steps * load.sharding.processes
+    return update_seconds(load, device, network) / tokens
+
+
 def computed(load: Load, device: Device) -> Speed:
-    """Tokens a second by rule of thumb."""
-    return Speed(load.tokens / step_seconds(load, device), "computed")
+    """Tokens a second of all processes, by rule of thumb."""
+    return Speed(1 / seconds_per_token(load, device), "computed")
 
 
 def recorded(config: RunConfig, workspace: Workspace) -> Speed | None:
-    """What the newest finished run of the same model, method and precision reached here; None without one."""
+    """What the newest finished run of the same model, method, precision and spread reached here; None without one."""
     for run in workspace.list_runs()[:RECENT_RUNS]:
         reached = (run.read_report() or {}).get("tokens_per_second")
         if not isinstance(reached, int | float) or not reached > 0:
@@ -109,4 +124,5 @@ def _kind(config: RunConfig) -> tuple[object, ...]:
         config.method,
         config.model.dtype,
         config.train.gradient_checkpointing,
+        sharding_of(config),
     )

@@ -18,13 +18,15 @@ from studio.config import RunConfig
 from studio.devices import Device, cards, find_card, present
 from studio.estimate import plan
 from studio.events import ExitCode
-from studio.footprint import Measurement
+from studio.footprint import Measurement, divided
 from studio.memory import Fit, ModelShape, advise_method, facts_of, fit, shape_of
 from studio.presets import ModelError
 from studio.records.errors import DataError
 from studio.records.sources import NotCounted
 from studio.schema import ConfigError, FieldError, parse_overrides
+from studio.sharding import WHOLE
 from studio.speed import recorded
+from studio.spread import advice, amount, link_words, lowest, rows
 from studio.workspace import Workspace
 
 GB = 2**30  # as the driver and the names of the cards count
@@ -110,11 +112,14 @@ class _Result:
         speed = recorded(config, workspace) if device.present else None
         self.fit: Fit = fit(config, shape, device, facts, speed=speed)
         self.methods = advise_method(config, shape, device, facts)
+        self.spread = rows(config, shape, device, facts)
+        self.advice = advice(config, shape, device, facts)
+        self.load = load_of(config, shape, device, facts)
         self.counted: Measurement | None = None
         self.problem = ""
         if exact:
             try:
-                self.counted = metering.measure(workspace, load_of(config, shape, device, facts))
+                self.counted = metering.measure(workspace, self.load)
             except metering.NotMetered as error:
                 self.problem = str(error)
 
@@ -123,7 +128,10 @@ class _Result:
         counted = asdict(self.counted) if self.counted else None
         return asdict(self.fit) | {
             "methods": [asdict(choice) for choice in self.methods],
+            "spread": [asdict(row) for row in self.spread],
+            "advice": str(self.advice) if self.advice else None,
             "counted": counted,
+            "counted_divided": divided(self.counted, self.load) if self.counted else None,
             "counted_problem": self.problem,
         }
 
@@ -165,12 +173,10 @@ def _show_one(result: _Result, console: Console) -> None:
     )
     if one.host_bytes:
         console.print(f"and {one.host_bytes / GB:.1f} GB of main memory")
-    if result.counted:
-        counted = result.counted
-        console.print(f"counted: {counted.peak_bytes / GB:.2f} GB, {counted.flops / 1e12:.2f} TFLOP for each batch")
-    if result.problem:
-        console.print(f"note: {result.problem}", markup=False)
+    _show_counted(result, console)
     _show_time(one, console)
+    if result.load.sharding.processes > 1 or one.device.count > 1:
+        _show_spread(result, console)
     for fix in one.fixes:
         changes = " ".join(f"--set {path}={value}" for path, value in fix.overrides.items())
         console.print(f"would fit: {fix.message}; {fix.expected / GB:.1f} GB ({changes})", markup=False)
@@ -179,6 +185,40 @@ def _show_one(result: _Result, console: Console) -> None:
     for choice in result.methods:
         mark = VERDICTS[choice.verdict] + (", recommended" if choice.recommended else "")
         console.print(f"{choice.method}: {choice.message} ({mark})", markup=False)
+
+
+def _show_counted(result: _Result, console: Console) -> None:
+    if result.counted:
+        counted = result.counted
+        console.print(f"counted: {counted.peak_bytes / GB:.2f} GB, {counted.flops / 1e12:.2f} TFLOP for each batch")
+        if result.load.sharding != WHOLE:
+            console.print(f"of which each process has {divided(counted, result.load) / GB:.2f} GB, as it is divided")
+    if result.problem:
+        console.print(f"note: {result.problem}", markup=False)
+
+
+def _show_spread(result: _Result, console: Console) -> None:
+    count = result.load.sharding.processes
+    table = Table("divided by", "GB each", "saves", "sends", "in", "tokens/s", "", title_justify="left",
+                  title=f"{count} process{'es' if count > 1 else ''}, for each of them and each update")  # fmt: skip
+    best = lowest(result.spread)
+    for row in result.spread:
+        fits = "cannot be chosen here" if row.problem else SHORT[row.verdict]
+        fits += ", recommended" if best is not None and row.name == best.name else ""
+        table.add_row(
+            f"{row.name}{' (chosen)' if row.chosen else ''}",
+            f"{row.expected / GB:.1f}",
+            f"{row.saves / GB:.1f}",
+            amount(row.sent_bytes) if row.sent_bytes else "",
+            f"{row.seconds:.2g} s" if row.sent_bytes else "",
+            f"{row.tokens_per_second:,.0f}",
+            fits,
+            style="dim" if row.problem else "",
+        )
+    console.print(table)
+    console.print(link_words(result.load.sharding.machines, result.fit.device))
+    if result.advice:
+        console.print(f"note: {result.advice}", markup=False)
 
 
 def _show_time(one: Fit, console: Console) -> None:
