@@ -33,11 +33,15 @@ _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 class MemoryShort(MemoryError):
-    """Noticed before the system had to kill the process: `room` is the bound that was nearly reached."""
+    """Noticed before the system had to kill the process: `room` is the bound that was nearly reached.
+
+    `used` is what the run held at that moment, by the same measure: by the time it is told, much of it was given back.
+    """
 
     def __init__(self, room: Room) -> None:
         super().__init__(f"only {room.free >> 20} MB of memory were left")
         self.room = room
+        self.used = _USED[room.bound]()
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,8 @@ def out_of_memory(chain: Iterable[BaseException], place: Place) -> RunError:
     activity = next((found for error in errors if (found := activity_of(error))), place.activity)
     texts = " ".join(str(error) for error in errors)
     gpu = "CUDA" in texts or "CUBLAS" in texts or "CUDNN" in texts
-    seen = next((error.room for error in errors if isinstance(error, MemoryShort)), None)
-    room = (_gpu_room(texts) if gpu else None) or seen or tightest()
+    noticed = next((error for error in errors if isinstance(error, MemoryShort)), None)
+    room = (_gpu_room(texts) if gpu else None) or (noticed.room if noticed else tightest())
     bound: Bound = "gpu" if gpu else room.bound
     details: dict[str, Any] = {
         "phase": place.phase,
@@ -81,9 +85,9 @@ def out_of_memory(chain: Iterable[BaseException], place: Place) -> RunError:
         "requested_bytes": _asked_for(texts),
         "available_bytes": room.free,
         "limit_bytes": room.limit,
-        "used_bytes": _USED[bound](),
+        "used_bytes": noticed.used if noticed and bound == noticed.room.bound else _USED[bound](),
         "held_bytes": getattr(activity, _HELD[bound]) if activity else None,
-        "noticed": seen is not None,
+        "noticed": noticed is not None,
         **(activity.shape if activity else {}),
     }
     return _told(details)

@@ -5,6 +5,7 @@ The process is forked from one that has the heavy libraries already, so that a t
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import resource
@@ -69,6 +70,7 @@ def _impose(limit: Limited) -> None:
         most = pages * resource.getpagesize() + more
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         return
+    gc.collect()  # writes to every object of the parent, whose pages become this process's own: now, not in a step
     file = _limit_file(limit.group)
     file.write_text(str(1 << 40), encoding="ascii")
     room = next(one for one in rooms() if one.limit == 1 << 40)
