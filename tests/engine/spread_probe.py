@@ -1,6 +1,6 @@
 """Two real processes under DeepSpeed's stages: what each of them holds and sends in a step, in bytes, as one JSON line.
 
-python spread_probe.py FILE: FILE holds {model: sizes of a Llama, batches, length, cases: {stage: DeepSpeed's settings}}.
+python spread_probe.py FILE: FILE holds {model: sizes of a Llama, batches, length, cases: {stage: settings}}.
 Started once for each process, with torchrun's variables.
 """
 
