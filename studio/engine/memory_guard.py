@@ -78,7 +78,7 @@ class MemoryGuard:
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         if self._seen is not None and not self._over.is_set():
-            raise self._seen
+            raise MemoryShort(self._seen.room, self._seen.used)  # a new one: an error that is kept keeps its frames
 
     def _watch(self) -> None:
         pause = 0.0

@@ -38,10 +38,10 @@ class MemoryShort(MemoryError):
     `used` is what the run held at that moment, by the same measure: by the time it is told, much of it was given back.
     """
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: Room, used: int | None = None) -> None:
         super().__init__(f"only {room.free >> 20} MB of memory were left")
         self.room = room
-        self.used = _USED[room.bound]()
+        self.used = _USED[room.bound]() if used is None else used
 
 
 @dataclass(frozen=True)
