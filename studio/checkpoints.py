@@ -12,6 +12,7 @@ from studio.durable import sync_tree, write_atomic
 
 STATE = "trainer_state.json"  # the trainer writes it last
 MANIFEST = "files.json"  # and this is written when the disk has everything: size in bytes of each file
+OPTIMIZER = "optimizer.safetensors"  # what ZeRO and FSDP2 divide, whole and by name; plainly it is optimizer.pt
 _GONE = ".gone"
 
 
@@ -30,16 +31,29 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.partition("-")[2])
 
 
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint: each leaves the state of its random numbers."""
+    return len(_random_states(checkpoint)) or 1
+
+
+def _random_states(checkpoint: Path) -> list[Path]:
+    """Those of several processes; that of a single one has no number."""
+    return [path for path in checkpoint.glob("rng_state_*.pth") if path.stem[10:].isdigit()]
+
+
 def is_complete(checkpoint: Path) -> bool:
     """True for a checkpoint that was written to its end and of which nothing is missing now.
 
-    Without a list of its files (the writer was killed just before that) each file must at least have its own end.
+    Without a list of its files (the writer was killed just before that) each file must at least have its own end. Of
+    several writers nobody knows without the list whether all had come to theirs.
     """
     state = _read(checkpoint / STATE)
     if not isinstance(state, dict) or state.get("global_step") != step_of(checkpoint):
         return False
     if not (checkpoint / MANIFEST).exists():
-        return all(_has_its_end(path) for path in checkpoint.rglob("*") if path.is_file())
+        return not _random_states(checkpoint) and all(
+            _has_its_end(path) for path in checkpoint.rglob("*") if path.is_file()
+        )
     listed = _read(checkpoint / MANIFEST)
     return isinstance(listed, dict) and all(_size(checkpoint / name) == size for name, size in listed.items())
 

@@ -42,9 +42,11 @@ class Shards:
     tensor is. Raises OSError when the disk is full.
     """
 
-    def __init__(self, folder: Path, tensors: Mapping[str, torch.Tensor], max_file_bytes: int) -> None:
+    def __init__(
+        self, folder: Path, tensors: Mapping[str, torch.Tensor], max_file_bytes: int, pattern: str = PATTERN
+    ) -> None:
         split = split_torch_state_dict_into_shards(
-            dict(tensors), filename_pattern=PATTERN, max_shard_size=max_file_bytes
+            dict(tensors), filename_pattern=pattern, max_shard_size=max_file_bytes
         )
         self._places: dict[str, _Place] = {}
         self.files = [folder / name for name in split.filename_to_tensors]
