@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 import torch
@@ -17,7 +19,11 @@ from studio.engine.gpu_meter import Meter
 from studio.engine.journal import Journal
 from studio.engine.pace import Pace
 from studio.engine.ticker import counting
-from studio.events import EvalEvent, LogEvent, SampleEvent, SavedEvent
+from studio.engine.together import of_all
+from studio.events import EvalEvent, LogEvent, RankPoint, RanksEvent, SampleEvent, SavedEvent
+
+if TYPE_CHECKING:
+    from studio.engine.trainer import Trainer
 
 
 class Sampler:
@@ -43,6 +49,35 @@ class Sampler:
             self.journal.emit(SampleEvent(index=index, prompt=prompt, answer=answer, reason=reason))
 
 
+class Share(NamedTuple):
+    """What one process did in some steps: bytes in use, steps, seconds of them, tokens, tokens with filler, and seconds
+    it waited for the others."""
+
+    memory: int
+    steps: int
+    seconds: float
+    tokens: float = 0.0
+    places: float = 0.0
+    waited: float = 0.0
+
+    @property
+    def speed(self) -> float | None:
+        """Its own tokens per second."""
+        return self.tokens / self.seconds if self.seconds else None
+
+    def point(self, rank: int, host: str) -> RankPoint:
+        """As the monitor shows it."""
+        steps = max(self.steps, 1)
+        return RankPoint(
+            rank=rank,
+            host=host,
+            memory_bytes=self.memory,
+            tokens_per_second=self.speed,
+            step_seconds=self.seconds / steps,
+            waited_seconds=self.waited / steps,
+        )
+
+
 class Watch(TrainerCallback):
     """Reports the training to the journal and obeys its stop."""
 
@@ -54,12 +89,19 @@ class Watch(TrainerCallback):
         self.peak_memory = 0
         self.evaluated_at = -1
         self.stopping = False
+        self.trainer: Trainer | None = None
+        self.hosts: list[str] = []
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+    ) -> None:
         """A resumed run goes on counting where it was."""
         self.tokens_seen = float(state.num_input_tokens_seen)
         self.pace.plan = replace(self.pace.plan, max_steps=state.max_steps)
         self.meter.start()
+        self.hosts = of_all(socket.gethostname())
+        if self.trainer:
+            self.trainer.waits.watch(model)
         self.journal.update(force=True, step=state.global_step, max_steps=state.max_steps)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -89,17 +131,35 @@ class Watch(TrainerCallback):
         """One point of the curves."""
         if not logs or "loss" not in logs:
             return
-        point = self._point(state, logs)
+        steps, seconds, places = self.pace.read()
+        shares = self._shares(steps, seconds)
+        if len(shares) > 1:
+            places = sum(share.places for share in shares)
+        point = self._point(state, logs, (steps, seconds, places), max(share.memory for share in shares))
         self.journal.emit(point)
+        if len(shares) > 1:
+            self.journal.emit(RanksEvent(ranks=[share.point(n, host) for (n, host), share in self._named(shares)]))
         print(_line(state, logs, point), flush=True)  # noqa: T201 - engine.log is what people read
 
-    def _point(self, state: TrainerState, logs: dict[str, float]) -> LogEvent:
-        steps, seconds, places = self.pace.read()
+    def _shares(self, steps: int, seconds: float) -> list[Share]:
+        """What each process did since the last point; all of them ask at the same step."""
+        own = Share(memory_in_use(), steps, seconds)
+        if self.trainer is not None:
+            own = own._replace(**self.trainer.own_share())
+        self.journal.measured(own.speed)
+        return [Share(int(memory), int(steps), *rest) for memory, steps, *rest in ranks.of_all(list(map(float, own)))]
+
+    def _named(self, shares: list[Share]) -> Iterator[tuple[tuple[int, str], Share]]:
+        return zip(enumerate(self.hosts), shares, strict=True)
+
+    def _point(
+        self, state: TrainerState, logs: dict[str, float], window: tuple[int, float, float], memory: int
+    ) -> LogEvent:
+        steps, seconds, places = window
         tokens = float(state.num_input_tokens_seen) - self.tokens_seen
         self.tokens_seen += tokens
         self.trained_tokens += tokens
         self.trained_seconds += seconds
-        memory = memory_in_use()
         self.peak_memory = max(self.peak_memory, memory)
         speed = tokens / seconds if seconds else None
         usage = self.meter.read()

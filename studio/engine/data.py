@@ -14,7 +14,6 @@ from studio.config import RunConfig
 from studio.events import CountsEvent
 from studio.presets import ModelRef
 from studio.records import DatasetInfo, DatasetStore
-from studio.records.batches import Row, Rows
 from studio.records.chat_tokenizer import ChatTokenizer
 from studio.records.counts import Counts, Mixed, Numbers, Prepared, numbers_of, prepare
 from studio.records.errors import shown
@@ -24,7 +23,6 @@ from studio.records.template import ChatTemplate, choose_template, named_templat
 from studio.rundir import RunDir, write_atomic
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
 MAX_REASONS = 20
@@ -110,19 +108,6 @@ def counts_event(counts: Counts, prepared: Prepared) -> CountsEvent:
     skipped = [item for source in prepared.sources for item in source.table.facts.reasons] + prepared.dropped
     reasons = [f"row {item.row}: {item.reason}" for item in skipped[:MAX_REASONS]]
     return CountsEvent(**asdict(counts), skipped=reasons)
-
-
-def dataset_of(rows: Rows) -> Dataset:
-    """Rows as the trainer wants them. Only their numbers are held; the tokens are read when a batch is made."""
-    from datasets import Dataset
-
-    def fetch(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        found: list[Row] = [rows[number] for number in batch["row"]]
-        return {name: [row[name] for row in found] for name in ("input_ids", "labels", "seq_lengths")}
-
-    numbered = Dataset.from_dict({"row": range(len(rows))})
-    numbered.set_transform(fetch)
-    return numbered
 
 
 def highest_token(prepared: Prepared) -> int:

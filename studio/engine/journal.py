@@ -150,6 +150,9 @@ class Journal:
         self.update()
         self.emit(ProgressEvent(done=done, total=total, label=label))
 
+    def measured(self, tokens_per_second: float | None) -> None:
+        """How fast this process is by itself; told where there are several."""
+
     def warn(self, message: str, field: str = "") -> None:
         """Something a person should know that does not stop the run."""
         self.emit(WarningEvent(message=message, field=field))

@@ -60,6 +60,11 @@ class RankJournal(Journal):
         self._progress = (done, total, label)
         super().progress(done, total, label)
 
+    def measured(self, tokens_per_second: float | None) -> None:
+        """Goes into the rank's own file."""
+        with self._lock:
+            self.told = self.told.model_copy(update={"tokens_per_second": tokens_per_second})
+
     def finish(self, state: RunState, code: ExitCode, error: RunError | None = None) -> None:
         """Leave the end for the launcher to read."""
         with self._lock, contextlib.suppress(OSError):

@@ -36,16 +36,19 @@ class Batches:
     rounds: int = 1
     processes: int = 1
 
-    def of_update(self, done: int, which: int | None = None, process: int = 0) -> list[tuple[str, int]]:
-        """(dataset, row number in it) of the update after `done` ones, or of its batch number `which` only."""
+    def of_update(self, done: int, which: int | None = None, process: int | None = None) -> list[tuple[str, int]]:
+        """(dataset, row number in it) of the update after `done` ones, or of its batch number `which` only, or only of
+        those of one process.
+        """
         per_update = self.batch_size * self.rounds * self.processes
         batches = math.ceil(math.ceil(len(self.rows) / self.batch_size) / self.processes)
         epoch, update = divmod(done, math.ceil(batches / self.rounds))
         order = training_order(self.rows.sizes, self.seed, epoch, per_update)
         found = list[tuple[str, int]]()
         for number in range(self.rounds) if which is None else (which,):
-            start = ((update * self.rounds + number) * self.processes + process) * self.batch_size
-            found += self._named(order[start : start + self.batch_size])
+            for one in range(self.processes) if process is None else (process,):
+                start = ((update * self.rounds + number) * self.processes + one) * self.batch_size
+                found += self._named(order[start : start + self.batch_size])
         return found
 
     def _named(self, packs: Indices) -> list[tuple[str, int]]:
@@ -83,13 +86,16 @@ class Guard:
     journal: Journal
     batches: Batches
 
-    def check(self, what: What, value: Any, done: int, which: int | None = None) -> None:
-        """Raise EngineError if `value` of the update after `done` ones, or of its batch `which`, is no number."""
-        if not math.isfinite(float(value)):
-            raise self._blown_up(what, done, which)
+    def check(self, what: What, value: Any, done: int, which: int | None = None, process: int | None = None) -> None:
+        """Raise EngineError if `value` of the update after `done` ones, or of its batch `which`, is no number.
 
-    def _blown_up(self, what: What, done: int, which: int | None) -> EngineError:
-        step, rows = done + 1, self.batches.of_update(done, which)
+        `process`: the one whose value it is.
+        """
+        if not math.isfinite(float(value)):
+            raise self._blown_up(what, done, self.batches.of_update(done, which, process))
+
+    def _blown_up(self, what: What, done: int, rows: Sequence[tuple[str, int]]) -> EngineError:
+        step = done + 1
         self.journal.update(force=True, step=step)
         self.journal.emit(LogEvent(loss=None))
         checkpoint = last_checkpoint(self.journal.run.checkpoints)

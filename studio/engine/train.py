@@ -176,11 +176,12 @@ def _set_up(inputs: Inputs, loaded: Loaded, examples: Prepared, exam: Exam) -> t
     from studio.engine.trainer import build_trainer, plan_of, training_arguments, training_data
 
     config, run, journal, respondent = inputs.config, exam.run, exam.journal, exam.respondent
-    data = training_data(examples, loaded.tokenizer.pad_token_id or 0, flat=_wants_flat(config))
+    pad, shares = loaded.tokenizer.pad_token_id or 0, config.data_parallel_size
+    data = training_data(examples, pad, flat=_wants_flat(config), shares=shares)
     pace = Pace(plan=plan_of(config, data))
     sampler = Sampler(journal, respondent, config.samples, pace, asks=ranks.answers(config))
     watch = Watch(journal, sampler, pace, gpu_meter.meter_of(config, loaded, examples, ranks.world()))
-    guard = soundness.Guard(journal, soundness.batches_of(config, data.train, config.data_parallel_size))
+    guard = soundness.Guard(journal, soundness.batches_of(config, data.train, shares))
     validate = bool(len(data.validation))
     arguments = training_arguments(config, run.checkpoints, loaded, validate=validate)
     callbacks = [
@@ -190,6 +191,7 @@ def _set_up(inputs: Inputs, loaded: Loaded, examples: Prepared, exam: Exam) -> t
         *(trackers(config, journal) if ranks.is_first() else ()),
     ]
     trainer = build_trainer(arguments, loaded, data, callbacks, pace, guard)
+    watch.trainer = trainer
     trainer.complete = lambda folder: complete_checkpoint(folder, config, loaded, inputs.source.sha256)
     return trainer, watch
 

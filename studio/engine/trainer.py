@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,54 +12,43 @@ import torch
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
-from trl.trainer.sft_trainer import SFTTrainer
 
 from studio import checkpoints
 from studio.config import RunConfig
-from studio.engine import zero
+from studio.engine import ranks, zero
 from studio.engine.activity import batch, during
 from studio.engine.answers import undisturbed
 from studio.engine.attention import Collator
 from studio.engine.best import follow_best, no_better, with_patience_as_asked
-from studio.engine.data import dataset_of
+from studio.engine.epoch_order import EpochOrder, dataset_of
 from studio.engine.model import Loaded
 from studio.engine.pace import Pace, Plan
 from studio.engine.saving import without_generation_settings
 from studio.engine.soundness import Guard
+from studio.engine.spread_trainer import SpreadTrainer
+from studio.engine.together import agree, attempt
+from studio.engine.waits import Waits
 from studio.optimizers import read_settings, usual_settings
 from studio.records.batches import Rows, training_rows, validation_rows
 from studio.records.counts import Prepared, numbers_of, order_of, places, updates
-from studio.records.order import Indices, training_order
+from studio.records.order import Indices
 from studio.rundir import RunDir
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 
-class EpochOrder(Sampler[int]):
-    """The rows in the order of `training_order`, another one in each epoch; the trainer tells which epoch it is."""
-
-    def __init__(self, sizes: Indices, seed: int, per_update: int) -> None:
-        self.sizes, self.seed, self.per_update, self.epoch = sizes, seed, per_update, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch, also after a resume."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        yield from training_order(self.sizes, self.seed, self.epoch, self.per_update).tolist()
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-
-class Trainer(SFTTrainer):
+class Trainer(SpreadTrainer):
     """SFTTrainer in our own order of rows, and without the model card it writes at each checkpoint."""
 
     validation_collator: Collator
     checkpoints_kept: int | None = None
     complete: Callable[[Path], None] | None = None  # adds to a checkpoint what it takes to use it as it is
     row_sizes: Indices
+    shares: int = 1  # processes with rows of their own
+    waits: Waits
+    own_tokens: Any = 0
+    own_places: int = 0
     pace: Pace
     guard: Guard | None
     _at: tuple[int, int] = (-1, 0)  # update, and its batch that is computed
@@ -74,8 +64,9 @@ class Trainer(SFTTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         args = self.args
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return EpochOrder(self.row_sizes, args.seed, rows)
+        per_round = args.per_device_train_batch_size * self.shares
+        rounds = args.gradient_accumulation_steps
+        return EpochOrder(self.row_sizes, args.seed, per_round * rounds, per_round if self.shares > 1 else 1)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Validation rows are never packed, whatever the training rows are."""
@@ -96,29 +87,42 @@ class Trainer(SFTTrainer):
         rows, length = inputs["input_ids"].shape
         done, which = self.state.global_step, self._at[1] + 1
         self._at = (done, which if done == self._at[0] else 0)
-        self.pace.places += rows * length * self.accelerator.num_processes
-        with during("step", rows=rows, length=length):
+        self.pace.places += rows * length * self.shares
+        self.own_places += rows * length
+        with during("step", rows=rows, length=length), self.waits.batch():
             loss = super().training_step(model, inputs, *args)  # type: ignore[no-untyped-call]
         if self.guard:
-            self.guard.check("loss", self._worst(loss), *self._at)
+            value, process = self._worst(loss)
+            self.guard.check("loss", value, *self._at, process)
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         scaled = self.accelerator.scaler is not None  # it leaves such a step out by itself
         if norm is not None and self.guard and not scaled:
-            self.guard.check("gradient", self._worst(norm), self.state.global_step)
+            self.guard.check("gradient", self._worst(norm)[0], self.state.global_step)
         return norm
 
-    def _worst(self, value: Any) -> Any:
-        """The value of all processes, no number if it is none in one of them: then all of them stop."""
-        if self.accelerator.num_processes == 1:
-            return value
-        return self.accelerator.gather(torch.as_tensor(value, device=self.args.device).reshape(1)).sum()
+    def _worst(self, value: Any) -> tuple[float, int]:
+        """The value of all processes, and whose it is if it is no number in one of them: then all of them stop."""
+        values = [own for (own,) in ranks.of_all([float(value)])]
+        bad = next((number for number, one in enumerate(values) if not math.isfinite(one)), 0)
+        return sum(values), bad * self.shares // len(values)
+
+    def own_share(self) -> dict[str, float]:
+        """What this process did since it was asked last: tokens, tokens with filler, seconds it waited."""
+        tokens, places = float(self.own_tokens), float(self.own_places)
+        self.own_tokens, self.own_places = 0, 0
+        return {"tokens": tokens, "places": places, "waited": self.waits.read()}
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        mask = inputs.get("attention_mask")
+        self.own_tokens = self.own_tokens + (inputs["input_ids"].numel() if mask is None else mask.sum())
+        super()._track_num_input_tokens(inputs)  # type: ignore[no-untyped-call]
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; a checkpoint to go on from may have been moved since it was written."""
-        if resume_from_checkpoint:
+        if resume_from_checkpoint and ranks.is_first():
             checkpoints.settle(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -136,9 +140,7 @@ class Trainer(SFTTrainer):
         with during("save"), self.pace.timing("save"):
             with without_generation_settings(self.model):
                 super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self._finish_checkpoint()
+            agree(attempt(self._finish_checkpoint) if self.args.should_save else None)
 
     def _finish_checkpoint(self) -> None:
         """The disk has all of the new checkpoint before an older one is deleted."""
@@ -175,12 +177,13 @@ class TrainingData:
     train: Rows
     validation: Rows
     collator: Collator
+    shares: int = 1
 
 
-def training_data(prepared: Prepared, pad_token_id: int, *, flat: bool) -> TrainingData:
-    """The rows of a run; `flat` for attention that wants packed rows as one."""
+def training_data(prepared: Prepared, pad_token_id: int, *, flat: bool, shares: int = 1) -> TrainingData:
+    """The rows of a run; `flat` for attention that wants packed rows as one; `shares`: processes that divide them."""
     collator = Collator(pad_token_id, packed=prepared.packing, flat=flat)
-    return TrainingData(training_rows(prepared), validation_rows(prepared), collator)
+    return TrainingData(training_rows(prepared), validation_rows(prepared), collator, shares)
 
 
 def plan_of(config: RunConfig, data: TrainingData) -> Plan:
@@ -251,13 +254,13 @@ def build_trainer(
     trainer = Trainer(
         model=loaded.model,
         args=arguments,
-        train_dataset=dataset_of(data.train),
+        train_dataset=dataset_of(data.train, filler=data.shares > 1),
         eval_dataset=dataset_of(data.validation) if len(data.validation) else None,
         processing_class=loaded.tokenizer,
         data_collator=data.collator,
         callbacks=list(callbacks),
     )
-    trainer.row_sizes = data.train.sizes
+    trainer.row_sizes, trainer.shares, trainer.waits = data.train.sizes, data.shares, Waits()
     trainer.pace, trainer.guard = pace or Pace(), guard
     # The library's own rotation goes by the clock, deletes bit by bit, and takes a stopped run's last checkpoint.
     trainer.checkpoints_kept, arguments.save_total_limit = arguments.save_total_limit, None

@@ -16,7 +16,7 @@ from studio.config import RunConfig
 from studio.engine import train
 from studio.engine.attention import Collator
 from studio.engine.data import with_replay
-from studio.engine.trainer import EpochOrder
+from studio.engine.epoch_order import EpochOrder
 from studio.estimate import plan
 from studio.records import xray
 from studio.records.batches import training_rows, validation_rows
