@@ -6,7 +6,7 @@ Every name is one of the installed transformers that needs no package beyond tho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 Optimizer = Literal[
     "adamw_torch",
@@ -29,6 +29,10 @@ Optimizer = Literal[
     "rmsprop_bnb_8bit",
     "sgd",
 ]
+UNDIVIDED = frozenset(
+    name for name in get_args(Optimizer) if "8bit" in name or "ademamix" in name or name == "adafactor"
+)
+"""Optimizers whose numbers have another shape than the weights: once divided, they cannot be divided anew."""
 OPTIMIZER_SPELLINGS: tuple[tuple[str, str], ...] = (
     # transformers has two names for these
     ("adamw_bnb_8bit", "adamw_8bit"),

@@ -61,6 +61,8 @@ class Divided:
 
     def keys(self) -> list[str] | None:
         """The keys of the optimizer's numbers; None where they are no plain numbers of a weight's shape (8 bits)."""
+        if getattr(getattr(self.optimizer, "args", None), "optim_bits", 32) == 8:  # small parts are in 32 bits
+            return None
         found: dict[str, None] = {}
         for piece in self.pieces:
             for key, value in self.optimizer.state.get(piece, {}).items():

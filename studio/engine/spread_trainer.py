@@ -19,8 +19,8 @@ from transformers.trainer import SCHEDULER_NAME
 from trl.trainer.sft_trainer import SFTTrainer
 
 from studio.checkpoints import processes_of, step_of
-from studio.engine import optimizer_file, ranks, transport
-from studio.engine.divided import WEIGHT, Divided, divided, swaps
+from studio.engine import fsdp, optimizer_file, ranks, transport, zero3
+from studio.engine.divided import Divided, divided, swaps
 from studio.engine.optimizer_file import Facts
 from studio.engine.together import agree, attempt, carrier, of_first
 
@@ -77,16 +77,18 @@ class SpreadTrainer(SFTTrainer):
         """The whole adapter or model, in the usual place, written by the first process."""
         peft = hasattr(self.model, "peft_config")
         if self.is_fsdp_enabled:
-            self._save(output_dir, self._trained_weights())
+            self._save(output_dir, self._whole_weights(peft))
         elif self.is_deepspeed_enabled and peft and self.model_wrapped.zero_optimization_stage() < 3:
             self._save(output_dir)  # the library would first copy all of the base model
         else:
             super().save_model(output_dir, _internal_call)
 
-    def _trained_weights(self) -> dict[str, torch.Tensor]:
-        view = self._view()
-        found = {name: view.get(name, WEIGHT) for name in view.weights}
-        return found if ranks.is_first() else {}
+    def _whole_weights(self, peft: bool) -> dict[str, torch.Tensor]:
+        """What FSDP2 divides, in the first process: of a model with an adapter what is trained, else everything."""
+        first = ranks.is_first()
+        if peft:
+            return fsdp.trained_weights(self.model, keep=first)
+        return zero3.whole_weights(self.model, torch.float32, keep=first)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         save = super()._save

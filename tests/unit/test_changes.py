@@ -9,7 +9,7 @@ import pytest
 from studio import changes
 from studio.config import MergeConfig, RunConfig
 from studio.rundir import RunDir
-from studio.schema import ConfigError, build, dump_yaml
+from studio.schema import ConfigError, build, dump_yaml, merge
 
 BASE = {"model": {"model_name_or_path": "crucible/ember"}, "data": {"dataset": "x.jsonl"}, "lora": {"r": 4}}
 
@@ -60,6 +60,36 @@ def test_what_would_break_the_curve_is_refused(asked: dict[str, object], field: 
         changes.checked_changes(config(gradient_accumulation_steps=2), asked, step=20)
     assert refused.value.errors[0].path == field
     assert sentence in refused.value.errors[0].message
+
+
+@pytest.mark.parametrize(("processes", "batch", "accumulation"), [(2, 8, 1), (4, 4, 1), (16, 1, 1), (1, 8, 2)], ids=str)
+def test_another_number_of_processes_shares_the_same_update(processes: int, batch: int, accumulation: int) -> None:
+    before = config(gradient_accumulation_steps=2)
+    changed = changes.checked_changes(before, {changes.PROCESSES: processes}, step=20)
+    after = build(RunConfig, merge(RunConfig, before.model_dump(mode="json"), changed))
+    assert (after.train.per_device_train_batch_size, after.train.gradient_accumulation_steps) == (batch, accumulation)
+    assert after.effective_batch_size == before.effective_batch_size
+
+
+def test_processes_that_cannot_share_an_update_are_told_which_can() -> None:
+    with pytest.raises(ConfigError) as refused:
+        changes.checked_changes(config(), {changes.PROCESSES: 3}, step=20)
+    assert refused.value.errors[0].path == changes.PROCESSES
+    assert "an update has 8 conversations" in refused.value.errors[0].message
+    assert refused.value.errors[0].message.endswith("choose one of 1, 2, 4, 8")
+    asked = {changes.PROCESSES: 2, changes.BATCH: 2}
+    assert changes.checked_changes(config(), asked, step=20) == asked | {changes.ACCUMULATION: 2}
+
+
+def test_what_an_optimizer_in_8_bits_keeps_stays_divided_as_it_is() -> None:
+    plain, divided = (
+        {"train": {"optim": "adamw_8bit"}} | BASE | {"parallel": {"deepspeed": at}} for at in ("none", "zero2")
+    )
+    assert changes.continues(build(RunConfig, plain), {changes.PROCESSES: 2})
+    assert not changes.continues(build(RunConfig, plain), {"parallel.deepspeed": "zero2"})
+    assert not changes.continues(build(RunConfig, divided), {changes.PROCESSES: 2})
+    with pytest.raises(ConfigError, match="cannot be divided anew"):
+        changes.checked_changes(build(RunConfig, divided), {changes.PROCESSES: 2}, step=4)
 
 
 def test_a_run_that_begins_again_may_change_anything() -> None:
