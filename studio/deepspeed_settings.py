@@ -144,26 +144,29 @@ def remarks(config: RunConfig) -> list[str]:
 
 def _contradictions(config: RunConfig, found: Mapping[str, Any]) -> Iterator[str]:
     """Values of the file that differ from the form's."""
-    train = config.train
+    train, dtype = config.train, config.model.dtype
     form: dict[str, tuple[str, Any]] = {
-        "train_micro_batch_size_per_gpu": (
-            "train.per_device_train_batch_size",
-            train.per_device_train_batch_size,
-        ),
+        "train_micro_batch_size_per_gpu": ("train.per_device_train_batch_size", train.per_device_train_batch_size),
         "gradient_accumulation_steps": ("train.gradient_accumulation_steps", train.gradient_accumulation_steps),
         "train_batch_size": ("the effective batch size", config.effective_batch_size),
         "gradient_clipping": ("train.max_grad_norm", train.max_grad_norm),
         "optimizer.params.lr": ("train.learning_rate", train.learning_rate),
-        "optimizer.params.betas": ("train.adam_beta1 and train.adam_beta2", [train.adam_beta1, train.adam_beta2]),
+        "optimizer.params.betas": ("train.adam_beta1, adam_beta2", [train.adam_beta1, train.adam_beta2]),
         "optimizer.params.weight_decay": ("train.weight_decay", train.weight_decay),
-        "bf16.enabled": ("model.dtype bfloat16", config.model.dtype == "bfloat16"),
-        "fp16.enabled": ("model.dtype float16", config.model.dtype == "float16"),
     }
     for path, (field, value) in form.items():
         given = _at(found, path)
-        if given not in (None, AUTO) and given != value and not (given is False and config.model.dtype == "auto"):
-            told = f"{path} in the file is {json.dumps(given)[:60]}, and {field} is {json.dumps(value)}"
-            yield f'{told}; write "auto" there, or the same value'
+        if given not in (None, AUTO, value):
+            yield _differs(path, given, field, json.dumps(value))
+    for name, wide in (("bf16", "bfloat16"), ("fp16", "float16")):
+        given = _at(found, f"{name}.enabled")
+        if given not in (None, AUTO) and bool(given) != (dtype == wide) and (given or dtype != "auto"):
+            yield _differs(f"{name}.enabled", given, "model.dtype", dtype)
+
+
+def _differs(path: str, given: object, field: str, value: str) -> str:
+    told = f"{path} in the file is {json.dumps(given)[:60]}, and {field} is {value}"
+    return f'{told}; write "auto" there, or the same value'
 
 
 def _at(found: Mapping[str, Any], path: str) -> Any:

@@ -53,7 +53,7 @@ def exam_of(run: RunDir, journal: Journal, inputs: Inputs, respondent: Responden
 
         pad = respondent.tokenizer.pad_token_id or 0
         rows = HeldBackRows(validation_rows(examples), pad, config.train.per_device_train_batch_size)
-    return Exam(run, journal, respondent, probes, rows, config.train.seed)
+    return Exam(run, journal, respondent, probes, rows, config.train.seed, together=ranks.divided(config))
 
 
 def _questions(inputs: Inputs, examples: Prepared, chat: ChatTokenizer, journal: Journal) -> Probes | None:
@@ -76,7 +76,7 @@ def _questions(inputs: Inputs, examples: Prepared, chat: ChatTokenizer, journal:
 class Exam:
     """Asks one model `probes` and has it read `rows`, or does nothing without probes, and judges.
 
-    `checks`: those made so far, the first of them of the base model.
+    `checks`: those made so far, the first of them of the base model. `together`: all processes ask, at the same moment.
     """
 
     run: RunDir
@@ -88,6 +88,7 @@ class Exam:
     before: dict[str, str] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     final: Check | None = None
+    together: bool = False
     _quick: Probes | None = None
     _perplexity: float | None = None
 
@@ -95,6 +96,8 @@ class Exam:
         """Ask the base model; what an earlier start of this run has asked is not asked again."""
         if self.probes is None:
             return
+        if self.together:  # what is asked again must be the same everywhere
+            self._as_the_first_knows()
         label = "questions asked before the training"
         self.before = answers_before(
             self.run.path / BASE_ANSWERS, self.probes, lambda prompts: self._ask(prompts, label)
@@ -109,6 +112,12 @@ class Exam:
             self.checks = [base.model_copy(update={"step": 0})]
         else:
             self.tell(base, self._perplexity)
+
+    def _as_the_first_knows(self) -> None:
+        from studio.engine.together import same_file
+
+        for name in (BASE_ANSWERS, BASE_PERPLEXITY, CHECKS):
+            same_file(self.run.path / name)
 
     @property
     def learning_is_checked(self) -> bool:

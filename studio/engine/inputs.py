@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from studio import hardware
+from studio import deepspeed_settings, hardware
 from studio.checkpoints import remove_torn
 from studio.config import RunConfig
 from studio.engine import ranks, zero
@@ -52,6 +52,11 @@ def read_inputs(run: RunDir, journal: Journal, checkpoint: Path | None) -> Input
     for problem in lacking(config.train.report_to):
         message, hint = f"{FIELD}: {problem.message}.", f"{problem.hint[:1].upper()}{problem.hint[1:]}."
         raise EngineError(RunError(kind="config", message=message, hint=hint, field=FIELD))
+    wrong = deepspeed_settings.faults(config)
+    if wrong:
+        raise ConfigError([FieldError(deepspeed_settings.FIELD, sentence) for sentence in wrong])
+    for sentence in deepspeed_settings.remarks(config):
+        journal.warn(sentence, deepspeed_settings.FIELD)
     workspace = run.path.parent.parent
     ref = ready(
         resolve_model(config.model.model_name_or_path),

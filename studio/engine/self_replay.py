@@ -10,6 +10,7 @@ import json
 from typing import TYPE_CHECKING
 
 from studio.engine.journal import Journal
+from studio.engine.together import same_file
 from studio.records import Conversation, Message
 from studio.records.counts import Mixed
 from studio.records.general_prompts import general_prompts
@@ -23,9 +24,18 @@ if TYPE_CHECKING:
 LONGEST_ANSWER = 128  # tokens
 
 
-def replay_table(run: RunDir, journal: Journal, respondent: Respondent, count: int, seed: int) -> Mixed:
-    """The rows as tokens; asked now unless an earlier start of this run did. Raises DataError."""
-    rows = _stored(run) or _ask(run, journal, respondent, count, seed)
+def replay_table(
+    run: RunDir, journal: Journal, respondent: Respondent, count: int, seed: int, *, asks: bool = True
+) -> Mixed:
+    """The rows as tokens; asked now unless an earlier start of this run did. Raises DataError.
+
+    `asks`: this process does, or helps to; of several, all take what the first one was answered.
+    """
+    same_file(run.self_replay_file)
+    if asks and not _stored(run):
+        _ask(run, journal, respondent, count, seed)
+    same_file(run.self_replay_file)
+    rows = _stored(run)
     conversations = [_conversation(row, respondent.system) for row in rows]
     encoded = [(number, respondent.chat.encode(item)) for number, item in enumerate(conversations, 1)]
     return Mixed(table_of(encoded, run.path / "self_replay", ends_of(respondent.chat)))
@@ -44,7 +54,7 @@ def _stored(run: RunDir) -> list[list[dict[str, str]]]:
         return []
 
 
-def _ask(run: RunDir, journal: Journal, respondent: Respondent, count: int, seed: int) -> list[list[dict[str, str]]]:
+def _ask(run: RunDir, journal: Journal, respondent: Respondent, count: int, seed: int) -> None:
     prompts = general_prompts(("en", "zh"), count, seed)
     label = "general questions answered by the base model"
     answers = respondent.answer(prompts, LONGEST_ANSWER, lambda done, total: journal.progress(done, total, label))
@@ -55,4 +65,3 @@ def _ask(run: RunDir, journal: Journal, respondent: Respondent, count: int, seed
     ]
     text = "".join(json.dumps({"messages": row, "origin": "self_replay"}, ensure_ascii=False) + "\n" for row in rows)
     write_atomic(run.self_replay_file, text)
-    return rows

@@ -125,7 +125,8 @@ def _prepare_examples(
     if asked:
         from studio.engine.self_replay import replay_table
 
-        replay = replay_table(run, journal, respondent, asked, config.train.seed)
+        asks = ranks.answers(config)
+        replay = replay_table(run, journal, respondent, asked, config.train.seed, asks=asks)
         examples = with_replay(examples, replay, numbers)
     _check_fits(journal, examples, loaded)
     if examples.packing and leaks(loaded.model, loaded.vocabulary, flat=_wants_flat(config)):

@@ -1,11 +1,14 @@
-"""DeepSpeed ZeRO in one process: the losses of a run without it, also after kill -9 and a resume.
+"""DeepSpeed ZeRO in one process and in two: the losses and weights of a run without it, also after kill -9.
 
 Every engine is a process of its own: DeepSpeed joins a process group and cannot leave it to the next run. Most are
 forked from the test, which has torch loaded already; those that are killed, resumed or stopped start by the command.
+
+Losses are compared to 1e-5 and weights to 1e-6: numbers are added up in another order, in 32 bits.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -16,16 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from faults import Forked
+from forked_ranks import said, together
+from safetensors.torch import load_file
 from tiny import MakeRun, events_of, losses
 
 from studio.checkpoints import complete_checkpoints, last_checkpoint
-from studio.config import RunConfig
+from studio.config import ParallelSection
+from studio.deepspeed_settings import KNOWN, zero_in
 from studio.engine import zero
 from studio.engine.failure import EngineError
 from studio.events import ExitCode
 from studio.rundir import RunDir
-from studio.schema import ConfigError, build, merge
 
 ROOT = Path(__file__).resolve().parents[2]
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -111,27 +117,93 @@ def test_the_best_step_is_kept_and_a_stop_saves(make_run: MakeRun) -> None:
     assert (stopped.path / ADAPTER).is_file()
 
 
-def test_a_trainer_that_left_it_out_is_an_error() -> None:
-    with pytest.raises(EngineError, match=r"parallel\.deepspeed"):
-        zero.confirm(object())
+@functools.cache
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a result."""
+    return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+
+
+ASKED = {
+    "samples.evaluation_inputs": ["Who are you?"],
+    "samples.evaluation_freq": 2,
+    "verdict.enabled": True,
+    "verdict.max_probes": 2,
+}
+TWO: list[tuple[str, str, dict[str, Any]]] = [
+    ("full", "zero3", {"train.load_best_model_at_end": True, "train.eval_steps": 2, "data.validation_share": 1 / 3}),
+    ("lora", "zero3_offload", ASKED | {"lora.init_lora_weights": "pissa", "train.gradient_checkpointing": True}),
+    ("qlora", "zero3", {}),
+    ("qlora", "zero2", {}),
+]
+
+
+@pytest.mark.parametrize(("method", "stage", "changes"), TWO, ids=[f"{method} {stage}" for method, stage, _ in TWO])
+def test_two_processes_train_as_one_that_divides_nothing(
+    method: str, stage: str, changes: dict[str, Any], make_run: MakeRun
+) -> None:
+    changes = {"train.max_steps": 4} | changes
+    plain = finished(make_run(method, **changes))
+    halves = {"train.per_device_train_batch_size": 2, "parallel.num_processes": 2, "parallel.deepspeed": stage}
+    run = make_run(method, **changes, **halves)
+    assert together(run) == [0, 0], said(run)
+
+    assert losses(run) == pytest.approx(losses(plain), rel=1e-5)
+    result = "model" if method == "full" else "adapter"
+    expected, found = weights_of(plain.path / result), weights_of(run.path / result)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
+    for kind, field in (("sample", "answer"), ("verdict", "learned")):
+        assert [getattr(event, field) for event in events_of(run, kind)] == [
+            getattr(event, field) for event in events_of(plain, kind)
+        ]
+    assert [event.step for event in events_of(run, "log")] == [1, 2, 3, 4], "the second process wrote events too"
+    assert run.rank_log(1).is_file()
+
+
+def test_own_settings_of_deepspeed_are_read_from_the_copy_in_the_run(make_run: MakeRun, tmp_path: Path) -> None:
+    own = tmp_path / "own.json"
+    rates = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
+    own.write_text(json.dumps({
+        "optimizer": {"type": "AdamW", "params": rates},
+        "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "pin_memory": True}},
+    }))  # fmt: skip
+    run = make_run("lora", **{"parallel.deepspeed_config": str(own), "train.max_steps": 3})
+    own.unlink()
+    finished(run)
+    assert losses(run) == pytest.approx(losses(finished(make_run("lora", **{"train.max_steps": 3}))), rel=1e-5)
+    assert "optimizer in the file is left out" in " ".join(event.message for event in events_of(run, "warning"))
+
+
+class Engine:
+    """What DeepSpeed's engine says of itself."""
+
+    def zero_optimization_stage(self) -> int:
+        return 2
+
+
+def test_a_trainer_that_left_it_out_or_divides_otherwise_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EngineError, match=r"^parallel\.deepspeed: the trainer did not take DeepSpeed up"):
+        zero.confirm(object(), object(), 2)
+    optimizer = type("DeepSpeedOptimizerWrapper", (), {})()
+    engine = type("DeepSpeedEngine", (Engine,), {})()
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    zero.confirm(optimizer, engine, 2)
+    with pytest.raises(EngineError, match=r"runs stage 2 in 1 processes; asked for was stage 3"):
+        zero.confirm(optimizer, engine, 3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(EngineError, match="asked for was stage 2 in 2"):
+        zero.confirm(optimizer, engine, 2)
 
 
 def test_the_presets_leave_what_the_trainer_knows_to_the_trainer() -> None:
     files = sorted(zero.PRESETS.glob("*.json"))
-    assert [file.stem for file in files] == ["zero1", "zero2", "zero2_offload"]
+    assert [file.stem for file in files] == ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
     for file in files:
         found = json.loads(file.read_text(encoding="utf-8"))
+        assert set(found) <= KNOWN
         assert found["train_micro_batch_size_per_gpu"] == found["gradient_clipping"] == "auto"
-        assert found["zero_optimization"]["stage"] == int(file.stem[4])
-        assert ("offload_optimizer" in found["zero_optimization"]) == file.stem.endswith("_offload")
-
-
-def test_an_optimizer_that_pages_by_itself_is_refused_with_offload() -> None:
-    layer = {
-        "model.model_name_or_path": "crucible/ember",
-        "data.dataset": "identity",
-        "parallel.deepspeed": "deepspeed_zero2_offload",
-        "train.optim": "paged_adamw_8bit",
-    }
-    with pytest.raises(ConfigError, match="paged_adamw_8bit"):
-        build(RunConfig, merge(RunConfig, layer))
+        assert found["zero_optimization"]["reduce_bucket_size"] == "auto"
+        assert found["zero_force_ds_cpu_optimizer"] is False, "this optimizer would have to be compiled"
+        assert zero_in(found) == ParallelSection(deepspeed=file.stem).zero
