@@ -131,5 +131,8 @@ def _moments(load: Load, kept: Held) -> list[_Moment]:
 
 def _loading(load: Load, kept: Held) -> float:
     """4-bit weights are whole in every process before DeepSpeed divides them; there are no states yet."""
-    divided = load.method == "qlora" and load.sharding.of_weights > 1
-    return max(0.0, weight_bytes(load) - kept.weights - kept.adapter - kept.optimizer) if divided else 0.0
+    sharding = load.sharding
+    divides = sharding.processes > 1 or sharding.offload_parameters
+    if load.method != "qlora" or sharding.stage < 3 or not divides or load.target == "cpu":
+        return 0.0
+    return max(0.0, weight_bytes(load) - kept.weights - kept.adapter - kept.optimizer)

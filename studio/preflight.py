@@ -21,6 +21,8 @@ from studio.layouts import read_layout
 from studio.model_cache import cached_model, hub_folder, offline
 from studio.model_files import CONFIG, Fault, faults, read_object
 from studio.model_files import facts as model_facts
+from studio.preflight_memory import about_division, weights_here
+from studio.preflight_parallel import about_processes
 from studio.presets import ModelError, ModelRef, model_named, resolve_model
 from studio.records.errors import DataError
 from studio.records.sources import NotCounted
@@ -45,6 +47,7 @@ def preflight(config: RunConfig, workspace: Workspace, machine: Hardware | None 
     frozen = workspace.freeze(config)
     model, found = _about_model(frozen)
     found += _about_adapter(config, frozen) + _about_choices(frozen, usable(machine))
+    found += about_processes(frozen, machine, usable(machine).gpus)
     found += [Advice("error", trackers.FIELD, it.message, it.hint) for it in trackers.lacking(config.train.report_to)]
     found += [Advice("error", deepspeed_settings.FIELD, it) for it in deepspeed_settings.faults(frozen)]
     found += [Advice("warning", deepspeed_settings.FIELD, it) for it in deepspeed_settings.remarks(frozen)]
@@ -52,7 +55,7 @@ def preflight(config: RunConfig, workspace: Workspace, machine: Hardware | None 
     if model is not None:
         found += _about_memory(frozen, model, machine)
         counted, about_data = _about_data(frozen, workspace)
-        found += about_data
+        found += about_data + about_division(frozen, machine, usable(machine).gpu, counted)
     found += _about_disk(frozen, workspace, machine, counted) + _about_name(config, workspace)
     return sorted(found, key=lambda advice: _LEVELS.index(advice.level))
 
@@ -198,12 +201,14 @@ def _value(config: RunConfig, path: str) -> Any:
 def _about_memory(config: RunConfig, model: ModelRef, machine: Hardware) -> list[Advice]:
     """Whether the bare weights fit, and a GPU that is idle or held by somebody else."""
     needed = _least_memory(config, model)
+    here = needed * config.parallel.processes_per_machine  # without GPUs, all of them take from one memory
     if machine.gpus and not hardware.torch_has_cuda():
         message = f"the {machine.gpus[0].name} stays idle: the installed PyTorch is a build without CUDA"
-        return [Advice("warning", "method", message, "run python launch.py install"), *_in_memory(needed, machine)]
+        return [Advice("warning", "method", message, "run python launch.py install"), *_in_memory(here, machine)]
     gpu = usable(machine).gpu
     if gpu is None:
-        return _in_memory(needed, machine)
+        return _in_memory(here, machine)
+    needed = round(needed * weights_here(config))
     smaller = "choose a smaller model" if config.method == "qlora" else "choose the method qlora, or a smaller model"
     if needed > gpu.memory_bytes > 0:
         message = f"the weights alone need {gigabytes(needed)}, and {gpu.name} has {gigabytes(gpu.memory_bytes)}"

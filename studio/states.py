@@ -190,7 +190,8 @@ def _gathered_by_zero(load: Load) -> float:
         return 0.0  # its part is the whole
     numbers, size = elements(load), load.sharding
     prefetch = size.prefetch if size.prefetch is not None else round(0.9 * load.shape.hidden_size**2)
-    live = min(numbers, size.reuse / 2 + prefetch + largest(load))
+    largest = max(layer_elements(load), float(load.shape.embedding_parameters))
+    live = min(numbers, size.reuse / 2 + prefetch + largest)
     return gathered_bytes(load) * live / numbers
 
 
@@ -210,12 +211,10 @@ def gathered_bytes(load: Load) -> float:
     return packed + (shape.parameters - shape.linear_parameters) * load.stored + adapter
 
 
-def largest(load: Load) -> float:
-    """Weights of a decoder layer or of a vocabulary matrix, whichever has more."""
-    shape = load.shape
+def layer_elements(load: Load) -> float:
+    """Numbers of a decoder layer, as DeepSpeed counts them."""
     packed = _PACKED if load.method == "qlora" else 1.0
-    layer = (packed * shape.linear_parameters + shape.expert_parameters) / shape.num_hidden_layers
-    return max(layer, float(shape.embedding_parameters))
+    return (packed * load.shape.linear_parameters + load.shape.expert_parameters) / load.shape.num_hidden_layers
 
 
 def _gathered_by_fsdp(load: Load) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from studio.activations import Load
 from studio.devices import Device
-from studio.states import elements, flat, gathered_bytes, largest
+from studio.states import elements, flat, gathered_bytes, layer_elements
 
 NETWORK = 1.25
 """GB/s between machines, where nothing else is known: 10 Gbit/s Ethernet."""
@@ -44,13 +44,14 @@ def _moved(load: Load, batches: int) -> float:
 
 
 def gathers(load: Load) -> float:
-    """How often stage 3 gathers each weight for one batch: forward, backward, and again where layers are computed
-    again; not for those that are kept until they are needed again."""
+    """How often stage 3 gathers each weight for one batch: forward, backward, and where layers are computed again; not
+    for those that are kept until they are needed again. An upper bound: what was fetched ahead stays, too."""
     numbers, kept = elements(load), load.sharding.reuse
     backward = max(0.0, 1 - kept / 2 / numbers)
-    layer = largest(load)
-    again = load.config.train.gradient_checkpointing and kept < 2 * layer
-    return 1 + backward + (backward if again else 0.0)
+    if not load.config.train.gradient_checkpointing:
+        return 1 + backward
+    # what a layer computes again needs its weights; the backward pass right after it the same ones
+    return 1 + backward * (1 + max(0.0, 1 - kept / 2 / layer_elements(load)))
 
 
 def _shared_rows(load: Load) -> float:

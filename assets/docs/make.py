@@ -1,4 +1,5 @@
-"""Writes the generated parts of the documentation: the file trees of both READMEs, the tables of fields and models.
+"""Writes the generated parts of the documentation: the file trees of both READMEs, the tables of fields, models and
+of what dividing a training takes.
 
 .venv/bin/python assets/docs/make.py            write
 .venv/bin/python assets/docs/make.py --check    exit 1 if something is out of date
@@ -12,6 +13,8 @@ import re
 import sys
 from pathlib import Path
 
+from scaling import scaling
+
 from studio.config import RunConfig
 from studio.layouts import layouts_table
 from studio.preset_files import models_table
@@ -20,6 +23,7 @@ from studio.schema import docs_table
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = ROOT / "assets" / "docs" / "config.md"
 MODELS = ROOT / "assets" / "docs" / "models.md"
+SCALING = ROOT / "assets" / "docs" / "scaling.md"
 MODELS_INTRO = """# Which models load, and how
 
 Generated from studio/layouts.py and presets/models. Loading:
@@ -78,6 +82,7 @@ def wanted() -> dict[Path, str]:
         FIELDS: f"# Every field of a run's configuration\n\nGenerated from studio/config.py.\n\n{docs_table(RunConfig)}"
     }
     texts[MODELS] = MODELS_INTRO.format(layouts=layouts_table()) + models_table()
+    texts[SCALING] = scaling()
     for name in ("README.md", "README.zh.md"):
         path = ROOT / name
         texts[path] = REGION.sub(lambda m: m[1] + tree() + m[2], path.read_text(encoding="utf-8"))

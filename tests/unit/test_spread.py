@@ -15,9 +15,10 @@ from studio.cli import main
 from studio.config import RunConfig
 from studio.devices import Device, find_card, from_gpus
 from studio.footprint import footprint
-from studio.hardware import Gpu
+from studio.hardware import Gpu, Hardware
 from studio.memory import ModelShape, fit
 from studio.parallel_plan import conflict
+from studio.preflight_memory import about_division, weights_here
 from studio.remedies import wider, with_overrides
 from studio.schema import build, merge
 from studio.sharding import WHOLE, Sharding, sharding_of
@@ -306,3 +307,30 @@ def test_the_verb_shows_the_ways_to_divide(workspace: Workspace, capsys: pytest.
     (found,) = json.loads(capsys.readouterr().out)
     assert {one["name"] for one in found["spread"]} == set(LEVELS)
     assert found["advice"].startswith("parallel.deepspeed: none does not fit on 8 GPUs")
+
+
+# ---- before the start
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "share"),
+    [("full", "zero2", 1), ("full", "zero3", 1 / 8), ("lora", "zero3_offload", 0), ("qlora", "zero3", 1)],
+)
+def test_bare_weights_are_held_in_part(method: str, stage: str, share: float) -> None:
+    assert weights_here(spread_of(8, method=method, **{"parallel.deepspeed": stage})) == share
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "level"),
+    [(64 << 30, 64 << 30, "error"), (512 << 30, 64 << 30, "warning"), (512 << 30,) * 2 + ("",)],
+)
+def test_main_memory_must_hold_what_is_offloaded(tmp_path: Path, total: int, free: int, level: str) -> None:
+    sizes = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 92544}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"intermediate_size": 14336}), encoding="utf-8")
+    gpu = Gpu(0, "NVIDIA A100-SXM4-80GB", 80 << 30, 79 << 30, (8, 0))
+    machine = Hardware(8, 0.0, total, free, 1 << 40, (gpu,) * 8, None)
+    layer = {"model.model_name_or_path": str(tmp_path), "parallel.deepspeed": "zero2_offload"}
+    found = about_division(spread_of(8, method="full", **layer), machine, gpu, None)
+    assert [one.level for one in found] == ([level] if level else [])
+    none = spread_of(8, method="full", **layer | {"parallel.deepspeed": "none"})
+    assert "zero1 fits" in str(about_division(none, machine, gpu, None)[0])
