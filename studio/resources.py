@@ -150,11 +150,17 @@ def card_environment(held: Sequence[int]) -> dict[str, str]:
 
 
 def predicted_bytes(workspace: Workspace, config: AnyConfig, device: devices.Device) -> int | None:
-    """Memory a run needs at worst on a device; None when it cannot be told (a merge, a model not here yet)."""
+    """Memory a run needs at worst on a device; None when it cannot be told (a merge, a model not here yet).
+
+    Of main memory for all its processes on this machine, of a card for the one that has it.
+    """
     if not isinstance(config, RunConfig):
         return None
     shape = shape_of(config)
-    return fit(config, shape, device, _facts(workspace, config)).high if shape else None
+    if shape is None:
+        return None
+    processes = config.parallel.processes_per_machine if device.kind == "cpu" else 1
+    return processes * fit(config, shape, device, _facts(workspace, config)).high
 
 
 def _facts(workspace: Workspace, config: RunConfig) -> Facts:

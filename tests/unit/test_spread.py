@@ -20,6 +20,7 @@ from studio.memory import ModelShape, fit
 from studio.parallel_plan import conflict
 from studio.preflight_memory import about_division, weights_here
 from studio.remedies import wider, with_overrides
+from studio.resources import predicted_bytes
 from studio.schema import build, merge
 from studio.sharding import WHOLE, Sharding, sharding_of
 from studio.speed import computed, recorded
@@ -334,3 +335,17 @@ def test_main_memory_must_hold_what_is_offloaded(tmp_path: Path, total: int, fre
     assert [one.level for one in found] == ([level] if level else [])
     none = spread_of(8, method="full", **layer | {"parallel.deepspeed": "none"})
     assert "zero1 fits" in str(about_division(none, machine, gpu, None)[0])
+
+
+def test_the_queue_counts_all_processes_that_share_main_memory(workspace: Workspace) -> None:
+    device = Device("main memory", "cpu", 32 << 30, 24 << 30, 0.2, 20.0, present=True)
+    one, two = (
+        predicted_bytes(workspace, spread_of(n, **{"model.model_name_or_path": "internlm/internlm2-1_8b"}), device)
+        for n in (1, 2)
+    )
+    assert one is not None
+    assert two is not None
+    assert two > 2 * one
+    card = predicted_bytes(workspace, spread_of(2, **{"model.model_name_or_path": "internlm/internlm2-1_8b"}), A100)
+    assert card is not None
+    assert card < two / 1.5
