@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from studio import deepspeed_settings, hardware, trackers
+from studio import hardware, trackers
 from studio.availability import ATTENTION, COMPUTE, DTYPE, Machine, installed, options, usable
 from studio.chains import adapter_settings, other_base
 from studio.config import RunConfig
@@ -22,7 +22,7 @@ from studio.model_cache import cached_model, hub_folder, offline
 from studio.model_files import CONFIG, Fault, faults, read_object
 from studio.model_files import facts as model_facts
 from studio.preflight_memory import about_division, weights_here
-from studio.preflight_parallel import about_processes
+from studio.preflight_parallel import about_processes, about_zero
 from studio.presets import ModelError, ModelRef, model_named, resolve_model
 from studio.records.errors import DataError
 from studio.records.sources import NotCounted
@@ -49,8 +49,7 @@ def preflight(config: RunConfig, workspace: Workspace, machine: Hardware | None 
     found += _about_adapter(config, frozen) + _about_choices(frozen, usable(machine))
     found += about_processes(frozen, machine, usable(machine).gpus)
     found += [Advice("error", trackers.FIELD, it.message, it.hint) for it in trackers.lacking(config.train.report_to)]
-    found += [Advice("error", deepspeed_settings.FIELD, it) for it in deepspeed_settings.faults(frozen)]
-    found += [Advice("warning", deepspeed_settings.FIELD, it) for it in deepspeed_settings.remarks(frozen)]
+    found += about_zero(frozen)
     counted = None
     if model is not None:
         found += _about_memory(frozen, model, machine)

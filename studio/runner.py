@@ -87,16 +87,21 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None if done.returncode == 0 else None
 
 
-def submit(workspace: Workspace, config: AnyConfig, *, gpus: list[int] | None = None, gpu_count: int = 1) -> RunDir:
+def submit(
+    workspace: Workspace, config: AnyConfig, *, gpus: list[int] | None = None, gpu_count: int | None = None
+) -> RunDir:
     """A new run with its configuration frozen: at work if there is room for it now, else waiting in the queue.
 
-    `gpus`: the cards it shall have; else any `gpu_count` of them (0: none). Nothing is left behind when it is refused.
+    `gpus`: the cards it shall have; else any `gpu_count` of them (0: none), None for one for each of its processes
+    here. Nothing is left behind when it is refused.
 
     Raises:
         StartRefused: the cards do not exist, or the engine cannot be started.
         WorkspaceError: the run directory cannot be written.
     """
-    _check_cards(gpus, gpu_count)
+    needed = config.parallel.processes_per_machine if isinstance(config, RunConfig) else 1
+    gpu_count = (needed if resources.cards() else 1) if gpu_count is None else gpu_count
+    _check_cards(gpus, gpu_count, needed)
     if not isinstance(config, RunConfig | AnswersConfig):
         gpus, gpu_count = None, 0  # a merge or an export computes in main memory
     elif gpus:  # a resume takes any cards, but as many
@@ -114,7 +119,7 @@ def submit(workspace: Workspace, config: AnyConfig, *, gpus: list[int] | None = 
     return run
 
 
-def _check_cards(gpus: list[int] | None, gpu_count: int) -> None:
+def _check_cards(gpus: list[int] | None, gpu_count: int, needed: int) -> None:
     known = [card.index for card in resources.cards()]
     there = f"this machine has {', '.join(map(str, known))}" if known else "this machine has none that can be used"
     wrong = [card for card in gpus or [] if card not in known]
@@ -124,6 +129,10 @@ def _check_cards(gpus: list[int] | None, gpu_count: int) -> None:
         raise StartRefused("gpus: name at least one card, or none at all with gpu_count 0")
     if gpu_count < 0 or (gpu_count > 1 and gpu_count > len(known)):
         raise StartRefused(f"gpu_count: {gpu_count} cards cannot be had; {there}")
+    named = len(set(gpus)) if gpus else gpu_count
+    if 0 < named < needed and known:
+        field = "gpus" if gpus else "gpu_count"
+        raise StartRefused(f"{field}: {needed} processes need a card each, and {named} was chosen; {there}")
 
 
 def start(run: RunDir) -> None:

@@ -44,7 +44,9 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("--work-dir", default=None, metavar="NAME", help="a name for the run")
     parser.add_argument("--detach", action="store_true", help="return as soon as the run has started or is queued")
     parser.add_argument("--gpus", type=_cards, metavar="0,1", help="the cards it shall have (default: any free one)")
-    parser.add_argument("--gpu-count", type=int, default=1, metavar="N", help="keep any N cards for it; 0: none")
+    parser.add_argument(
+        "--gpu-count", type=int, metavar="N", help="keep any N cards for it; 0: none (default: 1 a process)"
+    )
     parser.add_argument("--json", action="store_true", help="print events (or, detached, the run) as JSON")
     _add_spread(parser)
     add_remote_code(parser)
