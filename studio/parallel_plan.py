@@ -11,6 +11,12 @@ from typing import Protocol
 from studio.parallel_section import ParallelSection, Zero
 from studio.sections import LoraSection, Method, ModelSection, TrainSection
 
+WANT_WHOLE = {
+    "adafactor": "learns by the rows and columns of whole ones",
+    "adagrad": "has set its memory up for whole ones before",
+}
+"""Optimizers that DeepSpeed's ZeRO cannot divide, and why."""
+
 
 class Spread(Protocol):
     """The parts of a RunConfig the rules look at; a RunConfig, which is built on this module, is one."""
@@ -79,12 +85,13 @@ def zero_conflict(config: Spread, zero: Zero, field: str) -> str | None:
 
 
 def _with_zero(config: Spread, zero: Zero, field: str) -> Iterator[str]:
-    yield from _paged(config, zero, field)
-
-
-def _paged(config: Spread, zero: Zero, field: str) -> Iterator[str]:
-    """A paged optimizer and DeepSpeed would both move the optimizer's memory."""
+    """The optimizer: a paged one and DeepSpeed would both move its memory; others cannot work on a row of numbers."""
     optimizer = config.train.optim
+    if zero.stage and optimizer in WANT_WHOLE:
+        yield (
+            f"{field}: ZeRO gives the optimizer the weights cut up in one row, and {optimizer} "
+            f"{WANT_WHOLE[optimizer]}; choose adamw_torch, or no ZeRO"
+        )
     if zero.offload_optimizer and optimizer.startswith("paged_"):
         yield (
             f"{field}: offload cannot be combined with the optimizer {optimizer}; choose adamw_torch, or "

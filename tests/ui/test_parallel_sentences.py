@@ -11,6 +11,7 @@ import pytest
 
 from studio.config import RunConfig
 from studio.deepspeed_settings import FIELD, faults, remarks
+from studio.preflight_parallel import about_zero
 from studio.schema import ConfigError, build, merge
 from studio.ui.sentences import translated
 
@@ -22,6 +23,8 @@ CONFLICTS: list[dict[str, Any]] = [
     {"parallel.num_processes": 2, "parallel.num_machines": 2},
     {"parallel.num_processes": 3, "parallel.sequence_parallel_size": 2},
     {"parallel.deepspeed": "zero2_offload", "train.optim": "paged_adamw_8bit"},
+    {"parallel.deepspeed": "zero2", "train.optim": "adafactor"},
+    {"parallel.deepspeed": "zero2", "train.optim": "adagrad"},
     {"parallel.deepspeed": "zero2", FIELD: "own.json"},
     {"parallel.deepspeed": "zero2", "parallel.fsdp": "fsdp2"},
 ]
@@ -62,3 +65,10 @@ def test_files(tmp_path: Path) -> None:
         assert said, name
         for sentence in said:
             assert chinese(sentence), sentence
+
+
+def test_advice() -> None:
+    config = build(RunConfig, merge(RunConfig, NEEDED | {"parallel.deepspeed": "zero2"}))
+    (advice,) = about_zero(config)
+    assert chinese(advice.message)
+    assert chinese(advice.fix)

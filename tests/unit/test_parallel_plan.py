@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from studio.config import RunConfig
+from studio.preflight_parallel import about_zero
 from studio.schema import ConfigError, build, merge
 
 NEEDED = {"model.model_name_or_path": "crucible/ember", "data.dataset": "identity"}
@@ -38,6 +39,13 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
         {"parallel.deepspeed": "zero2_offload", "train.optim": "paged_adamw_8bit"},
         r"deepspeed: .* paged_adamw_8bit; choose adamw_torch, or zero2 without",
     ),
+    ({"parallel.deepspeed": "zero1", "train.optim": "adafactor"}, r"deepspeed: .* adafactor learns .* no ZeRO"),
+    ({"parallel.deepspeed": "zero3", "train.optim": "adagrad"}, r"deepspeed: .* adagrad .*; choose adamw_torch"),
+    ({"parallel.deepspeed": "zero2", "parallel.fsdp": "fsdp2"}, r"fsdp: .* choose one: set parallel\.fsdp to none"),
+    (
+        {"parallel.deepspeed_config": "own.json", "parallel.fsdp": "fsdp2"},
+        r"fsdp: fsdp2 and parallel\.deepspeed_config",
+    ),
 ]
 
 
@@ -45,3 +53,12 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_be_is_said_with_what_works(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ConfigError, match=rf"^parallel\.{sentence}"):
         configuration(**changes)
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3"])
+def test_one_process_has_nothing_to_divide(stage: str) -> None:
+    alone = configuration(**{"parallel.deepspeed": stage})
+    assert [(advice.level, advice.field) for advice in about_zero(alone)] == [("warning", "parallel.deepspeed")]
+    assert "nothing to divide" in about_zero(alone)[0].message
+    assert not about_zero(configuration(**{"parallel.deepspeed": stage, "parallel.num_processes": 2}))
+    assert stage == "zero1" or not about_zero(configuration(**{"parallel.deepspeed": f"{stage}_offload"}))
