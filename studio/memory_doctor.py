@@ -186,6 +186,7 @@ class _Doctor:
     def __init__(self, config: RunConfig, shortage: Shortage, step: int, workspace: Workspace) -> None:
         self.config, self.shortage, self.step, self.workspace = config, shortage, step, workspace
         self.counted = self._plan(config)
+        self.taught: dict[int, bool] = {}
         self.device = _device(shortage)
         self.usable = shortage.usable_bytes or self.device.free_bytes
         shape, facts = shape_of(config), self._facts()
@@ -227,9 +228,12 @@ class _Doctor:
 
     def _teaches(self, remedy: Remedy) -> bool:
         """False for rows cut so short that no answer is left in them."""
-        if "data.max_length" not in remedy.changes or self.counted is None:
+        length = remedy.changes.get("data.max_length")
+        if length is None or self.counted is None:
             return True
-        return self._plan(with_overrides(self.config, remedy.changes)) is not None
+        if length not in self.taught:
+            self.taught[length] = self._plan(with_overrides(self.config, {"data.max_length": length})) is not None
+        return self.taught[length]
 
     def _rank(self, remedy: Remedy) -> tuple[int, bool, float]:
         price = price_of(remedy.changes, remedy.slowdown) * (1 + (remedy.cut or 0))
@@ -240,7 +244,7 @@ class _Doctor:
     def _smaller_steps(self) -> list[Remedy]:
         if self.case is None:
             return [self._guessed(changes) for changes in _usual_changes(self.config)]
-        found = [one for one in self._that_fit(self.case, self._keeps) if self._teaches(one)]
+        found = self._that_fit(self.case, self._keeps)
         found = found or [self._guessed(changes) for changes in _strongest(self.case.config, self._keeps)]
         return found + (self._that_fit(self.case, self._breaks) if self.step else [])
 
@@ -251,9 +255,9 @@ class _Doctor:
             free = self._held(self.config) + share * (self.usable - self._held_really())
             smaller = replace(case, device=replace(case.device, free_bytes=max(1, round(free))))
             found += [self._guessed(fix.overrides) for fix in fixes(smaller, allowed)]
-            if any(remedy.verdict == "fits" for remedy in found):
+            if any(remedy.verdict == "fits" and self._teaches(remedy) for remedy in found):
                 break
-        return [remedy for remedy in found if remedy.verdict != "no"]
+        return [remedy for remedy in found if remedy.verdict != "no" and self._teaches(remedy)]
 
     def _keeps(self, changes: dict[str, Any]) -> bool:
         return bool(changes) and (not self.step or continues(self.config, changes))

@@ -100,6 +100,16 @@ def test_a_smaller_batch_is_offered_with_what_it_needs_and_costs(fail: Any) -> N
     assert all(remedy.slowdown > 0 and remedy.message for remedy in found.remedies)
 
 
+def test_of_memory_that_is_really_filled_half_is_kept_free_of_promises(fail: Any) -> None:
+    """What the C library was given back counts there, and no formula knows how much it keeps."""
+    there = {"used_bytes": 12 * GB, "held_bytes": 4 * GB, "noticed": True, "limit_bytes": 13 * GB}
+    for bound, sure in (("control_group", 0.5), ("gpu", 0.85)):
+        found = of(fail(details(bound=bound, requested_bytes=None, **there))).remedies
+        assert all((remedy.verdict == "fits") == ((remedy.needed or 0) <= (4 + 8 * sure) * GB) for remedy in found)
+        kind = {BATCH, ACCUMULATION}
+        assert next(remedy.verdict for remedy in found if fields(remedy) == kind) == ("fits" if sure > 0.5 else "tight")
+
+
 def test_what_the_formula_did_not_know_of_is_added(fail: Any) -> None:
     usual = of(fail(details()))
     worse = of(fail(details(requested_bytes=200 * GB)))
