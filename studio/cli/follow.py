@@ -20,6 +20,7 @@ from studio.events import (
     LogEvent,
     PhaseEvent,
     ProgressEvent,
+    RanksEvent,
     RunState,
     SampleEvent,
     StartedEvent,
@@ -125,7 +126,7 @@ class _Bar:
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self.progress, self.task = progress, task
-        self.max_steps = 0
+        self.max_steps, self.others = 0, ""
         self.asked_at = -QUEUE_POLL_S
 
     def wait(self, run: RunDir) -> None:
@@ -148,6 +149,8 @@ class _Bar:
             self.progress.update(self.task, total=event.total or None, completed=event.done, note=event.label)
         elif isinstance(event, LogEvent):
             self._log(event)
+        elif isinstance(event, RanksEvent):
+            self.others = f"  {len(event.ranks)} processes, {_longest_wait(event)}"
         elif isinstance(event, WarningEvent):
             self.progress.console.print(f"warning: {event.message}", markup=False)
         elif isinstance(event, SampleEvent):
@@ -157,7 +160,7 @@ class _Bar:
 
     def _log(self, event: LogEvent) -> None:
         loss = "–" if event.loss is None else f"{event.loss:.3f}"
-        note = f"step {event.step}/{self.max_steps or '?'}  loss {loss}"
+        note = f"step {event.step}/{self.max_steps or '?'}  loss {loss}{self.others}"
         self.progress.update(self.task, total=self.max_steps or None, completed=event.step, note=note)
 
     def _next(self, title: str) -> None:
@@ -169,6 +172,12 @@ class _Bar:
         task = self.progress.tasks[-1]
         self.progress.update(self.task, total=task.total or 1, completed=task.total or 1)
         self.progress.stop_task(self.task)
+
+
+def _longest_wait(event: RanksEvent) -> str:
+    """How much of a step the quickest process waits for the others."""
+    waits = [one.waited_seconds / one.step_seconds for one in event.ranks if one.waited_seconds and one.step_seconds]
+    return f"waiting up to {max(waits, default=0):.0%} of a step"
 
 
 def report_end(run: RunDir, console: Console) -> None:

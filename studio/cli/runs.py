@@ -19,6 +19,7 @@ from studio.cli.workspace import add_workspace, open_workspace
 from studio.events import ExitCode, RunState
 from studio.library import Line, free_bytes, lines, matches, read_line
 from studio.run_card import number, seconds, size
+from studio.rundir import RunDir
 from studio.schema import parse_overrides
 
 PIPED_WIDTH, SHORTEST_ID = 240, 40  # characters
@@ -132,11 +133,14 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         status = run.read_status()
         error = status.error.model_dump() if status and status.error else None
-        print_json(details | {"error": error, "remedies": remedies_json(run), "report": run.read_report()})
+        ranks = [one.model_dump() for one in run.read_ranks()]
+        print_json(details | {"error": error, "remedies": remedies_json(run), "report": report or None, "ranks": ranks})
         return ExitCode.FINISHED
     for key, value in details.items():
         if value not in (None, "", []) and key != "launch":
             print(f"{key:>16}  {_shown(key, value)}")
+    for line in rank_lines(run):
+        print(f"{'process':>16}  {line}")
     verdict, diagnosis = report.get("verdict"), report.get("diagnosis")
     if isinstance(verdict, dict):
         print(f"{'summary':>16}  {verdict.get('summary', '')}")
@@ -145,6 +149,23 @@ def _show(arguments: argparse.Namespace) -> int:
     for line in remedies_text(run):
         print(line)
     return ExitCode.FINISHED
+
+
+def rank_lines(run: RunDir) -> list[str]:
+    """What each process of a run with several was doing last, and where its log is."""
+    return [
+        "  ".join(
+            [
+                f"{one.rank} on {one.host} (pid {one.pid})",
+                f"{one.state}, step {one.step}" + (f", {one.busy}" if one.busy and one.state.live else ""),
+                *([size(one.memory_bytes)] if one.memory_bytes else []),
+                *([f"{one.tokens_per_second:,.0f} tokens/s"] if one.tokens_per_second else []),
+                *([one.error.message] if one.error else []),
+                run.rank_log(one.rank).name,
+            ]
+        )
+        for one in run.read_ranks()
+    ]
 
 
 def _shown(key: str, value: object) -> str:
