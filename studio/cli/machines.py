@@ -164,7 +164,8 @@ def read_part(part: str, environment: Mapping[str, str]) -> tuple[RunConfig, Pat
         return None
     try:
         packed = zlib.decompressobj()
-        content = json.loads(packed.decompress(base64.urlsafe_b64decode(part), 16 * LONGEST_PART))
+        text = packed.decompress(base64.urlsafe_b64decode(part), 16 * LONGEST_PART)
+        content = json.loads(text if packed.eof else "")
         config, workspace = build(RunConfig, content["config"]), Path(content["workspace"])
         rank, address = int(environment["CROSS_RANK"]), environment["MASTER_ADDR"]
     except (binascii.Error, zlib.error, ValueError, KeyError, TypeError):
