@@ -2,6 +2,7 @@
 // An export at work and its proof are in exportrun.js. All text is set as text.
 import { button, h, markFields, mounting } from "./tabs.js";
 import { copyable, follow, show } from "./exportrun.js";
+import { job } from "./exportjob.js";
 
 const { t, api, format, goTab, poll } = window.Studio;
 const form = () => document.querySelector("#export-form");
@@ -23,7 +24,7 @@ const about = ({ draw }) => () => draw((v) => {
 });
 
 // ---- the goals as cards: one of them is chosen -----------------------------------------------------------------------
-const IMPORT = { id: "import", level: "", said: "" };
+const OTHERS = [{ id: "import", level: "", said: "" }, { id: "job", level: "", said: "" }];
 
 function goals({ props, trigger, draw, element }) {
   const apply = () => {
@@ -60,7 +61,7 @@ function goals({ props, trigger, draw, element }) {
     apply();
     draw((v) => {
       if (!v) return [];
-      const all = [...v.cards, IMPORT];
+      const all = [...v.cards, ...OTHERS];
       return [h("div.goals", { role: "radiogroup", "aria-label": t("export.goals") }, all.map((one, i) => card(one, v, i, all)))];
     });
   };
@@ -97,6 +98,7 @@ function plan({ props, draw }) {
   return () => draw(() => {
     const v = props.value;
     if (!v) return [h("section.card", {}, h("p.quiet", {}, t("export.plan.none")))];
+    if (v.goal === "job") return [];
     mark(v);
     const stopped = v.issues.some((one) => one.level === "error");
     const full = v.needed > v.free ? [{ level: "warning", message: t("export.plan.full", { needed: format.bytes(v.needed), free: format.bytes(v.free) }) }] : [];
@@ -147,4 +149,4 @@ function earlier({ trigger, draw, element }) {
   return () => {};
 }
 
-export const mount = mounting({ about, goals, plan, follow, earlier });
+export const mount = mounting({ about, goals, plan, follow, earlier, job });

@@ -34,7 +34,7 @@ const line = (row, most) => h(WRONG.includes(row.state) ? "tr.wrong" : "tr", {},
   h("td.do", {}, row.log ? h("button.btn.link.small", { type: "button", id: `rank-${row.rank}-log`, "aria-label": t("ranks.log.show", { n: row.rank }), onclick: () => showLog(row.rank) }, t("ranks.log")) : row.here ? "" : h("span.quiet", { title: t("ranks.log.away") }, t("ranks.away"))));
 
 // The line that starts the part of each machine that is waited for.
-const lines = (found) => found.waiting && h("div.rank-lines", {}, h("p", {}, t("ranks.waiting.lines")),
+const lines = (found) => found.waiting.length > 0 && h("div.rank-lines", {}, h("p", {}, t("ranks.waiting.lines")),
   found.waiting.map((one) => h("div.rank-line", {}, h("b.num", {}, t("ranks.machine", { n: one.machine })), copyable(one.command))));
 
 export function mount({ element }) {
@@ -44,14 +44,17 @@ export function mount({ element }) {
     host.hidden = !found || !found.ranks.length;
     if (host.hidden) { render(host); drawn = ""; return; }
     const rows = found.ranks.filter((row, index) => all || index < SHOWN || WRONG.includes(row.state));
-    const key = JSON.stringify([id, found, all, lang(), rows.map(ago)]);
+    const wrong = found.ranks.filter((row) => WRONG.includes(row.state));
+    // What the engine warned of since the last step; what it says of a process is not said twice.
+    const told = feed.state.warnings.filter((one) => found.live && !wrong.length && one.field.startsWith("parallel.") && one.step >= (feed.state.status?.step ?? 0)).slice(-1);
+    const key = JSON.stringify([id, found, all, lang(), rows.map(ago), told]);
     if (key === drawn) return;
     drawn = key;
     const most = Math.max(0, ...found.ranks.map((row) => row.memory_bytes || 0));
     const heads = ["process", "state", "step", "memory", "speed", "waited"].map((name) => h("th", { scope: "col", title: name === "waited" ? t("ranks.col.waited.help") : null }, t("ranks.col." + name)));
     render(host, h("section.card.ranks-card", { "aria-label": t("ranks.title") },
       h("div.grid-bar", {}, h("h3", {}, t("ranks.title")), h("span.quiet", {}, spreadText(found)), partText(found) && h("span.quiet", { dir: "auto" }, partText(found))),
-      found.ranks.filter((row) => WRONG.includes(row.state)).slice(0, 4).map(trouble), lines(found) || null,
+      wrong.slice(0, 4).map(trouble), told.map((one) => h("p.warned", { role: "status", dir: "auto" }, one.said || one.message)), lines(found) || null,
       h("div.rank-scroll", { tabindex: "0", role: "region", "aria-label": t("ranks.title") }, h("table.ranks", {}, h("thead", {}, h("tr", {}, heads, h("th", {}, h("span.sr-only", {}, t("ranks.log"))))), h("tbody", {}, rows.map((row) => line(row, most))))),
       found.ranks.length > rows.length && h("button.btn.link.small", { type: "button", id: "ranks-all", onclick: () => { all = true; draw(); } }, t("ranks.all", { n: found.ranks.length }))));
   };

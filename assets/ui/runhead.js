@@ -53,7 +53,7 @@ const nowLine = (state) => {
   const progress = progressOf(state);
   const detail = state.phases.length ? state.phases[state.phases.length - 1].detail : "";
   const parts = status.state === "running" && status.phase === "train" && status.max_steps ? [t("now.step", { step: status.step, total: status.max_steps }), left !== null && t("now.left", { left: format.seconds(left), at: new Date(Date.now() + left * 1000).toLocaleTimeString(lang(), { ...(left > 64800 ? { weekday: "short" } : {}), hour: "2-digit", minute: "2-digit" }) })]
-    : status.state === "running" && status.phase ? [t("phase." + status.phase), detail, progress && t("now.part", { done: format.number(progress.done), total: format.number(progress.total) })]
+    : status.state === "running" && status.phase ? [t("phase." + status.phase), detail, progress && (progress.waits ? t("now.machines", progress.waits) : t("now.part", { done: format.number(progress.done), total: format.number(progress.total) }))]
       : status.live || status.state === "queued" ? [t("now." + status.state)]
         : [t("now.ended", { ago: format.ago(status.updated_at) }), status.max_steps > 0 && t("now.step", { step: status.step, total: status.max_steps })];
   return h("p.now-line.num", {}, parts.filter(Boolean).flatMap((part, index) => [index ? h("span.arrow", { "aria-hidden": "true" }, "·") : null, h("span", { dir: "auto" }, part)]));

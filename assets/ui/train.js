@@ -2,20 +2,23 @@
 import { button, copy, h, markFields, mounting, plural, save } from "./tabs.js";
 import { changesCard, loaded, markChanges } from "./trainchanges.js";
 import { card as cardChoice, fitCard } from "./trainfit.js";
+import { machines, spread, tell } from "./trainparallel.js";
 import { modelCard } from "./trainmodel.js";
 
 const { t, api, poll, format, lang } = window.Studio;
 
 const fieldNode = (path) => document.getElementById("f-" + path.replaceAll(".", "-"));
-const openAdvanced = async () => {
-  const head = document.querySelector("#train-advanced > button");
+const FOLDS = ["#train-advanced", "#train-parallel"]; // what they hold is made when they are opened
+const openFold = async (fold) => {
+  const head = document.querySelector(`${fold} > button`);
   if (!head || head.classList.contains("open")) return; // its fields may all be hidden by the search
   head.click();
-  for (let i = 0; i < 40 && !document.querySelector("#train-advanced .field"); i += 1) await window.Studio.sleep(50);
+  for (let i = 0; i < 40 && !document.querySelector(`${fold} .field`); i += 1) await window.Studio.sleep(50);
 };
+const openAll = async () => { for (const fold of FOLDS) await openFold(fold); };
 const reveal = async (path) => {
   filterFields("");
-  if (!fieldNode(path)?.offsetParent) await openAdvanced();
+  if (!fieldNode(path)?.offsetParent) await openFold(FOLDS[+path.startsWith("parallel.")]);
   const node = fieldNode(path);
   if (!node) return;
   node.scrollIntoView({ block: "center", behavior: "smooth" });
@@ -29,7 +32,7 @@ async function filterFields(text) {
   const turn = (filtered += 1);
   const words = (text || "").trim().toLowerCase().split(/\s+/).filter(Boolean);
   const known = words.length ? await wordsOf() : {};
-  if (words.length) await openAdvanced();
+  if (words.length) await openAll();
   if (turn !== filtered) return; // more has been typed meanwhile
   const byId = new Map(Object.entries(known).map(([path, said]) => ["f-" + path.replaceAll(".", "-"), said]));
   let found = 0;
@@ -149,6 +152,7 @@ function review({ props, draw, element, trigger }) {
       v.counts && [flow(v.counts), zone(v.counts), facts(v.counts)],
       others(v).length ? issueList(others(v)) : v.issues.length ? null : h("p.note.good", {}, t("tabs.checks.good")));
     model.show(v.model || null);
+    if (v.parallel) tell(v.parallel, apply);
     const changes = v.changed && changesCard(v.changed, { reset, reveal, redraw: () => show() });
     if (!v.yaml) return [checks, changes];
     return [checks, model.host, changes, v.fit && fitCard(v.fit, apply),
@@ -186,4 +190,4 @@ function bar({ props, draw }) {
   });
 }
 
-export const mount = mounting({ review, bar, loaded, card: cardChoice });
+export const mount = mounting({ review, bar, loaded, card: cardChoice, spread, machines });

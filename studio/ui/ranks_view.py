@@ -5,6 +5,7 @@ What processes write about themselves is data from files: whoever shows it sets 
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
@@ -12,7 +13,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from studio.config import RunConfig
 from studio.events import Launch, RankPoint, RanksEvent, RankStatus, RunState
+from studio.launch_lines import machine_argv
 from studio.rundir import ENDED, RunDir
 from studio.ui.engine_log import last_words
 from studio.ui.live_curves import Watched
@@ -23,6 +26,7 @@ SILENT_S = 15.0  # a process writes once a second; a machine that swaps may miss
 STUCK_S = 30.0
 STUCK_STEPS = 8  # a step that takes so many times the usual one while others wait is no slow step
 RUNS_KEPT = 24
+LINES_SHOWN = 16
 COURSES_FOR = 16  # of more processes than that nobody reads the small curves
 AT_WORK = ("load", "step", "samples", "evaluation", "verdict", "save")
 """What a process says it is in the middle of; any other word is work of an unknown kind."""
@@ -38,7 +42,7 @@ class Stalls:
 
     def since(self, status: RankStatus, now: float) -> float:
         """Unix seconds of the first look at which process `status.rank` was where it is."""
-        mark = (status.attempt, status.phase, status.step, status.batch, status.busy)
+        mark = (status.attempt, status.phase, status.step, status.batch, status.busy, status.moves, status.meetings)
         known = self._said.get(status.rank)
         if known is None or known[0] != mark:
             known = self._said[status.rank] = (mark, now)
@@ -48,14 +52,14 @@ class Stalls:
 @dataclass(frozen=True)
 class Scene:
     """What all rows are judged by: `usual` seconds of a step (0: unknown), whether any process `waits` or has told why
-    it `failed`, and the most batches one has computed."""
+    it `failed`, and the most often one has met others, and begun a batch."""
 
     state: RunState
     now: float
     usual: float
     waits: bool
     failed: bool
-    batch: int
+    reached: tuple[int, int]
 
 
 class Watching:
@@ -69,7 +73,7 @@ class Watching:
         """Everything the page shows of the processes of a run; no rows for a run with one."""
         spread = {key: facts(run)[key] for key in ("processes", "machines", "machine", "address", "sharding")}
         if spread["processes"] == 1:
-            return {**spread, "live": False, "ranks": []}
+            return {**spread, "live": False, "ranks": [], "waiting": []}
         state, launch = run.state(), run.read_launch()
         statuses = {one.rank: one for one in run.read_ranks() if _of_this_start(one, launch)}
         told = self._told(run)
@@ -86,7 +90,8 @@ class Watching:
             row["last_words"] = last_words(run.rank_log(row["rank"]))
         if len(rows) <= COURSES_FOR:
             _add_courses(rows, told)
-        return {**spread, "live": state.live, "told_at": told[-1].t if told else None, "ranks": rows}
+        waiting = _lines(run, spread) if state.live and not told else []
+        return {**spread, "live": state.live, "ranks": rows, "waiting": waiting}
 
     def _told(self, run: RunDir) -> list[RanksEvent]:
         """The last points of this start, oldest first."""
@@ -112,8 +117,19 @@ def _scene(state: RunState, statuses: Collection[RankStatus], points: Collection
         usual=median(steps) if steps else 0.0,
         waits=any(one.busy is None and one.state is RunState.RUNNING for one in statuses),
         failed=any(one.error for one in statuses),
-        batch=max((one.batch for one in statuses), default=0),
+        reached=max(((one.meetings, one.batch) for one in statuses), default=(0, 0)),
     )
+
+
+def _lines(run: RunDir, spread: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The line that starts the part of each other machine, while a run on several has not begun its training."""
+    status = run.read_status()
+    if spread["machines"] < 2 or spread["machine"] or (status and status.phase not in (None, "load")):
+        return []
+    config = run.config()
+    assert isinstance(config, RunConfig)  # nothing else is spread out
+    lines = [(n, shlex.join(machine_argv(config, n))) for n in range(1, min(spread["machines"], LINES_SHOWN + 1))]
+    return [{"machine": machine, "command": command} for machine, command in lines]
 
 
 def _of_this_start(status: RankStatus, launch: Launch | None) -> bool:
@@ -164,7 +180,7 @@ def _state(
     if scene.now - status.updated_at > SILENT_S:
         return "silent", status.updated_at
     since = stalls.since(status, scene.now)
-    behind = status.batch < scene.batch or (status.busy == "step" and scene.waits)
+    behind = (status.meetings, status.batch) < scene.reached or (status.busy == "step" and scene.waits)
     if status.phase == "train" and behind and scene.now - since >= max(STUCK_S, STUCK_STEPS * scene.usual):
         return "stuck", since
     if status.busy is None:  # before the training each prepares itself and says no more than that

@@ -1,6 +1,7 @@
 """Read-only JSON for the page's scripts: runs, metrics, notes, ranks, samples, logs, report, dataset, choices."""
 
 import json
+import re
 import time
 from collections.abc import Hashable
 from functools import lru_cache, partial
@@ -45,9 +46,17 @@ def metrics(run: RunDir, after: int, watched: Watched, language: str = "en") -> 
         warning["said"] = translated(warning["message"], language)
     # A sentence says what is waited for; a name in its place stays.
     found["phases"] = [phase | {"detail": translated(phase["detail"], language)} for phase in found["phases"]]
+    if found["progress"]:
+        found["progress"]["waits"] = waited_for(found["progress"]["label"])
     if found["counts"]:
         found["counts"]["skipped"] = [translated(reason, language) for reason in found["counts"]["skipped"]]
     return {**found, "log_size": log_size(run.log_file), "status": status}
+
+
+def waited_for(label: str) -> dict[str, str] | None:
+    """The machine that a run on several waits for, and where, if that is what its progress says."""
+    said = re.fullmatch(r"machines; waiting for machine (?P<machine>\d{1,4}) at (?P<address>.{1,300})", label)
+    return said.groupdict() if said else None
 
 
 def samples(run: RunDir, after: int) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from studio.ui.choices import model_choices, template_choices
 from studio.ui.context import ACTION, PREVIEW, READ, Context, safe
 from studio.ui.fieldtexts import help_key, label_key
 from studio.ui.i18n import T, table
-from studio.ui.tabs.export_goals import IMPORT, LONGEST_NAME, OPTIONS, specs
+from studio.ui.tabs import export_job
+from studio.ui.tabs.export_goals import IMPORT, JOB, LONGEST_NAME, OPTIONS, specs
 from studio.ui.tabs.export_handlers import CONTROLS, Handlers
 from studio.ui.tabs.export_import import FILES, SETTINGS, WEIGHTS
 from studio.ui.widgets.bubbles import panel
@@ -47,7 +48,7 @@ def build(ctx: Context) -> None:
             _step("goal")
             fields["goals"] = panel("goals", "export-goals", "export")
             _step("options")
-            _options(fields)
+            job = _options(fields)
         with gr.Column(scale=5, min_width=320, elem_id="export-side"):
             plan = panel("plan", "export-plan", "export")
             start = gr.Button(
@@ -56,6 +57,7 @@ def build(ctx: Context) -> None:
     follow = panel("follow", "export-follow", "export")
     earlier = panel("earlier", "export-earlier", "export")
     _wire(ctx, Parts({name: fields[name] for name in CONTROLS}, about, plan, start, follow, earlier))
+    _wire_job(ctx, fields["goals"], *job)
 
 
 def _step(name: str) -> None:
@@ -72,9 +74,10 @@ def _subject(fields: dict[str, Any]) -> gr.HTML:
         return panel("about", "export-about", "export")
 
 
-def _options(fields: dict[str, Any]) -> None:
-    """All options; the style sheet shows those of the chosen goal."""
+def _options(fields: dict[str, Any]) -> tuple[gr.Dropdown, gr.Radio, gr.HTML]:
+    """All options; the style sheet shows those of the chosen goal. Returns the parts of a job."""
     with gr.Group(elem_classes=["form-section", "two"], elem_id="export-options"):
+        whose, kind = export_job.controls()
         kinds = [*WEIGHTS, *SETTINGS, *SMALL_FILES]
         fields[FILES] = gr.File(
             label=T("export.files"),
@@ -97,6 +100,7 @@ def _options(fields: dict[str, Any]) -> None:
     ):
         for name in RARE:
             fields[name] = _control(specs()[name])
+    return whose, kind, export_job.drawn()
 
 
 def _look(name: str, label: str, info: str, goals: list[str]) -> dict[str, Any]:
@@ -146,6 +150,23 @@ def _wire(ctx: Context, parts: Parts) -> None:
     for drawn in (parts.follow, parts.earlier):
         drawn.apply(safe(handlers.again), ctx.selected_run, again, **READ)
     parts.follow.delete(safe(handlers.stop), None, None, **ACTION)
+
+
+def _wire_job(ctx: Context, cards: gr.HTML, whose: gr.Dropdown, kind: gr.Radio, shown: gr.HTML) -> None:
+    """The text of a job follows its choices, and what the Train tab held when this one was opened."""
+    opened, values = ctx.tab["export"].select, ctx.form.components if ctx.form else []
+
+    def job(panel: Any, chosen: str | None, wanted: str | None, *held: Any) -> Any:
+        if not isinstance(panel, dict) or panel.get("chosen") != JOB:
+            return gr.skip()
+        return export_job.review(ctx, chosen, wanted, held)
+
+    def offer(selected: str, chosen: str | None, *held: Any) -> Any:
+        return gr.update(choices=export_job.offered(ctx.workspace), value=export_job.first(ctx, selected, chosen, held))
+
+    opened(safe(offer), [ctx.selected_run, whose, *values], whose, **READ)
+    triggers = [whose.change, kind.change, cards.select, cards.change, opened]
+    gr.on(triggers, safe(job), [cards, whose, kind, *values], shown, **PREVIEW)
 
 
 def _lists(ctx: Context) -> tuple[Any, Any]:

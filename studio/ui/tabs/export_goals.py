@@ -20,8 +20,10 @@ from studio.workspace import Workspace, slug
 
 FORMATS: tuple[Goal, ...] = get_args(Goal)
 IMPORT = "import"
-GOALS = (*FORMATS, IMPORT)
-CONFIGS: dict[str, type[OutputConfig]] = dict.fromkeys(GOALS, ExportConfig) | {
+JOB = "job"
+"""No export: the text by which somebody else's machines train; nothing is started (see `export_job`)."""
+GOALS = (*FORMATS, IMPORT, JOB)
+CONFIGS: dict[str, type[OutputConfig]] = dict.fromkeys(FORMATS, ExportConfig) | {
     "adapter": ConvertConfig,
     "safetensors": MergeConfig,
     IMPORT: ConvertConfig,
@@ -54,8 +56,8 @@ class Wish:
 
     @property
     def needs_choice(self) -> bool:
-        """Whether something of the workspace must be chosen: an import brings its own."""
-        return self.goal != IMPORT
+        """Whether something of the workspace must be chosen: an import brings its own, a job has nothing yet."""
+        return self.goal not in (IMPORT, JOB)
 
 
 def specs() -> dict[str, FieldSpec]:

@@ -75,13 +75,15 @@ class Handlers:
         shown = dict(zip(CONTROLS, values, strict=True))
         goal = _goal(shown["goals"], None)
         what, state = (str(shown[name]) if shown[name] else None for name in ("what", "state"))
-        choice = eg.chosen(self.workspace, what, state) if goal != eg.IMPORT else None
+        choice = eg.chosen(self.workspace, what, state) if goal not in (eg.IMPORT, eg.JOB) else None
         options = {name: shown[name] for name in CONTROLS[4:]}
         return eg.Wish(goal, choice, str(shown["name"] or "")[: eg.LONGEST_NAME], options)
 
     def review(self, *values: Any) -> tuple[Any, Any]:
         """What will happen, for the panel; and the name the result gets when none is typed."""
         wish = self.wish(values)
+        if wish.goal == eg.JOB:  # which has a panel of its own
+            return {"goal": eg.JOB, "issues": [], "now": time.time()}, gr.skip()
         found = review(self.workspace, wish)
         suggested = eg.free_name(self.workspace, wish) if wish.choice or wish.goal == eg.IMPORT else ""
         # The time makes each answer another value: the page would not hear of an equal one.
@@ -91,7 +93,8 @@ class Handlers:
         """The validator of Start: the error of each field, inside the field."""
         try:
             wish = self.wish(values)
-            eg.config_of(self.workspace, with_paths(self.workspace, wish))
+            if wish.goal != eg.JOB:
+                eg.config_of(self.workspace, with_paths(self.workspace, wish))
         except (ConfigError, DataError, Refused) as error:
             wrong = {issue["field"]: issue["message"] for issue in reversed(problems(error))}
             return [judged(wrong.get(name, "")) for name in CONTROLS]
@@ -100,6 +103,8 @@ class Handlers:
     def start(self, *values: Any) -> dict[str, Any]:
         """Start the export; the page follows its run. Raises Refused for what the goal does not support."""
         wish = self.wish(values)
+        if wish.goal == eg.JOB:
+            raise refuse("export.error.job")
         for issue in advised(wish):
             if issue["level"] == "error":
                 raise Refused(issue["message"])

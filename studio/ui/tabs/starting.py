@@ -17,16 +17,38 @@ from studio.ui.tabs import train_preview
 from studio.workspace import Workspace
 
 ANY_CARD = "any"
+TOGETHER = "together-"
+FEW_CARDS = 8
 
 
 def card_choices() -> list[tuple[str, str]]:
-    """What can be chosen as the card of a run: any one, or one of this machine's."""
-    return [(T("train.cards.any"), ANY_CARD), *((f"{gpu.index} · {gpu.name}", str(gpu.index)) for gpu in cards())]
+    """What can be chosen as the cards of a run: any one, one of this machine's, or several that train together."""
+    one = [(f"{gpu.index} · {gpu.name}", str(gpu.index)) for gpu in cards()]
+    several = [(f"{count} {T('train.cards.together')}", f"{TOGETHER}{count}") for count in _numbers_together()]
+    return [(T("train.cards.any"), ANY_CARD), *several, *one]
+
+
+def _numbers_together() -> list[int]:
+    """How many cards may train together: every number of a few, of many the powers of two and all."""
+    count = len(cards())
+    return [n for n in range(2, count + 1) if count <= FEW_CARDS or n & (n - 1) == 0 or n == count]
+
+
+def together(choice: Any) -> int | None:
+    """How many cards a choice puts together; None for a choice of one card."""
+    number = str(choice or "").removeprefix(TOGETHER)
+    return int(number) if str(choice).startswith(TOGETHER) and number.isdecimal() else None
+
+
+def together_choice(count: int) -> str | None:
+    """The choice of so many cards together; None where it is not offered."""
+    return f"{TOGETHER}{count}" if count in _numbers_together() else None
 
 
 def wanted_cards(choice: Any) -> list[int] | None:
-    """The cards a choice stands for; None for any one. Raises Refused for a card that is not there."""
-    if choice in (None, "", ANY_CARD):
+    """The cards a choice stands for; None for any, as many as the run has processes here. Raises Refused for a card
+    that is not there."""
+    if choice in (None, "", ANY_CARD) or together(choice) in _numbers_together():
         return None
     if str(choice) not in {str(gpu.index) for gpu in cards()}:
         raise refuse("queue.error.cards")

@@ -16,7 +16,7 @@ from studio.ui.choices import dataset_choices, mapping_choices, model_choices, p
 from studio.ui.context import ACTION, PREVIEW, READ, Context, refuse, safe
 from studio.ui.i18n import T
 from studio.ui.machine import machine_defaults, marked, unavailable
-from studio.ui.tabs import train_changes, train_model
+from studio.ui.tabs import train_changes, train_model, train_parallel
 from studio.ui.tabs import train_preview as tp
 from studio.ui.tabs.starting import ANY_CARD, card_choices, start_or_ask, wanted_cards
 from studio.ui.widgets.bubbles import event_data, panel
@@ -218,9 +218,11 @@ def _settings(form: Form) -> tuple[gr.Textbox, gr.UploadButton]:
         form.place([path for path in form.paths(advanced=False) if path not in FIRST])
     with gr.Accordion(T("train.advanced"), open=False, elem_id="train-advanced"):
         for section in form.sections():
-            with gr.Group(elem_classes=["form-section"]):
-                gr.HTML(f"<h3>{T('form.section.' + section)}</h3>", elem_classes=["section-head"], padding=False)
-                form.place_rest(section)
+            if section != train_parallel.SECTION:
+                with gr.Group(elem_classes=["form-section"]):
+                    gr.HTML(f"<h3>{T('form.section.' + section)}</h3>", elem_classes=["section-head"], padding=False)
+                    form.place_rest(section)
+    train_parallel.build(form)
     return search, upload
 
 
@@ -281,6 +283,7 @@ def _wire(ctx: Context, form: Form, parts: Parts) -> None:
     triggers = [part.change for part in (*fields, preset, parts.card)] + [ctx.tab["train"].select, review.select]
     gr.on(triggers, safe(handlers.review), [preset, parts.card, *fields], [review, parts.bar], **PREVIEW)
     parts.search.change(None, parts.search, None, js="(text) => Studio.filterFields(text)", **PREVIEW)
+    train_parallel.wire(form, parts.cards, safe)
     started = [ctx.tabs, ctx.selected_run, parts.question]
     parts.start.click(safe(handlers.start), [*fields, parts.cards], started, validator=handlers.judge, **ACTION)
     parts.question.apply(safe(handlers.start_released), [*fields, parts.cards], started, **ACTION)

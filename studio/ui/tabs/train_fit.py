@@ -31,6 +31,12 @@ def _present(_moment: int) -> tuple[Device, ...]:
     return present()
 
 
+def device_of(card: str) -> Device:
+    """The device that was chosen; this machine's first for any other word."""
+    known = devices()
+    return known.get(card) or next(iter(known.values()))
+
+
 def fit_json(config: RunConfig, found: Plan | None, workspace: Workspace, card: str) -> dict[str, Any]:
     """The fit on the chosen card, and all cards to choose from; without `verdict` for a model of unknown size."""
     known = devices()

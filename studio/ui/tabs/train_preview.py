@@ -26,6 +26,7 @@ from studio.ui.machine import machine_defaults
 from studio.ui.sentences import translated
 from studio.ui.tabs.train_fit import fit_json
 from studio.ui.tabs.train_model import model_state
+from studio.ui.tabs.train_spread import spread_json
 from studio.ui.widgets.form import Form, error_text, to_control
 from studio.workspace import Workspace, slug
 
@@ -66,12 +67,14 @@ def review(form: Form, values: Sequence[Any], counting: Counting, card: str = ""
     if problem or isinstance(found, Waiting):  # the panel says it already, with its progress
         advice = [item for item in advice if (item.level, item.field) != ("info", DATASET)]
     issues = [_advice(item) for item in [*problem, *advice]]
+    planned = found if isinstance(found, Plan) else None
     file_name = f"{slug(config.name)}.yaml"
     return {
         "ok": not any(issue["level"] == "error" for issue in issues),
         "issues": issues,
-        "counts": counts_json(found, config) if isinstance(found, Plan) else None,
-        "fit": fit_json(config, found if isinstance(found, Plan) else None, counting.workspace, card),
+        "counts": counts_json(planned, config) if planned else None,
+        "fit": fit_json(config, planned, counting.workspace, card),
+        "parallel": spread_json(config, planned, card),
         "model": model_state(config),
         "waiting": [found.done, found.total] if isinstance(found, Waiting) else None,
         "yaml": dump_yaml(config),

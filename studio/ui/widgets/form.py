@@ -15,6 +15,7 @@ from studio.prompts import as_line
 from studio.schema import ConfigError, FieldError, FieldSpec, build, flatten, nest, walk
 from studio.ui.fieldtexts import help_key, label_key
 from studio.ui.i18n import T, current_request, language_of, table
+from studio.ui.sentences import translated
 from studio.ui.widgets.sources import choice_control, entries_control
 
 # These say what a file is; a person has nothing to choose there.
@@ -25,8 +26,9 @@ UNSET = ""
 
 def error_text(error: FieldError, request: gr.Request | None = None) -> str:
     """The sentence of an error in the visitor's language, by its code; the model's own English where there is none."""
-    texts = table(language_of(request or current_request()))
-    said = _sentence(error, texts)
+    language = language_of(request or current_request())
+    texts = table(language)
+    said = _sentence(error, texts) or first_up(_told(error, language))
     if not error.entry:
         return said
     name = texts.get(label_key(f"{error.path}.{error.name}"), error.name)
@@ -34,7 +36,15 @@ def error_text(error: FieldError, request: gr.Request | None = None) -> str:
     return texts[key].format(entry=error.entry, name=name, said=said)
 
 
+def _told(error: FieldError, language: str) -> str:
+    """What the model says, translated where it is known, without the dotted name that a rule between fields begins
+    with: the page shows it at that field."""
+    sentence = re.sub(r"^[a-z_]+(\.[a-z_]+)+: ", "", error.message)
+    return translated(sentence, language)
+
+
 def _sentence(error: FieldError, texts: Mapping[str, str]) -> str:
+    """The text for the error's code; "" where there is none."""
     path = f"{error.path}.{error.name}" if error.name else error.path
     text = texts.get(f"form.error.{error.code}:{path}") or texts.get(f"form.error.{error.code}")
     try:
@@ -42,7 +52,12 @@ def _sentence(error: FieldError, texts: Mapping[str, str]) -> str:
             return text.format(**error.context)
     except (KeyError, IndexError):  # the context lacks a number the sentence wants
         return error.message
-    return error.message[:1].upper() + error.message[1:]
+    return ""
+
+
+def first_up(text: str) -> str:
+    """A text with a capital."""
+    return text[:1].upper() + text[1:]
 
 
 def judged(problem: str) -> dict[str, Any]:
