@@ -218,13 +218,13 @@ def layer_elements(load: Load) -> float:
 
 
 def _gathered_by_fsdp(load: Load) -> float:
-    """The layer at work and the next one, embedding and output layer, and the layer's gradients before they leave."""
+    """The layer at work and the next one, embedding and output layer, and gradients of the layer, sent in 32 bits."""
     shape = load.shape
     layers = (shape.linear_parameters * (load.method != "qlora") + shape.expert_parameters) / shape.num_hidden_layers
     adapter = _adapter(load) / shape.num_hidden_layers
     matrices = (1 if shape.tie_word_embeddings else 2) * shape.embedding_parameters
     trained = (layers if load.method == "full" else 0.0) + adapter
-    return load.stored * (2 * (layers + adapter) + matrices + 2 * trained)
+    return load.stored * (2 * (layers + adapter) + matrices) + (load.number + 4) * trained
 
 
 def update_workspace(load: Load) -> float:

@@ -33,8 +33,7 @@ def _moved(load: Load, batches: int) -> float:
         case "torch":
             return 2 * gradients
         case "fsdp2":
-            gradients = float(load.trained * (load.number if load.mixed else 4))
-            return batches * 2 * gathered_bytes(load) + batches * gradients
+            return batches * (2 * gathered_bytes(load) + gradients)
     if stage == 3:
         return batches * (gathers(load) * gathered_bytes(load) + gradients)
     weights = float(load.trained * load.held) if stage else 0.0
