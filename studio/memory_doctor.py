@@ -67,8 +67,9 @@ class Shortage(BaseModel):
     """`RunError.details` of a lack of memory. Bytes; `step`: optimizer updates done; rows and length of the batch.
 
     `used_bytes` is what the run itself held, `held_bytes` what it had held before the step (or whatever it was).
-    `noticed`: the engine ended before the system did it. `bound`: who set the limit. Of an address space, all sizes are
-    of what was mapped, which is far more than what is really used.
+    `noticed`: the engine ended before the system did it. `sharers`: processes of the run that take from this memory.
+    `bound`: who set the limit. Of an address space, all sizes are of what was mapped, which is far more than what is
+    really used.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -84,13 +85,14 @@ class Shortage(BaseModel):
     used_bytes: int = 0
     held_bytes: int | None = None
     noticed: bool = False
+    sharers: int = 1
     rows: int | None = None
     length: int | None = None
 
     @property
     def usable_bytes(self) -> int:
         """What the run could have had: what it held and what was left, unless that was too little to go on with."""
-        return self.used_bytes + (0 if self.noticed else self.available_bytes)
+        return self.used_bytes + (0 if self.noticed else self.available_bytes // self.sharers)
 
     @property
     def needed_bytes(self) -> int:
@@ -175,6 +177,8 @@ def diagnose(run: RunDir) -> Diagnosis | None:
         return None
     if shortage is None or not isinstance(config, RunConfig):
         return None
+    if shortage.device == "cpu":
+        shortage = shortage.model_copy(update={"sharers": config.parallel.processes_per_machine})
     last = last_checkpoint(run.checkpoints)
     step = step_of(last) if last else 0
     return Diagnosis(shortage, step, _Doctor(config, shortage, step, Workspace(run.path.parent.parent)).remedies())

@@ -242,3 +242,17 @@ def test_last_words_of_a_lost_run(fail: Any, said: str, asked: int | None) -> No
     found = of(run)
     assert (found.shortage.requested_bytes, found.shortage.step, found.checkpoint) == (asked, 25, 20)
     assert found.remedies
+
+
+def test_processes_of_a_run_share_what_was_left_of_main_memory(fail: Any) -> None:
+    told = details(device="cpu", bound="machine")
+    alone, one_of_4 = (of(fail(told, **{"parallel.num_processes": n})) for n in (1, 4))
+    assert alone.shortage.usable_bytes == 12 * GB
+    assert one_of_4.shortage.usable_bytes == 11 * GB + GB // 4
+    card = of(fail(details(), **{"parallel.num_processes": 4}))
+    assert card.shortage.usable_bytes == 12 * GB
+
+
+def test_several_processes_are_offered_to_divide(fail: Any) -> None:
+    found = of(fail(details(), method="full", **{"parallel.num_processes": 4}))
+    assert any("parallel.deepspeed" in fields(remedy) for remedy in found.remedies)
