@@ -145,11 +145,9 @@ def slurm(config: RunConfig, options: Mapping[str, str] | None = None, program: 
 
 
 def _about(config: RunConfig) -> str:
-    spread = config.parallel
-    return (
-        f"A training on {spread.num_machines} machine(s) with {spread.processes_per_machine} process(es) each, "
-        "written by Crucible."
-    )
+    machines, each = config.parallel.num_machines, config.parallel.processes_per_machine
+    processes = f"{each} process{'es' * (each > 1)}{' each' * (machines > 1)}"
+    return f"A training on {machines} machine{'s' * (machines > 1)} with {processes}, written by Crucible."
 
 
 # ---- SkyPilot and Kubernetes -----------------------------------------------------------------------------------------

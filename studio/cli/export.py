@@ -1,4 +1,4 @@
-"""export: write a model as bitsandbytes, GGUF or for Ollama, or upload it to a hub."""
+"""export: write a model as bitsandbytes, GGUF or for Ollama, or upload it to a hub; or a training as a job."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from rich.console import Console
 
+from studio.cli import export_job
 from studio.cli.output_run import carry_out
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import ExportConfig
@@ -41,6 +42,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     hub.add_argument("--hub", choices=get_args(Hub), default="huggingface", help="default: huggingface")
     hub.add_argument("--public", action="store_true", help="everybody may see it (default: only the owner)")
     hub.add_argument("--endpoint", default=None, metavar="URL", help="address of the hub, if it is not the public one")
+    export_job.add_format(formats)
 
 
 def _format(formats: Any, name: str, about: str, *, out: bool = True) -> argparse.ArgumentParser:

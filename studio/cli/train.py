@@ -81,16 +81,22 @@ def _add_spread(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(
-    reference: str | None, overrides: dict[str, Any], environment: Mapping[str, str] | None = None
+    reference: str | None,
+    overrides: dict[str, Any],
+    environment: Mapping[str, str] | None = None,
+    *,
+    scheduled: bool = False,
 ) -> RunConfig:
     """A file or a preset name, with overrides laid over it; None: the overrides alone. Raises ConfigError.
 
     `environment`: where the course notes' variables for several processes are looked for; they win over the file only.
+    `scheduled`: a scheduler will tell where machine 0 is.
     """
     settings = _settings(reference) if reference else {}
     known, wanted = flatten(RunConfig, settings), flatten(RunConfig, overrides)
     told = spread_of(environment or {}, known, wanted)
-    return build(RunConfig, merge(RunConfig, settings, told, overrides))
+    later = {"parallel.main_process_ip": "localhost"} if scheduled else {}
+    return build(RunConfig, merge(RunConfig, later, settings, told, overrides))
 
 
 def _settings(reference: str) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ConfigError([FieldError("hostfile", "Slurm chooses the machines itself; give --hostfile or --slurm")])
     if arguments.hostfile:
         return _train_on_hosts(workspace, arguments, overrides)
-    config = load_config(arguments.config, overrides, os.environ)
+    config = load_config(arguments.config, overrides, os.environ, scheduled=arguments.slurm is not None)
     if arguments.slurm is not None:
         return machines.submit_to_slurm(workspace, config, arguments.slurm, as_json=arguments.json)
     return _start(workspace, config, arguments)

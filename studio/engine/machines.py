@@ -291,4 +291,4 @@ def told_of(peer: Peer, message: dict[str, Any]) -> RunError:
         return lost(peer.name)
     if "machine " in error.message.lower():  # it has its name already
         return error
-    return error.model_copy(update={"message": f"{error.message.rstrip('.')} (on {peer.name})."})
+    return error.model_copy(update={"message": f"{error.message.rstrip('.')} (on machine {peer.machine})."})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from studio import runner
 from studio.cli import machines, main
@@ -230,3 +231,31 @@ def test_a_hostfile_that_cannot_be_used_is_told(config, capsys, tmp_path, monkey
     assert "pdsh, which is not installed here" in run(capsys, "train", config, "--hostfile", str(hosts))[2]
     both = run(capsys, "train", config, "--hostfile", str(hosts), "--slurm", "a=b")[2]
     assert "give --hostfile or --slurm" in both
+
+
+# ---- export job ----
+
+
+def test_a_training_is_written_as_a_job(ws, config, capsys, tmp_path):
+    spread = ("--set", "nnodes=2", "--set", "nproc=4")
+    code, out, _ = run(capsys, "export", "job", "kubernetes", config, *spread)
+    assert code == 0
+    assert [part["kind"] for part in yaml.safe_load_all(out)] == ["Service", "Job"]
+    file = tmp_path / "new" / "job.sbatch"
+    code, out, _ = run(capsys, "export", "job", "slurm", config, *spread, "--out", str(file), "--json")
+    told = json.loads(out)
+    assert (code, told["text"]) == (0, file.read_text(encoding="utf-8"))
+    assert told["submit"] == shlex.join(["sbatch", str(file)])
+    assert len(told["machines"]) == 2
+    code, _, err = run(capsys, "export", "job", "slurm", config, "--out", str(file))
+    assert code == ExitCode.BAD_INPUT
+    assert "exists already" in err
+
+
+def test_an_earlier_run_is_written_as_a_job(ws, config, capsys):
+    assert run(capsys, "train", config, "--work-dir", "first")[0] == 0
+    code, out, _ = run(capsys, "export", "job", "skypilot", "first")
+    assert code == 0
+    task = yaml.safe_load(out)
+    assert (task["name"], task["num_nodes"]) == ("first", 1)
+    assert "rows.jsonl" in task["run"]
