@@ -13,6 +13,7 @@ from studio.durable import sync_tree, write_atomic
 STATE = "trainer_state.json"  # the trainer writes it last
 MANIFEST = "files.json"  # and this is written when the disk has everything: size in bytes of each file
 OPTIMIZER = "optimizer.safetensors"  # what ZeRO and FSDP2 divide, whole and by name; plainly it is optimizer.pt
+FACTS = "optimizer.json"  # beside it: what is no tensor
 _GONE = ".gone"
 
 
@@ -34,6 +35,11 @@ def step_of(checkpoint: Path) -> int:
 def processes_of(checkpoint: Path) -> int:
     """How many processes wrote a checkpoint: each leaves the state of its random numbers."""
     return len(_random_states(checkpoint)) or 1
+
+
+def divided_by(checkpoint: Path) -> int:
+    """Among how many processes DeepSpeed's own files divide the optimizer; 0 where there are none."""
+    return len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
 
 
 def _random_states(checkpoint: Path) -> list[Path]:

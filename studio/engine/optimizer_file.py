@@ -6,6 +6,7 @@ and reads it; one weight after the other passes through its memory. What is no t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch.distributed
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import safe_open
 
-from studio.checkpoints import OPTIMIZER
+from studio.checkpoints import FACTS, OPTIMIZER
 from studio.durable import write_atomic
 from studio.engine import ranks
 from studio.engine.divided import WEIGHT, Divided, Scalars
@@ -23,7 +24,8 @@ from studio.engine.shards import Shards
 from studio.engine.together import agree, attempt, carrier, of_first
 from studio.events import RunError
 
-FACTS = "optimizer.json"
+Get = Callable[[str, str], torch.Tensor]
+"""(name of a weight, key) -> the whole numbers, float32, on the CPU."""
 _CHANGING = ("lr", "initial_lr", "step")
 _ONE_FILE = 2**62  # bytes: never a second one
 
@@ -83,22 +85,24 @@ def read(folder: Path, view: Divided, facts: Facts, *, only_weights: bool = Fals
 
     Raises EngineError for a checkpoint of other weights.
     """
+    if not ranks.is_first():
+        _refuse(of_first(""), folder)
+        spread(view, facts, None, only_weights=only_weights)
+        return
+    with safe_open(folder / OPTIMIZER, "pt") as file:
+        _refuse(of_first(_difference(set(file.keys()), view, facts)), folder)
+        spread(view, facts, lambda name, key: file.get_tensor(f"{name}:{key}"), only_weights=only_weights)
+
+
+def spread(view: Divided, facts: Facts, get: Get | None, *, only_weights: bool = False) -> None:
+    """Put the numbers the first process can `get` where this run wants them; all processes call it together."""
     keys = [WEIGHT] if only_weights else [WEIGHT, *facts.keys]
     if not only_weights:
         view.prepare(facts.keys, facts.scalars)
         _restore_groups(view.optimizer.param_groups, facts.groups)
-    if ranks.is_first():
-        with safe_open(folder / OPTIMIZER, "pt") as file:
-            wrong = of_first(_difference(set(file.keys()), view, facts))
-            _refuse(wrong, folder)
-            for name in view.weights:
-                for key in keys:
-                    view.put(name, key, _from_first(file.get_tensor(f"{name}:{key}"), view.shape(name)))
-    else:
-        _refuse(of_first(""), folder)
-        for name in view.weights:
-            for key in keys:
-                view.put(name, key, _from_first(None, view.shape(name)))
+    for name in view.weights:
+        for key in keys:
+            view.put(name, key, _from_first(get(name, key) if get else None, view.shape(name)))
     view.finish()
 
 

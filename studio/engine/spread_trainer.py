@@ -8,7 +8,7 @@ leaves DeepSpeed's own files, one for each process. Files written on other machi
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from trl.trainer.sft_trainer import SFTTrainer
 from studio.checkpoints import processes_of, step_of
 from studio.engine import fsdp, optimizer_file, ranks, transport, zero3
 from studio.engine.divided import Divided, divided, swaps
-from studio.engine.optimizer_file import Facts
+from studio.engine.optimizer_file import Facts, Get
+from studio.engine.plain_checkpoint import is_plain, open_plain
 from studio.engine.together import agree, attempt, carrier, of_first
 
 _COUNTERS = ("global_steps", "global_samples", "skipped_steps")
@@ -31,6 +32,7 @@ class SpreadTrainer(SFTTrainer):
     """SFTTrainer whose checkpoints do not depend on how many processes there are."""
 
     _failure: Exception | None = None
+    _order: Sequence[str] = ()
     _apart: bool | None = None  # this process sees another disk than the first one
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
@@ -140,13 +142,43 @@ class SpreadTrainer(SFTTrainer):
         self.state.best_model_checkpoint = of_first(self.state.best_model_checkpoint)
         return found
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The optimizer; the order of its weights is kept, for DeepSpeed will put others in their place."""
+        made = super().create_optimizer(model)
+        names = {id(weight): name for name, weight in Divided(self.model, None).weights.items()}
+        self._order = [names[id(weight)] for group in made.param_groups for weight in group["params"]]
+        return made
+
     def _prepare_for_training(self, max_steps: Any, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        prepare: Any = super()._prepare_for_training
         checkpoint = Path(resume_from_checkpoint) if resume_from_checkpoint else None
-        facts = optimizer_file.read_facts(checkpoint) if checkpoint else None
-        if checkpoint is None or facts is None:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)  # type: ignore[no-untyped-call]
-        found = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
-        optimizer_file.read(checkpoint, self._view(), facts)
+        if checkpoint is None:
+            return prepare(max_steps, train_dataloader, None)
+        facts = optimizer_file.read_facts(checkpoint)
+        divides = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        if facts is None and not (divides and is_plain(checkpoint)):
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        found = prepare(max_steps, train_dataloader, None)
+        if facts is None:
+            facts = self._divide(checkpoint)
+        else:
+            optimizer_file.read(checkpoint, self._view(), facts)
+        self._go_on(checkpoint, facts)
+        return found
+
+    def _divide(self, checkpoint: Path) -> Facts:
+        """Go on from a checkpoint of a run that divided nothing."""
+        view, opened = self._view(), list[tuple[Facts, Get]]()
+        shapes = {name: view.shape(name) for name in view.weights}
+        read = attempt(lambda: opened.append(open_plain(checkpoint, self._order, shapes))) if ranks.is_first() else None
+        agree(read)
+        facts = of_first(opened[0][0] if opened else None)
+        assert facts is not None
+        optimizer_file.spread(view, facts, opened[0][1] if opened else None)
+        return facts
+
+    def _go_on(self, checkpoint: Path, facts: Facts) -> None:
+        """The rest of a checkpoint, once weights and optimizer are what they were."""
         if self.is_deepspeed_enabled:
             engine: Any = self.model_wrapped
             vars(engine).update(facts.counters)
@@ -157,7 +189,6 @@ class SpreadTrainer(SFTTrainer):
             saved = torch.load(checkpoint / SCHEDULER_NAME, weights_only=True)
             self.lr_scheduler.load_state_dict(_for_groups(saved, len(self.optimizer.param_groups)))
         self._load_scaler(str(checkpoint))
-        return found
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """The random numbers go on; with another number of processes new ones begin, other in each process."""
