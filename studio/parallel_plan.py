@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from studio.parallel_section import ParallelSection, Zero
-from studio.sections import LoraSection, Method, ModelSection, TrainSection
+from studio.sections import CHANGES_BASE, LoraSection, Method, ModelSection, TrainSection
 
 WANT_WHOLE = {
     "adafactor": "learns by the rows and columns of whole ones",
     "adagrad": "has set its memory up for whole ones before",
 }
 """Optimizers that DeepSpeed's ZeRO cannot divide, and why."""
+
+_ON_DIVIDED = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
+"""Optimizers that step on tensors divided by FSDP2: torch's own."""
 
 
 class Spread(Protocol):
@@ -43,6 +46,7 @@ def _conflicts(config: Spread) -> Iterator[str]:
     yield from _one_way(config)
     if config.parallel.deepspeed != "none":
         yield from _with_zero(config, config.parallel.zero, "parallel.deepspeed")
+    yield from _fsdp(config)
     yield from _sequences(config)
 
 
@@ -99,10 +103,33 @@ def _with_zero(config: Spread, zero: Zero, field: str) -> Iterator[str]:
         )
 
 
-def _sequences(config: Spread) -> Iterator[str]:
-    section = config.parallel
-    if section.num_processes % section.sequence_parallel_size:
+def _fsdp(config: Spread) -> Iterator[str]:
+    """FSDP2 divides torch's own tensors among several processes, and optimizers must take them divided."""
+    name = config.parallel.fsdp
+    if name == "none":
+        return
+    if config.parallel.num_processes == 1:
+        yield "parallel.fsdp: one process has nothing to divide; set it to none, or train with more processes"
+    if config.method == "qlora":
         yield (
-            f"parallel.sequence_parallel_size: {section.sequence_parallel_size} does not divide "
-            f"{section.num_processes} processes; choose a number that does, or 1"
+            f"parallel.fsdp: {name} leaves weights in 4 bits whole in every process; choose the method lora, or "
+            "parallel.deepspeed zero3"
         )
+    if config.train.optim not in _ON_DIVIDED:
+        yield f"parallel.fsdp: the optimizer {config.train.optim} takes no divided weights; choose adamw_torch"
+    if config.method == "lora" and config.lora.init_lora_weights in CHANGES_BASE:
+        start = config.lora.init_lora_weights
+        yield f"parallel.fsdp: the start {start} is converted with whole weights; set lora.init_lora_weights to default"
+
+
+def _sequences(config: Spread) -> Iterator[str]:
+    """Processes share conversations by way of DeepSpeed, and each must be in a group of them."""
+    section = config.parallel
+    size, field = section.sequence_parallel_size, "parallel.sequence_parallel_size"
+    if section.num_processes % size:
+        yield f"{field}: {size} does not divide {section.num_processes} processes; choose a number that does, or 1"
+    if size > 1 and section.deepspeed == "none" and not section.deepspeed_config:
+        instead = "" if section.fsdp == "none" else " and parallel.fsdp none"
+        yield f"{field}: DeepSpeed shares conversations; choose parallel.deepspeed zero3{instead}, or set it to 1"
+    if size > 1 and config.model.attn_implementation == "eager":
+        yield f"{field}: the attention eager cannot be shared; set model.attn_implementation to auto"

@@ -60,8 +60,8 @@ class ParallelSection(Section):
     sequence_parallel_size: Annotated[
         int, Field(ge=1, le=64), Ui(label="Sequence parallel", aliases=("sp_size",), advanced=True)
     ] = 1
-    """So many processes share each conversation, for texts too long for the memory of one GPU. Needs zero3 and a number
-    of processes that it divides. 1: off."""
+    """So many processes share each conversation, for texts too long for the memory of one GPU. Needs DeepSpeed ZeRO and
+    a number of processes that it divides. 1: off."""
     num_machines: Annotated[int, Field(ge=1, le=1024), Ui(label="Machines", aliases=("nnodes",), advanced=True)] = 1
     """How many machines train together; each starts its part with its own command."""
     machine_rank: Annotated[

@@ -30,6 +30,7 @@ from studio.records.store import DatasetStore
 from studio.records.template import choose_template
 from studio.remote_code import NO_CODE, allowed
 from studio.run_size import run_size
+from studio.sequence_heads import about_heads
 from studio.workspace import Workspace, slug
 
 MIN_FREE_BYTES = 200 * 1024 * 1024
@@ -49,7 +50,7 @@ def preflight(config: RunConfig, workspace: Workspace, machine: Hardware | None 
     found += _about_adapter(config, frozen) + _about_choices(frozen, usable(machine))
     found += about_processes(frozen, machine, usable(machine).gpus)
     found += [Advice("error", trackers.FIELD, it.message, it.hint) for it in trackers.lacking(config.train.report_to)]
-    found += about_zero(frozen)
+    found += about_zero(frozen) + about_heads(frozen)
     counted = None
     if model is not None:
         found += _about_memory(frozen, model, machine)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from studio.engine import zero3
+from studio.engine import fsdp, zero3
 from studio.engine.activity import batch
 from studio.engine.model import Precision
 from studio.engine.stopping import Endings, cut, endings
@@ -34,6 +34,7 @@ def undisturbed(model: torch.nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
+            fsdp.rest(model)
             model.train(training)
             random.setstate(python)
             np.random.set_state(numpy)

@@ -20,7 +20,7 @@ from studio.chains import lineage
 from studio.checkpoints import step_of
 from studio.config import RunConfig
 from studio.durable import sync, sync_tree, write_atomic
-from studio.engine import ranks, zero3
+from studio.engine import fsdp, ranks, zero3
 from studio.engine.best import Ending
 from studio.engine.converted import layout_note
 from studio.engine.model import Loaded
@@ -48,7 +48,13 @@ def save_result(run: RunDir, config: RunConfig, loaded: Loaded, card: str) -> Sa
     event = SavedEvent(path=target.name, what="model" if whole else "adapter")
     first = ranks.is_first()
     trained = (weight for weight in loaded.model.parameters() if weight.requires_grad)
-    weights = zero3.whole_weights(loaded.model, loaded.saved_dtype, keep=first) if whole else {}
+    weights = {}
+    if whole:
+        weights = zero3.whole_weights(loaded.model, loaded.saved_dtype, keep=first)
+    elif fsdp.is_divided(loaded.model):
+        weights = fsdp.trained_weights(loaded.model, keep=first)
+    else:
+        weights = zero3.trained_in_32_bits(loaded.model, keep=first)
     with zero3.whole([] if whole else trained):
         if first:
             _write_result(target, config, loaded, card, weights)
@@ -56,12 +62,12 @@ def save_result(run: RunDir, config: RunConfig, loaded: Loaded, card: str) -> Sa
 
 
 def _write_result(target: Path, config: RunConfig, loaded: Loaded, card: str, weights: dict[str, torch.Tensor]) -> None:
-    """The folder of a result; `weights`: all of them, where every one was trained."""
+    """The folder of a result; `weights`: all of them where every one was trained, the trained ones under FSDP2."""
     with _replacing(target) as folder:
-        if weights:
+        if config.method == "full":
             _save_model(loaded, folder, weights)
         else:
-            _save_adapter(loaded, folder, config.model.model_name_or_path)
+            _save_adapter(loaded, folder, config.model.model_name_or_path, weights or None)
         save_tokenizer(loaded.tokenizer, folder)
         _save_generation(loaded, folder)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -175,7 +181,7 @@ def plain(text: str) -> str:
     return " ".join(text.replace("`", "'").split())
 
 
-def _save_adapter(loaded: Loaded, folder: Path, base: str) -> None:
+def _save_adapter(loaded: Loaded, folder: Path, base: str, weights: dict[str, torch.Tensor] | None) -> None:
     """The adapter, naming its base model as the run's configuration does, not by a path on this machine."""
     settings = loaded.model.active_peft_config
     path = settings.base_model_name_or_path
@@ -184,7 +190,7 @@ def _save_adapter(loaded: Loaded, folder: Path, base: str) -> None:
         with _start_as_files(loaded) as start:
             # "auto" would ask the hub about the base model
             loaded.model.save_pretrained(
-                folder, save_embedding_layers=False, path_initial_model_for_weight_conversion=start
+                folder, save_embedding_layers=False, path_initial_model_for_weight_conversion=start, state_dict=weights
             )
     finally:
         settings.base_model_name_or_path = path

@@ -15,7 +15,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from studio import checkpoints
 from studio.config import RunConfig
-from studio.engine import ranks, zero
+from studio.engine import fsdp, ranks, zero
 from studio.engine.activity import batch, during
 from studio.engine.answers import undisturbed
 from studio.engine.attention import Collator
@@ -24,6 +24,7 @@ from studio.engine.epoch_order import EpochOrder, dataset_of
 from studio.engine.model import Loaded
 from studio.engine.pace import Pace, Plan
 from studio.engine.saving import without_generation_settings
+from studio.engine.sequences import Sequences, parallelism, sequences_of
 from studio.engine.soundness import Guard
 from studio.engine.spread_trainer import SpreadTrainer
 from studio.engine.together import agree, attempt
@@ -46,6 +47,7 @@ class Trainer(SpreadTrainer):
     complete: Callable[[Path], None] | None = None  # adds to a checkpoint what it takes to use it as it is
     row_sizes: Indices
     shares: int = 1  # processes with rows of their own
+    sequences: Sequences | None = None
     waits: Waits
     own_tokens: Any = 0
     own_places: int = 0
@@ -68,6 +70,23 @@ class Trainer(SpreadTrainer):
         rounds = args.gradient_accumulation_steps
         return EpochOrder(self.row_sizes, args.seed, per_round * rounds, per_round if self.shares > 1 else 1)
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """The rows of the training, dealt to the processes."""
+        loader = super().get_train_dataloader()
+        return self.sequences.deal(loader) if self.sequences else loader
+
+    def get_sp_size(self) -> int:
+        """For the library to count batches with: those a process gets are dealt to its group already."""
+        return 1
+
+    def _prepare_for_training(self, *args: Any) -> Any:
+        if self.sequences is None:
+            return super()._prepare_for_training(*args)
+        self.sequences.begin(self)
+        found = super()._prepare_for_training(*args)
+        self.sequences.take_over(self)
+        return found
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Validation rows are never packed, whatever the training rows are."""
         collator, self.data_collator = self.data_collator, self.validation_collator
@@ -87,7 +106,7 @@ class Trainer(SpreadTrainer):
         rows, length = inputs["input_ids"].shape
         done, which = self.state.global_step, self._at[1] + 1
         self._at = (done, which if done == self._at[0] else 0)
-        self.pace.places += rows * length * self.shares
+        self.pace.places += rows * length * ranks.world()
         self.own_places += rows * length
         with during("step", rows=rows, length=length), self.waits.batch():
             loss = super().training_step(model, inputs, *args)  # type: ignore[no-untyped-call]
@@ -124,6 +143,7 @@ class Trainer(SpreadTrainer):
         """Train; a checkpoint to go on from may have been moved since it was written."""
         if resume_from_checkpoint and ranks.is_first():
             checkpoints.settle(Path(resume_from_checkpoint))
+        fsdp.begin(self.model)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -229,6 +249,10 @@ def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, valid
         remove_unused_columns=False,  # rows are made by a transform: their columns are not the dataset's
         max_length=None,
         deepspeed=zero.settings(config, RunDir(output.parent)),
+        fsdp=config.parallel.fsdp != "none",
+        fsdp_config=fsdp.settings(config),
+        accelerator_config=fsdp.accumulation(config),
+        parallelism_config=parallelism(config, loaded.model),
         ddp_timeout=config.parallel.ddp_timeout,
         report_to=[],  # `trackers` hands them on, so that one that fails does not end the run
         run_name=output.parent.name,
@@ -251,16 +275,20 @@ def build_trainer(
     # TRL rounds a 4-bit model's adapter to bfloat16: too coarse for small updates, and a loss for one that goes on.
     whole = [weight for weight in loaded.model.parameters() if not hasattr(weight, "ds_id")]
     trained = [(weight, weight.data.float()) for weight in whole if weight.requires_grad]
+    if arguments.fsdp:
+        fsdp.admit(loaded.precision.device)
+    sequences = sequences_of(arguments.parallelism_config)
     trainer = Trainer(
         model=loaded.model,
         args=arguments,
         train_dataset=dataset_of(data.train, filler=data.shares > 1),
         eval_dataset=dataset_of(data.validation) if len(data.validation) else None,
         processing_class=loaded.tokenizer,
-        data_collator=data.collator,
+        data_collator=sequences.collator(data.collator) if sequences else data.collator,
         callbacks=list(callbacks),
     )
     trainer.row_sizes, trainer.shares, trainer.waits = data.train.sizes, data.shares, Waits()
+    trainer.sequences = sequences
     trainer.pace, trainer.guard = pace or Pace(), guard
     # The library's own rotation goes by the clock, deletes bit by bit, and takes a stopped run's last checkpoint.
     trainer.checkpoints_kept, arguments.save_total_limit = arguments.save_total_limit, None
@@ -270,4 +298,6 @@ def build_trainer(
         trainer.add_callback(ConfirmZero(trainer))
     for weight, numbers in trained:
         weight.data = numbers
+    if arguments.fsdp:
+        fsdp.divide(trainer.accelerator, trainer.model, loaded.precision)
     return trainer

@@ -74,14 +74,41 @@ def usable(model: torch.nn.Module) -> Iterator[None]:
 def whole_weights(model: torch.nn.Module, dtype: torch.dtype, *, keep: bool) -> dict[str, torch.Tensor]:
     """All weights by name, floating ones as `dtype`; nothing where `keep` is false: such a process helps to gather.
 
-    Divided ones are copied to main memory, one at a time. Names that share one parameter share one tensor.
+    Divided ones, also FSDP2's, are copied to main memory, one at a time. Names of one parameter share one tensor.
     """
     known = dict[int, torch.Tensor]()
     names: dict[str, Any] = dict(model.state_dict(keep_vars=True))
     for value in {id(value): value for value in names.values()}.values():
-        with whole([value]):
+        exact = value.full_tensor() if hasattr(value, "full_tensor") else _in_32_bits(value)
+        part = value if exact is None else exact
+        with whole([value] if exact is None else []):
             if keep:
                 wanted = dtype if value.is_floating_point() else value.dtype
-                divided = hasattr(value, "ds_id")
-                known[id(value)] = value.detach().to("cpu" if divided else value.device, wanted, copy=divided)
+                divided = hasattr(value, "ds_id") or part is not value
+                known[id(value)] = part.detach().to("cpu" if divided else value.device, wanted, copy=divided)
     return {name: known[id(value)] for name, value in names.items()} if keep else {}
+
+
+def trained_in_32_bits(model: torch.nn.Module, *, keep: bool) -> dict[str, torch.Tensor]:
+    """The trained weights by name as ZeRO's optimizer keeps them, where the model itself has 16 bits; else nothing.
+
+    Nothing either where `keep` is false: such a process helps to gather.
+    """
+    found = dict[str, torch.Tensor]()
+    for name, weight in model.named_parameters():
+        exact = _in_32_bits(weight)
+        if exact is not None and keep:
+            found[name] = exact.detach().cpu()
+    return found
+
+
+def _in_32_bits(weight: torch.Tensor) -> torch.Tensor | None:
+    """The whole float32 numbers the optimizer steps on, of a weight of 16 bits; None for any other."""
+    if weight.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if not (hasattr(weight, "_hp_mapping") or hasattr(weight, "_z3_optimizer")):
+        return None
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    exact: torch.Tensor = safe_get_full_fp32_param(weight)
+    return exact.reshape(shape_of(weight))

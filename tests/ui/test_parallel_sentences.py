@@ -17,6 +17,13 @@ from studio.ui.sentences import translated
 
 NEEDED = {"model.model_name_or_path": "crucible/ember", "data.dataset": "identity"}
 LATIN = re.compile(r"[A-Za-z]+ [a-z]+ [a-z]+")
+FSDP: dict[str, Any] = {"method": "lora", "parallel.num_processes": 2, "parallel.fsdp": "fsdp2"}
+BESIDE_FSDP: list[dict[str, Any]] = [
+    {"method": "qlora"},
+    {"train.optim": "adamw_8bit"},
+    {"lora.init_lora_weights": "pissa"},
+    {"parallel.sequence_parallel_size": 2},
+]
 CONFLICTS: list[dict[str, Any]] = [
     {"parallel.num_processes": 3, "parallel.num_machines": 2},
     {"parallel.num_processes": 2, "parallel.num_machines": 2, "parallel.machine_rank": 2},
@@ -27,6 +34,11 @@ CONFLICTS: list[dict[str, Any]] = [
     {"parallel.deepspeed": "zero2", "train.optim": "adagrad"},
     {"parallel.deepspeed": "zero2", FIELD: "own.json"},
     {"parallel.deepspeed": "zero2", "parallel.fsdp": "fsdp2"},
+    {"parallel.fsdp": "fsdp2", "method": "lora"},
+    *({**FSDP, **changes} for changes in BESIDE_FSDP),
+    {"parallel.num_processes": 2, "parallel.sequence_parallel_size": 2},
+    {"parallel.num_processes": 2, "parallel.sequence_parallel_size": 2, "parallel.deepspeed": "zero3"}
+    | {"model.attn_implementation": "eager"},
 ]
 FILES: list[object] = [
     "{",

@@ -9,6 +9,7 @@ import pytest
 from studio.config import RunConfig
 from studio.preflight_parallel import about_zero
 from studio.schema import ConfigError, build, merge
+from studio.sequence_heads import about_heads, heads_conflict
 
 NEEDED = {"model.model_name_or_path": "crucible/ember", "data.dataset": "identity"}
 
@@ -28,6 +29,12 @@ def test_every_method_goes_with_every_stage(method: str, stage: str, processes: 
     assert found.effective_batch_size == 16 * processes
 
 
+FSDP: dict[str, Any] = {"method": "lora", "parallel.num_processes": 2, "parallel.fsdp": "fsdp2"}
+SHARED: dict[str, Any] = {
+    "parallel.num_processes": 2,
+    "parallel.sequence_parallel_size": 2,
+    "parallel.deepspeed": "zero3",
+}
 CONFLICTS: list[tuple[dict[str, Any], str]] = [
     ({"parallel.num_processes": 3, "parallel.num_machines": 2}, r"num_processes: 3 .* choose a multiple of 2"),
     (
@@ -46,6 +53,17 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
         {"parallel.deepspeed_config": "own.json", "parallel.fsdp": "fsdp2"},
         r"fsdp: fsdp2 and parallel\.deepspeed_config",
     ),
+    (FSDP | {"parallel.num_processes": 1}, r"fsdp: one process has nothing to divide; set it to none"),
+    (FSDP | {"method": "qlora"}, r"fsdp: .* 4 bits whole in every process; choose the method lora, or .* zero3"),
+    (FSDP | {"train.optim": "adamw_8bit"}, r"fsdp: .* adamw_8bit takes no divided weights; choose adamw_torch"),
+    (FSDP | {"lora.init_lora_weights": "pissa"}, r"fsdp: .* pissa .* set lora\.init_lora_weights to default"),
+    (FSDP | {"parallel.sequence_parallel_size": 2}, r"sequence_parallel_size: .* zero3 and parallel\.fsdp none, or"),
+    (
+        {"parallel.num_processes": 2, "parallel.sequence_parallel_size": 2},
+        r"sequence_parallel_size: .* zero3, or set it to 1",
+    ),
+    (SHARED | {"parallel.num_processes": 3}, r"sequence_parallel_size: 2 does not divide 3 processes"),
+    (SHARED | {"model.attn_implementation": "eager"}, r"sequence_parallel_size: .* eager .* to auto"),
 ]
 
 
@@ -62,3 +80,22 @@ def test_one_process_has_nothing_to_divide(stage: str) -> None:
     assert "nothing to divide" in about_zero(alone)[0].message
     assert not about_zero(configuration(**{"parallel.deepspeed": stage, "parallel.num_processes": 2}))
     assert stage == "zero1" or not about_zero(configuration(**{"parallel.deepspeed": f"{stage}_offload"}))
+
+
+@pytest.mark.parametrize(
+    ("size", "heads", "key_value_heads", "nearest"),
+    [(2, 14, 2, None), (4, 14, 2, "choose 2"), (8, 32, 4, None), (3, 12, 4, "choose 2"), (5, 7, 7, "choose 1")],
+)
+def test_processes_that_share_conversations_must_divide_the_heads(
+    size: int, heads: int, key_value_heads: int, nearest: str | None
+) -> None:
+    found = heads_conflict(size, heads, key_value_heads)
+    assert (found and found[1]) == nearest
+
+
+def test_it_is_said_before_the_start_that_the_heads_cannot_be_divided() -> None:
+    six = SHARED | {"parallel.num_processes": 6, "parallel.sequence_parallel_size": 6}
+    assert about_heads(configuration()) == []
+    (told,) = about_heads(configuration(**six))
+    assert told.level == "error"
+    assert told.field == "parallel.sequence_parallel_size"
