@@ -32,7 +32,8 @@ class Device:
     """Where a run would compute. Memory in bytes, bandwidths in GB/s; `free_bytes` is what a process of it can have.
 
     `bf16`: bfloat16 is computed natively. `present`: it is in this machine. `link`: to the next process of the same
-    machine, one way; `bus`: to main memory. `count`: how many of its kind there are to be had.
+    machine, one way; `bus`: to main memory. `count`: how many of its kind there are to be had; `main_memory` of
+    the machine it is in, None where nobody knows.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Device:
     link: float = BUS
     bus: float = BUS
     count: int = 1
+    main_memory: int | None = None
 
     def shared_by(self, processes: int) -> Device:
         """What one of the processes of a machine has: of main memory and processors its share, of cards its own."""
@@ -128,6 +130,7 @@ def _from_gpu(gpu: hardware.Gpu, count: int) -> Device:
         present=True,
         link=card.link if card else BUS,
         count=count,
+        main_memory=hardware.memory_bytes()[0],
     )
 
 

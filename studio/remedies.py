@@ -15,6 +15,7 @@ from studio.model_shape import ModelShape
 from studio.parallel_plan import conflict
 from studio.sharding import WHOLE, Sharding
 from studio.speed import seconds_per_token
+from studio.states import held
 
 SHORTEST = 256
 WANTED_FIXES = 3
@@ -71,6 +72,12 @@ class Case:
         """Whether it fits; quicker than `bounds`."""
         return verdict_of(load_of(self.config, self.shape, self.device, self.facts, self.sharding), self.device)
 
+    def lacks_main_memory(self) -> bool:
+        """What it keeps in main memory is more than there is, as far as is known."""
+        load = load_of(self.config, self.shape, self.device, self.facts, self.sharding)
+        there = self.device.main_memory
+        return there is not None and held(load).host * load.sharding.local > there
+
     def seconds_per_token(self) -> float:
         """Its time, by rule of thumb."""
         load = load_of(self.config, self.shape, self.device, self.facts, self.sharding)
@@ -116,6 +123,8 @@ def _mildest(case: Case, wanted: tuple[Verdict, ...]) -> Iterator[dict[str, Any]
     yield from _narrower(case, wanted)
     for spread in wider(case.config, case.device):
         changed = case.changed(spread)
+        if changed.lacks_main_memory():
+            continue
         if changed.verdict() in wanted:
             yield spread
         elif not case.config.train.gradient_checkpointing:

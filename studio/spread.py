@@ -11,7 +11,7 @@ from typing import Any
 
 from studio.activations import Load
 from studio.bounds import UNKNOWN, Bounds, Facts, Verdict, bounds, load_of
-from studio.config import RunConfig
+from studio.config import Method, RunConfig
 from studio.devices import Device
 from studio.estimate import Advice
 from studio.footprint import PARTS
@@ -83,8 +83,18 @@ def rows(
         changed = with_overrides(config, overrides_of(name))
         load = load_of(changed, shape, device, facts)
         row = _row(name, load, device, whole, network)
-        found.append(replace(row, chosen=name == chosen_level(config), problem=conflict(changed) or ""))
+        problem = conflict(changed) or _main_memory(row, device)
+        found.append(replace(row, chosen=name == chosen_level(config), problem=problem))
     return tuple(found)
+
+
+def _main_memory(row: Row, device: Device) -> str:
+    """What is kept in main memory is more than there is."""
+    there = device.main_memory
+    if there is None or row.host_bytes <= there:
+        return ""
+    needed = f"what is kept in main memory needs {row.host_bytes / 1e9:.1f} GB"
+    return f"parallel.deepspeed: {needed}, and this machine has {there / 1e9:.1f} GB"
 
 
 def _row(name: str, load: Load, device: Device, whole: Bounds, network: float) -> Row:
@@ -141,6 +151,15 @@ def lowest(found: tuple[Row, ...], wanted: tuple[Verdict, ...] = ("fits",)) -> R
     """The mildest way to divide that fits and can be chosen; None if none does."""
     by_name = {row.name: row for row in found if row.verdict in wanted and not row.problem}
     return next((by_name[name] for name in WIDER if name in by_name), None)
+
+
+def levels(config: RunConfig, shape: ModelShape, device: Device, facts: Facts = UNKNOWN) -> dict[Method, str | None]:
+    """For each method the mildest way to divide that fits; None where none does."""
+    methods: tuple[Method, ...] = ("lora", "qlora", "full")
+    found = {
+        method: lowest(rows(with_overrides(config, {"method": method}), shape, device, facts)) for method in methods
+    }
+    return {method: row.name if row else None for method, row in found.items()}
 
 
 def advice(config: RunConfig, shape: ModelShape, device: Device, facts: Facts = UNKNOWN) -> Advice | None:

@@ -26,7 +26,7 @@ from studio.records.sources import NotCounted
 from studio.schema import ConfigError, FieldError, parse_overrides
 from studio.sharding import WHOLE
 from studio.speed import recorded
-from studio.spread import advice, amount, link_words, lowest, rows
+from studio.spread import advice, amount, levels, link_words, lowest, rows
 from studio.workspace import Workspace
 
 GB = 2**30  # as the driver and the names of the cards count
@@ -113,6 +113,7 @@ class _Result:
         self.fit: Fit = fit(config, shape, device, facts, speed=speed)
         self.methods = advise_method(config, shape, device, facts)
         self.spread = rows(config, shape, device, facts)
+        self.levels = levels(config, shape, device, facts)
         self.advice = advice(config, shape, device, facts)
         self.load = load_of(config, shape, device, facts)
         self.counted: Measurement | None = None
@@ -128,6 +129,7 @@ class _Result:
         counted = asdict(self.counted) if self.counted else None
         return asdict(self.fit) | {
             "methods": [asdict(choice) for choice in self.methods],
+            "levels": self.levels,
             "spread": [asdict(row) for row in self.spread],
             "advice": str(self.advice) if self.advice else None,
             "counted": counted,
@@ -216,6 +218,8 @@ def _show_spread(result: _Result, console: Console) -> None:
             style="dim" if row.problem else "",
         )
     console.print(table)
+    words = [f"{method}: {name or 'none does'}" for method, name in result.levels.items()]
+    console.print(f"the lowest that fits: {', '.join(words)}")
     console.print(link_words(result.load.sharding.machines, result.fit.device))
     if result.advice:
         console.print(f"note: {result.advice}", markup=False)

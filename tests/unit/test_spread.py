@@ -24,7 +24,7 @@ from studio.resources import predicted_bytes
 from studio.schema import build, merge
 from studio.sharding import WHOLE, Sharding, sharding_of
 from studio.speed import computed, recorded
-from studio.spread import LEVELS, Row, advice, lowest, overrides_of, rows
+from studio.spread import LEVELS, Row, advice, levels, lowest, overrides_of, rows
 from studio.states import Gradients, buffers, held
 from studio.traffic import gathers, sending_seconds, sent_bytes
 from studio.workspace import Workspace
@@ -270,8 +270,19 @@ def test_the_lowest_stage_that_fits_is_advised() -> None:
     assert advice(config_of(method="full"), SHAPE, A100) is None  # nobody spoke of several
 
 
+def test_each_method_has_a_lowest_stage_of_its_own() -> None:
+    found = levels(spread_of(8), SHAPE, find_card("RTX 3090 24GB"))
+    assert found == {"lora": "none", "qlora": "none", "full": "zero2_offload"}
+    here = replace(find_card("RTX 3090 24GB"), main_memory=64 << 30)
+    assert levels(spread_of(8), SHAPE, here)["full"] is None  # 130 GB of main memory are not there
+    offload = row("zero2_offload", rows(spread_of(8, method="full"), SHAPE, here))
+    assert offload.problem.endswith("and this machine has 68.7 GB")
+    alone = fit(config_of(method="full"), SHAPE, here)
+    assert not any("offload" in str(fix.overrides) for fix in alone.fixes)
+
+
 def test_several_gpus_of_this_machine_are_offered_where_one_is_too_small() -> None:
-    gpus = [Gpu(n, "NVIDIA A100-SXM4-80GB", 80 << 30, 79 << 30, (8, 0)) for n in range(4)]
+    gpus = [Gpu(n, "NVIDIA A100-SXM4-80GB", 80 << 30, 79 << 30, "8.0") for n in range(4)]
     device = from_gpus(gpus)[0]
     assert device.count == 4
     config = config_of(method="full", **{"train.gradient_accumulation_steps": 4})
@@ -304,6 +315,7 @@ def test_the_verb_shows_the_ways_to_divide(workspace: Workspace, capsys: pytest.
     assert "none (chosen)" in text
     assert "zero1 fits" in text
     assert "300 GB/s" in text
+    assert "the lowest that fits: lora: none, qlora: none, full: zero1" in text
     assert main(["estimate", *words, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert {one["name"] for one in found["spread"]} == set(LEVELS)
@@ -328,7 +340,7 @@ def test_bare_weights_are_held_in_part(method: str, stage: str, share: float) ->
 def test_main_memory_must_hold_what_is_offloaded(tmp_path: Path, total: int, free: int, level: str) -> None:
     sizes = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 92544}
     (tmp_path / "config.json").write_text(json.dumps(sizes | {"intermediate_size": 14336}), encoding="utf-8")
-    gpu = Gpu(0, "NVIDIA A100-SXM4-80GB", 80 << 30, 79 << 30, (8, 0))
+    gpu = Gpu(0, "NVIDIA A100-SXM4-80GB", 80 << 30, 79 << 30, "8.0")
     machine = Hardware(8, 0.0, total, free, 1 << 40, (gpu,) * 8, None)
     layer = {"model.model_name_or_path": str(tmp_path), "parallel.deepspeed": "zero2_offload"}
     found = about_division(spread_of(8, method="full", **layer), machine, gpu, None)
