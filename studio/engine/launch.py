@@ -30,7 +30,7 @@ from studio.engine.journal import Journal
 from studio.engine.machines import Together
 from studio.engine.rank_ends import cause, ends_of, last_line, told
 from studio.engine.shepherd import Shepherd
-from studio.events import RunState
+from studio.events import RunError, RunState
 from studio.rundir import RunDir
 from studio.schema import ConfigError
 
@@ -76,6 +76,7 @@ def _ranks(run: RunDir, journal: Journal, config: RunConfig, resume: bool, toget
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
+    check_gpus(config)
     attempt = journal.status.attempt
     os.environ |= processes.marks(run.path, attempt or 0)
     prepare_environment(config)
@@ -105,6 +106,18 @@ def how_it_ended(shepherd: Shepherd, failed: dict[int, tuple[int, float]], confi
         return RunState.STOPPED
     error, code = told(end, config.parallel.num_processes, socket.gethostname(), shepherd.stuck)
     raise EngineError(error, code, told=True)
+
+
+def check_gpus(config: RunConfig) -> None:
+    """Where there are GPUs each process needs one of its own. Raises EngineError."""
+    import torch
+
+    here = config.parallel.processes_per_machine
+    found = torch.cuda.device_count() if torch.cuda.is_available() else here
+    if found < here:
+        message = f"parallel.num_processes: {here} processes on this machine, and the run has {found} GPUs."
+        hint = f"Give it {here} cards, or start it with {found} processes."
+        raise EngineError(RunError(kind="config", message=message, hint=hint, field="parallel.num_processes"))
 
 
 def prepare_environment(config: RunConfig) -> None:

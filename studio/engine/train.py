@@ -8,8 +8,9 @@ The run's directory shows a sign of life, and bad configurations, models and dat
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from studio.checkpoints import remove_torn
 from studio.config import RunConfig
@@ -29,7 +30,7 @@ from studio.records.counts import Counts, Prepared, counts_of, numbers_of, unpac
 from studio.rundir import RunDir
 
 if TYPE_CHECKING:
-    from studio.engine.agreement import Agreement
+    from studio.diagnosis import Evidence
     from studio.engine.answers import Respondent
     from studio.engine.best import Ending
     from studio.engine.callbacks import Watch
@@ -51,11 +52,12 @@ def train(run: RunDir, journal: Journal, checkpoint: Path | None) -> RunState:
 
     with importing(journal):
         prepare_process(config, inputs.ref)
-        from studio.engine import best, continuing, model, report, stopping, zero  # torch and its family: seconds
+        from studio.engine import best, continuing, model, report, resume_point, stopping, zero  # torch …: seconds
 
     laps = report.Laps(began)
     with loading(journal):
         zero.join(config, run, model.choose_precision(config.model.dtype, inputs.ref))
+        inputs = replace(inputs, checkpoint=resume_point.meet(run, inputs.checkpoint, config))
         loaded = model.load(config, inputs.ref)
         if inputs.adapter:
             loaded = continuing.with_adapter(loaded, inputs.adapter, config.lora)
@@ -74,14 +76,7 @@ def train(run: RunDir, journal: Journal, checkpoint: Path | None) -> RunState:
     exam = exam_of(run, journal, inputs, respondent, examples)
     trainer, watch = _set_up(inputs, loaded, examples, exam)
     journal.update(max_steps=counts.updates)
-    if inputs.checkpoint is None:
-        watch.sampler.ask("start")
-    with watch.pace.rehearsing():
-        exam.begin()
-    checking = _checking(config, exam, watch, journal)
-    trainer.add_callback(checking)
-    if ranks.world() > 1:
-        trainer.add_callback(_agreement(checking))
+    _ask_before(inputs, exam, trainer, watch)
     laps.lap("before")
 
     with journal.uninterrupted():
@@ -102,11 +97,12 @@ def train(run: RunDir, journal: Journal, checkpoint: Path | None) -> RunState:
     watch.sampler.ask("end")
     found = exam.finish()
     laps.lap("verdict")
+    if not ranks.is_first():
+        return RunState.FINISHED
     curve = report.curve_of(trainer)
     best.name_best(run, ending, exam, curve.validation, whole=config.method == "full")
     evidence = report.evidence_of(inputs, counts, ending, curve, exam)
-    diagnosis = diagnose(config, found["verdict"], evidence)
-    found |= {"diagnosis": diagnosis.model_dump(), "evidence": evidence.model_dump()}
+    found |= _diagnosed(config, found["verdict"], evidence)
     report.write_report(run, inputs, ending, found | report.figures(curve, watch, laps))
     return RunState.FINISHED
 
@@ -197,6 +193,24 @@ def _set_up(inputs: Inputs, loaded: Loaded, examples: Prepared, exam: Exam) -> t
     return trainer, watch
 
 
+def _ask_before(inputs: Inputs, exam: Exam, trainer: Trainer, watch: Watch) -> None:
+    """What the base model is asked, and what is asked again while it is trained."""
+    from studio.engine.agreement import Agreement
+
+    if inputs.checkpoint is None:
+        watch.sampler.ask("start")
+    with watch.pace.rehearsing():
+        exam.begin()
+    checking = _checking(inputs.config, exam, watch, exam.journal)
+    trainer.add_callback(checking)
+    if ranks.world() > 1:
+        trainer.add_callback(Agreement(checking))
+
+
+def _diagnosed(config: RunConfig, verdict: Any, evidence: Evidence) -> dict[str, Any]:
+    return {"diagnosis": diagnose(config, verdict, evidence).model_dump(), "evidence": evidence.model_dump()}
+
+
 def _checking(config: RunConfig, exam: Exam, watch: Watch, journal: Journal) -> CheckWhileTraining:
     from studio.engine.checking import CheckWhileTraining
 
@@ -208,12 +222,6 @@ def _checking(config: RunConfig, exam: Exam, watch: Watch, journal: Journal) -> 
     every = config.samples.evaluation_freq if section.check_while_training else 0
     watch.pace.quick_share = exam.quick_share if every else 0.0
     return CheckWhileTraining(exam, watch.pace, every, choose=section.stop_at_best)
-
-
-def _agreement(checking: CheckWhileTraining) -> Agreement:
-    from studio.engine.agreement import Agreement
-
-    return Agreement(checking)
 
 
 def _fit(run: RunDir, journal: Journal, trainer: Trainer, checkpoint: Path | None) -> None:
