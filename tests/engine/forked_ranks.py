@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 import traceback
+from collections.abc import Callable, Sequence
 
 from faults import _load_everything
 
@@ -23,31 +24,48 @@ POLL_S = 0.02
 PATIENCE_S = 20.0  # for the others, once one has failed: they wait for it
 
 
-def together(run: RunDir, *, resume: bool = False) -> list[int]:
-    """Train with all processes of the run, here; the exit code of each, negative for one that was killed."""
+Prepare = Callable[[int], None]
+"""What shall happen to process `rank` is told it before it starts."""
+
+
+def together(
+    run: RunDir, *, resume: bool = False, others: Sequence[RunDir] = (), prepare: Prepare | None = None
+) -> list[int]:
+    """Train with all processes of the run, here; the exit code of each, negative for one that was killed.
+
+    `others`: the directories of further machines, which then have one process each, as the first has.
+    """
     config = run.config()
     assert isinstance(config, RunConfig)
     _load_everything()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    run.ranks.mkdir(exist_ok=True)
+    for place in (run, *others):
+        place.ranks.mkdir(exist_ok=True)
     world = config.parallel.num_processes
-    return _ended({_forked(run, rank, world, port, resume): rank for rank in range(world)})
+    places = [run, *others] if others else [run] * world
+    started: dict[int, int] = {}
+    for rank, place in enumerate(places):
+        local = {"LOCAL_RANK": 0 if others else rank, "LOCAL_WORLD_SIZE": 1 if others else world}
+        group = local | {"RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port, "GROUP_RANK": rank if others else 0}
+        started[_forked(place, rank, group, resume, prepare)] = rank
+    return _ended(started)
 
 
-def _forked(run: RunDir, rank: int, world: int, port: int, resume: bool) -> int:
+def _forked(run: RunDir, rank: int, group: dict[str, int], resume: bool, prepare: Prepare | None) -> int:
     pid = os.fork()
     if pid:
         return pid
     code = 99
     try:
         os.setsid()
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"})
+        os.environ.update({name: str(value) for name, value in group.items()} | {"MASTER_ADDR": "127.0.0.1"})
         log = os.open(run.rank_log(rank), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
+        if prepare:
+            prepare(rank)
         code = start_rank(str(run.path), lambda: train, resume=resume)
     except BaseException:
         with io.TextIOWrapper(os.fdopen(2, "wb", 0), encoding="utf-8", write_through=True) as stream:
