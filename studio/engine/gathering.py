@@ -246,6 +246,12 @@ def join(journal: Journal, config: RunConfig, resume_step: int | None) -> Togeth
         line.close()
         raise
     main = Peer(0, str(welcome.get("host", ""))[:100], line)
+    run = str(welcome.get("run"))[:200]
+    journal.warn(
+        f"This is machine {section.machine_rank} of {section.num_machines}: curves, samples and results are in the run "
+        f"{run} on {main.name}.",
+        "parallel.machine_rank",
+    )
     warning = clock_warning(_number(welcome.get("time")), main.name)
     if warning:
         journal.warn(warning)

@@ -221,14 +221,15 @@ class Together:
         return state, error, code
 
     def _ask(self, state: RunState, error: RunError | None, code: ExitCode) -> Ended:
-        own = {"kind": "ended", "state": str(state), "code": int(code), "error": error.model_dump() if error else None}
+        said = {"kind": "ended", "state": str(state), "code": int(code), "error": error.model_dump() if error else None}
         main = self.peers[0]
         with contextlib.suppress(OSError):
-            main.line.send(own)
+            main.line.send(said)
         patience = END_S if state is RunState.FAILED else float("inf")
         self._wait_for(lambda: main.said is not None or main.gone.is_set(), patience)
         if main.said is None:
-            return RunState.FAILED, error or self.problem or lost(main.name), ExitCode.INTERNAL
+            own = error if error is not None and not is_echo(error) else None
+            return RunState.FAILED, own or self.problem or lost(main.name), ExitCode.INTERNAL
         told = RunState(main.said["state"]) if main.said.get("state") in list(RunState) else RunState.FAILED
         if told is not RunState.FAILED:
             return told, None, ExitCode.STOPPED if told is RunState.STOPPED else ExitCode.FINISHED
@@ -279,7 +280,7 @@ def lost(name: str) -> RunError:
     return RunError(
         kind="internal",
         message=f"The connection to {name} was lost: it was switched off, its run was killed, or the network broke.",
-        hint="Look at that machine, then resume the run: the same line on every machine, or runs resume on machine 0.",
+        hint="Look at that machine, then resume the run on every machine (runs resume last).",
     )
 
 
