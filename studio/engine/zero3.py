@@ -104,7 +104,7 @@ def trained_in_32_bits(model: torch.nn.Module, *, keep: bool) -> dict[str, torch
 
 def _in_32_bits(weight: torch.Tensor) -> torch.Tensor | None:
     """The whole float32 numbers the optimizer steps on, of a weight of 16 bits; None for any other."""
-    if weight.dtype not in (torch.bfloat16, torch.float16):
+    if not weight.requires_grad or weight.dtype not in (torch.bfloat16, torch.float16):
         return None
     if not (hasattr(weight, "_hp_mapping") or hasattr(weight, "_z3_optimizer")):
         return None
