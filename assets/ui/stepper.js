@@ -1,6 +1,6 @@
 // The first page while a lesson runs: data -> train -> exam -> chat, each step with what is really happening.
 import { lights } from "./lights.js";
-const { h, t, render, api, run, feed, format, poll, goTab, select, store, elapsed, cachedRead, sampleReader } = window.Studio;
+const { h, t, render, api, run, feed, format, poll, goTab, select, store, elapsed, cachedRead, sampleReader, taught } = window.Studio;
 const ORDER = ["data", "train", "exam", "chat"];
 
 const icon = (state, number) => h("span.step-icon", { "aria-hidden": "true" }, state === "done" ? "✓" : state === "bad" ? "!" : String(number));
@@ -108,15 +108,17 @@ export function mount({ element }) {
   const readReport = cachedRead("/api/report"); const readDataset = cachedRead("/api/dataset"); const readSamples = sampleReader();
   let pending = 0; let dismissed = ""; let beat = 0; let drawn = "";
 
+  const typed = () => (document.querySelector("#home-name textarea, #home-name input")?.value || "").trim();
+  // A lesson of somebody else that is only heard of now does not take the form from who has begun to fill it in.
+  const filling = () => !taught() && document.body.dataset.home === "form" && Boolean(typed());
   const wanted = (state) => Boolean(state && state.id && state.id !== dismissed && state.status && state.status.kind === "train"
-    && (state.id === store.get("home") || state.status.live) && !state.missing);
+    && (state.id === store.get("home") || (state.status.live && !filling())) && !state.missing);
   const show = (mode) => { if (document.body.dataset.home !== mode) document.body.dataset.home = mode; };
 
   const steps = (list) => h("ol.steps", {}, list.map(({ state, title, body }, index) =>
     h(`li.step.${state}`, { "aria-current": state === "now" ? "step" : null }, icon(state, index + 1),
       h("div.step-text", {}, h("h3", {}, title), body))));
 
-  const typed = () => (document.querySelector("#home-name textarea, #home-name input")?.value || "").trim();
   const drawPending = () => render(host, h("div.card.lesson", {}, h("div.lesson-head", {}, h("h2", {}, t("home.lesson.new"))),
     steps(ORDER.map((name, index) => ({ state: index ? "todo" : "now", title: t(`home.step.${name}`, { name: typed() }),
       body: index ? [] : [bar(null), h("p.step-note.num", {}, t("home.writing"), h("span.clock", {}, `${((Date.now() - pending) / 1000).toFixed(1)} s`))] })))));

@@ -301,8 +301,11 @@
     };
   };
 
-  const teaching = () => dispatchEvent(new Event("studio:teach"));
-  const teachingFailed = () => dispatchEvent(new Event("studio:teach-failed"));
+  // Whether this page has been told to teach: a button may be pressed before the widget that shows the lesson is there.
+  let hasTaught = false;
+  const taught = () => hasTaught;
+  const teaching = () => { hasTaught = true; dispatchEvent(new Event("studio:teach")); };
+  const teachingFailed = () => { hasTaught = false; dispatchEvent(new Event("studio:teach-failed")); };
 
   const script = (path) => ((script.cache ||= {})[path] ||= new Promise((done, failed) => {
     const node = h("script", { src: root() + path });
@@ -386,5 +389,5 @@
     }
   });
 
-  window.Studio = { root, api, t, h, render, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme, teaching, teachingFailed, elapsed, serverNow, cachedRead, sampleReader };
+  window.Studio = { root, api, t, h, render, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme, taught, teaching, teachingFailed, elapsed, serverNow, cachedRead, sampleReader };
 })();

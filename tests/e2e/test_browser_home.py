@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Request, Route, expect
 
 from studio import run_queue, runner
 from studio.events import RunState
@@ -12,7 +12,7 @@ from studio.workspace import Workspace
 from tests.fake_engine import Studio
 
 # A guard against hanging, not a demand: a busy machine may take its time.
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=120_000)
 
 NAME = "诺娃 O'Neil <b>"
 
@@ -108,12 +108,25 @@ def test_bad_names_and_no_language_are_said_in_the_field_and_start_nothing(page:
 
 def test_a_second_lesson_waits_for_the_first(page: Page, browser: Browser, slow: Studio) -> None:
     other = browser.new_context(locale="en-US")
+    other.set_default_timeout(120_000)
     second = other.new_page()
-    second.goto(slow.url)
+    late: list[Route] = []
+
+    def asks(request: Request) -> bool:
+        return '"data":[""]' in (request.post_data or "")  # which run is at work
+
+    def hold(route: Route) -> None:
+        late.append(route) if asks(route.request) and not late else route.continue_()
+
+    second.route("**/queue/join**", hold)
+    with second.expect_request(asks):
+        second.goto(slow.url)
     second.locator("#home-name input, #home-name textarea").first.fill("Other")
     _teach(page, slow)
     expect(page.locator("#w-stepper .step").nth(1)).to_contain_text("of 30")
-    expect(second.locator("#home-live")).to_be_visible()
+    with second.expect_response(lambda response: "/api/metrics" in response.url):
+        late.pop().continue_()
+    expect(second.locator("#home-live")).to_be_visible()  # who has begun to type keeps the form
     second.locator("#home-live").click()
     expect(second.locator("#w-runhead .chip")).to_have_text("running")
     second.goto(slow.url)
