@@ -51,6 +51,7 @@ LONGEST = {
     ),
     "e2e": (
         "real_job",
+        "real_names",
         "browser_monitor",
         "browser_tabs",
         "browser_frame",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -108,20 +106,3 @@ def test_a_newcomer_teaches_exports_and_chats(page: Page, studio: Studio) -> Non
     assert (merged / "model.safetensors").stat().st_size > 1_000_000
     assert errors == []
     assert studio.foreign == []
-
-
-@pytest.mark.parametrize(
-    ("name", "author", "lang"),
-    [("龘靐小助理", "鑫淼垚", "zh"), ('R2-D2 "Pro"', "さくら", "both")],
-)
-def test_the_demo_passes_with_names_never_seen(tmp_path: Path, name: str, author: str, lang: str) -> None:
-    argv = [sys.executable, "-m", "studio.cli", "demo", "--json", "--workspace", str(tmp_path)]
-    done = subprocess.run(
-        [*argv, "--name", name, "--author", author, "--lang", lang],
-        capture_output=True, text=True, encoding="utf-8", cwd=runner.ROOT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-3000:]
-    verdict = json.loads(done.stdout)["verdict"]
-    assert verdict["learned"]["share"] >= 0.9
-    assert verdict["leaked"]["share"] <= 0.05
-    assert verdict["forgot"]["retained"] >= 0.95
