@@ -43,6 +43,12 @@ VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate
 ENGINE: tuple[str, ...] = (sys.executable, "-m", "studio.engine")
 ENDING_WAIT_S = 3.0
 LOOK_AT_LOAD_S = 0.2
+# Who this process is among those of the launcher that started it (torchrun, DeepSpeed, a cluster's operator); a run's
+# own processes get their places from its own launcher.
+_PLACES = frozenset({
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "GROUP_RANK", "CROSS_RANK", "CROSS_SIZE",
+    "MASTER_ADDR", "MASTER_PORT",
+})  # fmt: skip
 
 
 def engine_environment() -> dict[str, str]:
@@ -58,7 +64,7 @@ def engine_environment() -> dict[str, str]:
 def child_environment() -> dict[str, str]:
     """What every Python child gets: it never imports what lies in its working directory."""
     own = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
-    return os.environ | own
+    return {name: value for name, value in os.environ.items() if name not in _PLACES} | own
 
 
 def _idle_threads() -> int:

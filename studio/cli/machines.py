@@ -37,8 +37,6 @@ from studio.yaml_text import YamlFault, read_text
 LAUNCHER = "deepspeed.launcher.runner"
 LONGEST_PART = 100_000  # of one argument Linux takes 128 KB
 _PLAIN = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
-# What DeepSpeed's launcher tells every process it starts; of a run's own processes they will be others.
-_TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 # ---- over ssh --------------------------------------------------------------------------------------------------------
@@ -124,7 +122,6 @@ def _launcher_environment() -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith("PYTHON") or _PLAIN.fullmatch(value)
     }
-    kept = {name: value for name, value in kept.items() if name not in _TOLD}
     return kept | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "DS_ACCELERATOR": _accelerator()}
 
 
@@ -172,12 +169,6 @@ def read_part(part: str, environment: Mapping[str, str]) -> tuple[RunConfig, Pat
         raise ConfigError([FieldError("part", "this option is for DeepSpeed's launcher; use --hostfile")]) from None
     section = config.parallel.model_copy(update={"main_process_ip": address})
     return for_machine(config.model_copy(update={"parallel": section}), rank), workspace
-
-
-def forget_launcher() -> None:
-    """A run's own processes are numbered anew."""
-    for name in _TOLD:
-        os.environ.pop(name, None)
 
 
 # ---- Slurm -----------------------------------------------------------------------------------------------------------

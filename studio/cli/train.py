@@ -158,7 +158,6 @@ def _take_part(arguments: argparse.Namespace) -> int:
     found = machines.read_part(arguments.part, os.environ)
     if found is None:
         return ExitCode.FINISHED
-    machines.forget_launcher()
     config, arguments.detach = found[0], True
     return _start(Workspace(found[1]), config, arguments)
 

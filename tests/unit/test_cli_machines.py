@@ -75,6 +75,8 @@ def test_the_line_of_the_notes(ws, config, capsys, monkeypatch):
     """NPROC_PER_NODE=2 studio train config.yaml --deepspeed deepspeed_zero2 --work-dir X"""
     monkeypatch.setenv("NPROC_PER_NODE", "2")
     monkeypatch.setenv("PORT", "29777")
+    monkeypatch.setenv("RANK", "7")  # of whatever the studio was started by
+    assert not {"RANK", "MASTER_ADDR"} & runner.engine_environment().keys()
     code, _, _ = run(capsys, "train", config, "--deepspeed", "deepspeed_zero2", "--work-dir", "X")
     assert code == ExitCode.FINISHED
     [made] = ws.list_runs()
