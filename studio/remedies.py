@@ -175,6 +175,8 @@ def _narrower(case: Case, wanted: tuple[Verdict, ...]) -> Iterator[dict[str, Any
     bases = product(checkpointing, [{}, *lighter_methods(case.config)], [{}, *_lighter_optimizers(case)])
     for parts in bases:
         base = {path: value for part in parts for path, value in part.items()}
+        if base and conflict(case.changed(base).config) is not None:
+            continue  # such as a method or an optimizer that cannot be divided
         if case.changed(base | batches[-1] | lengths[-1]).verdict() not in wanted:
             continue
         reached = 0  # the longest rows that fit so far

@@ -70,7 +70,7 @@ Of one weight, 2 bytes are the weight, 2 its gradient, 12 its 32-bit copy and Ad
 documentation gives, too. Without DeepSpeed the weight is 32-bit and there is no copy of it: also 16 bytes. An adapter
 has so few weights that zero1 and zero2 save next to nothing; only zero3 and fsdp2 divide the base model. zero3 divides
 the packed weights of qlora, but not their scaling factors, and each process has all of them in memory before they are
-divided; fsdp2 does not divide them.
+divided; fsdp2 cannot divide them.
 
 `_offload` keeps the optimizer's part (zero3: the parameters too) in main memory, which all processes of a machine
 share: the last column of the tables says how much a machine needs for 8 GPUs.

@@ -34,7 +34,7 @@ STAGES = ("zero1", "zero2", "zero3")
 
 def settings(stage: str) -> dict[str, Any]:
     """Our preset of a stage, with what the trainer fills in."""
-    found = json.loads((ROOT / "presets" / "deepspeed" / f"{stage}.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((ROOT / "presets" / "deepspeed" / f"{stage}.json").read_text(encoding="utf-8"))
     auto = {
         "reduce_bucket_size": HIDDEN**2,
         "stage3_prefetch_bucket_size": round(0.9 * HIDDEN**2),

@@ -295,6 +295,16 @@ def test_several_gpus_of_this_machine_are_offered_where_one_is_too_small() -> No
     assert spread.message.startswith("4 GPUs and zero")
 
 
+@pytest.mark.parametrize("spread", [{"parallel.deepspeed": "zero2"}, {"parallel.fsdp": "fsdp2"}])
+def test_nothing_is_offered_that_cannot_be_divided(spread: dict[str, Any]) -> None:
+    config = spread_of(4, method="lora", **spread, **{"train.gradient_checkpointing": False})
+    found = fit(config, SHAPE, find_card("RTX 4070 12GB"))
+    assert found.verdict == "no"
+    assert found.fixes
+    for fix in found.fixes:
+        assert conflict(with_overrides(config, fix.overrides)) is None
+
+
 def test_a_wider_spread_is_offered_only_where_it_can_be() -> None:
     assert not list(wider(config_of(method="lora"), A100))  # one process of an adapter
     stages = [found["parallel.deepspeed"] for found in wider(spread_of(2), A100)]
