@@ -207,12 +207,15 @@ class Journal:
         while not self._ended.wait(MIN_STATUS_S):
             self._look_around()
             if self.interruptible and not self._requested and self.run.stop_requested():
-                # A real signal: it also wakes a main thread that waits in the system.
-                signal.pthread_kill(self._main, signal.SIGTERM)
+                self._interrupt()
             # A full disk shows itself where something is saved; a missed heartbeat must not end the run.
             with contextlib.suppress(*_UNWRITABLE), self._lock:
                 if time.monotonic() - self._written >= HEARTBEAT_S:
                     self._write()
+
+    def _interrupt(self) -> None:
+        """Have the main thread leave what it is in; a real signal also wakes one that waits in the system."""
+        signal.pthread_kill(self._main, signal.SIGTERM)
 
     def _look_around(self) -> None:
         """Called several times a second, whatever the work is doing."""

@@ -92,7 +92,9 @@ def told(end: RankEnd, world: int, host: str, stuck: Stuck | None = None) -> tup
     if end.error is not None and end.exit_code > 0:
         if end.error.kind in _OURS:  # about the user's input, which all of them have
             return end.error, code
-        message = f"{name}: {end.error.message}"
+        field, _, rest = end.error.message.partition(": ")
+        of_field = bool(end.error.field) and field == end.error.field
+        message = f"{field}: p{name[1:]}: {rest}" if of_field else f"{name}: {end.error.message}"
         hint = end.error.hint.replace("engine.log", log_of(end.rank))
         return end.error.model_copy(update={"message": message, "hint": hint}), code
     if end.exit_code < 0:

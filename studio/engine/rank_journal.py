@@ -96,8 +96,11 @@ class RankJournal(Journal):
         if os.getppid() != self._parent:
             os._exit(ABANDONED)
 
+    def _interrupt(self) -> None:
+        """Nothing is lost by going at once, and the main thread may be waiting for a fellow that is gone already."""
+        self.finish(RunState.STOPPED, ExitCode.STOPPED)
+        os._exit(0)
+
     def _signalled(self, number: int, frame: FrameType | None) -> None:
-        if not self.interruptible or not self.run.stop_requested():
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        super()._signalled(number, frame)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

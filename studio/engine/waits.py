@@ -53,12 +53,12 @@ class Waits:
         if pairs:
             pairs[-1][1].synchronize()
         seconds, self._seconds = self._seconds, 0.0
-        return seconds + sum(first.elapsed_time(last) for first, last in pairs) / 1000
+        return seconds + sum(float(first.elapsed_time(last)) for first, last in pairs) / 1000
 
 
 def _now(on_gpu: bool) -> Any:
     if not on_gpu:
         return time.monotonic()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()  # type: ignore[no-untyped-call]
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
     return event

@@ -11,7 +11,13 @@ from studio.engine.rank_watch import RankWatch
 from studio.events import ExitCode, RankStatus, RunError, RunState
 
 BAD_DATA = RunError(kind="data", message="data.dataset: row 3 is empty.", field="data.dataset")
-NO_MEMORY = RunError(kind="memory", message="Out of memory.", hint="See engine.log.", details={"bound": "machine"})
+NO_MEMORY = RunError(
+    kind="memory",
+    message="data.max_length: no room.",
+    hint="See engine.log.",
+    field="data.max_length",
+    details={"n": 1},
+)
 MISSED = RunError(kind="internal", message="The connection to another process was closed.", details={LOST: True})
 
 
@@ -48,8 +54,8 @@ def test_a_killed_process_is_named_with_its_machine_and_the_signal() -> None:
 
 def test_what_a_process_says_of_itself_is_kept_with_its_code_and_details() -> None:
     error, code = told(end(1, 5, error=NO_MEMORY), 2, "vm")
-    assert (error.message, code) == ("Process 1 of 2 (vm): Out of memory.", ExitCode.OUT_OF_MEMORY)
-    assert error.details == {"bound": "machine"}
+    assert (error.message, code) == ("data.max_length: process 1 of 2 (vm): no room.", ExitCode.OUT_OF_MEMORY)
+    assert error.details == {"n": 1}
     assert error.hint == "See engine.rank1.log."
     assert told(end(1, 4, error=BAD_DATA), 2, "vm") == (BAD_DATA, ExitCode.BAD_INPUT)
     assert "exit code 7, after it said: its last words" in told(end(1, 7), 2, "vm")[0].message
