@@ -213,7 +213,8 @@ class Exam:
             return None
 
     def _write(self, name: str, value: Any) -> None:
-        write_atomic(self.run.path / name, json.dumps(value))
+        if ranks.is_first():  # another process could be ahead, and the first would find what it has yet to tell
+            write_atomic(self.run.path / name, json.dumps(value))
 
 
 def _shares(verdict: Mapping[str, Any]) -> dict[str, float | None]:
