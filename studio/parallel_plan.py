@@ -5,6 +5,7 @@ Pure rules between fields; what this machine lacks is told by `studio.preflight`
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -19,6 +20,9 @@ WANT_WHOLE = {
 
 _ON_DIVIDED = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
 """Optimizers that step on tensors divided by FSDP2: torch's own."""
+
+
+_ADDRESS = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
 
 
 class Spread(Protocol):
@@ -66,6 +70,11 @@ def _machines(config: Spread) -> Iterator[str]:
         )
     if machines > 1 and not section.main_process_ip:
         yield "parallel.main_process_ip: name the address under which the other machines reach machine 0"
+    if section.main_process_ip and not _ADDRESS.fullmatch(section.main_process_ip):
+        yield (
+            f"parallel.main_process_ip: {section.main_process_ip[:60]!r} is no name and no address of a machine; write "
+            "one like node-1 or 10.0.0.1"
+        )
 
 
 def _one_way(config: Spread) -> Iterator[str]:

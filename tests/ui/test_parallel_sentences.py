@@ -28,6 +28,7 @@ CONFLICTS: list[dict[str, Any]] = [
     {"parallel.num_processes": 3, "parallel.num_machines": 2},
     {"parallel.num_processes": 2, "parallel.num_machines": 2, "parallel.machine_rank": 2},
     {"parallel.num_processes": 2, "parallel.num_machines": 2},
+    {"parallel.main_process_ip": "a b"},
     {"parallel.num_processes": 3, "parallel.sequence_parallel_size": 2},
     {"parallel.deepspeed": "zero2_offload", "train.optim": "paged_adamw_8bit"},
     {"parallel.deepspeed": "zero2", "train.optim": "adafactor"},

@@ -42,6 +42,8 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
         r"machine_rank: there is no machine 2 of 2; .* at most 1",
     ),
     ({"parallel.num_processes": 2, "parallel.num_machines": 2}, "main_process_ip: name the address"),
+    ({"parallel.main_process_ip": "n0; touch x"}, r"main_process_ip: 'n0; touch x' is no name and no address"),
+    ({"parallel.main_process_ip": "-oProxyCommand=x"}, "main_process_ip: '-oProxyCommand=x' is no name"),
     (
         {"parallel.deepspeed": "zero2_offload", "train.optim": "paged_adamw_8bit"},
         r"deepspeed: .* paged_adamw_8bit; choose adamw_torch, or zero2 without",

@@ -25,6 +25,7 @@ SPECIAL = {
     "schema_version": 1,
     "train.lr_scheduler_kwargs": None,
     "train.report_to": ["tensorboard", "wandb"],
+    "parallel.main_process_ip": "fe80::1%eth0",
     "verdict.probes": [{"prompt": "a 'b' $(c)\n#", "expect": ["二: {y}", "null"]}],
 }
 
