@@ -142,10 +142,10 @@ def layer_activations(load: Load) -> float:
 
 def _norms(load: Load) -> float:
     """A norm keeps its input in 32 bits; trained, also the normalised row."""
-    shape, both = load.shape, 2 if load.method == "full" else 1
-    found = shape.norms_per_layer * (4.0 * both * shape.hidden_size + 4)
+    shape, both = load.shape, 4.0 + (load.stored if load.method == "full" else 0)
+    found = shape.norms_per_layer * (both * shape.hidden_size + 4)
     if shape.qk_norm:
-        found += 4.0 * both * (shape.query_size + shape.key_size)
+        found += both * (shape.query_size + shape.key_size)
     return found
 
 
@@ -180,7 +180,7 @@ def _inputs(load: Load) -> float:
         return float(number * (copies * hidden + width))
     rank = load.config.lora.r * number * len(load.targets)
     if load.config.lora.lora_dropout:
-        mask = 1 if load.target == "cuda" else 4
+        mask = 1 if load.target == "cuda" else (load.number if load.rounded else 4)
         return float(rank + sum((number + mask) * inputs for inputs, _ in load.targets.values()))
     if load.casts:  # each adapter has its own 16-bit copy
         return float(rank + sum(number * inputs for inputs, _ in load.targets.values()))
@@ -222,7 +222,7 @@ def lasting(load: Load) -> float:
 
 def last_norm(load: Load) -> float:
     """The last norm and its output, gone once the loss has been taken back through them."""
-    kept = 4 * (2 if load.method == "full" else 1) + load.stored
+    kept = 4 + (load.stored if load.method == "full" else 0) + load.stored
     return float(load.tokens * load.shape.hidden_size * kept)
 
 

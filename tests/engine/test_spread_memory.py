@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from studio.activations import Load
+from studio.activations import Load, last_norm, lasting, layer_activations
 from studio.config import RunConfig
 from studio.model_shape import ModelShape
 from studio.presets import ROOT
 from studio.schema import build, merge
-from studio.sharding import sharding_of
+from studio.sharding import Sharding, sharding_of
 from studio.states import Gradients, held
 from studio.traffic import sent_bytes
 
@@ -25,7 +28,7 @@ TOLERANCE = 0.01
 """Partitions are padded to whole numbers, and small layers (norms) are never divided."""
 BATCHES, LENGTH = 2, 16
 HIDDEN = 256
-MODEL = {
+MODEL: dict[str, Any] = {
     "hidden_size": HIDDEN, "intermediate_size": 1024, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 3000,
 }  # fmt: skip
@@ -107,3 +110,38 @@ def test_every_stage_holds_and_sends_what_is_promised(tmp_path: Path) -> None:
     for found in measured(job, tmp_path):
         for stage in STAGES:
             assert found[stage] == pytest.approx(predicted(stage), rel=TOLERANCE), stage
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_layers_of_16_bit_weights_keep_what_is_promised(method: str) -> None:
+    """DeepSpeed's trained weights are 16-bit: nothing is cast on its way, as it would be under autocast."""
+    sizes = {"model.model_name_or_path": "some/model", "data.dataset": "rows", "method": method}
+    step = {"train.per_device_train_batch_size": 2, "lora.r": 16, "lora.lora_dropout": 0.1}
+    config = build(RunConfig, merge(RunConfig, sizes | step))
+    shape = ModelShape.from_config(MODEL | {"model_type": "llama"})
+    load = Load(config, shape, "cpu", 2, LENGTH * 8, masked=False, sharding=Sharding(2, 2))
+    said = MODEL["num_hidden_layers"] * layer_activations(load) + lasting(load) + last_norm(load)
+    assert _kept(method, load) == pytest.approx(said, rel=0.05)
+
+
+def _kept(method: str, load: Load) -> int:
+    """Bytes the layers of a real model keep for the backward pass, each storage once, weights left out."""
+    model: Any = LlamaForCausalLM(LlamaConfig(**MODEL, use_cache=False)).to(torch.bfloat16)
+    base = model.model
+    if method == "lora":
+        lora = load.config.lora
+        settings = LoraConfig(r=lora.r, lora_dropout=lora.lora_dropout, target_modules="all-linear")
+        model = get_peft_model(model, settings, autocast_adapter_dtype=False)
+        model.enable_input_require_grads()
+    own = {weight.untyped_storage().data_ptr() for weight in (*model.parameters(), *model.buffers())}
+    seen: dict[int, torch.Tensor] = {}
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        if value.untyped_storage().data_ptr() not in own:
+            seen[value.untyped_storage().data_ptr()] = value
+        return value
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        base(input_ids=torch.randint(0, load.shape.vocab_size, (load.rows, load.length)))
+    return sum(value.untyped_storage().nbytes() for value in seen.values())
