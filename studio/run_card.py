@@ -34,6 +34,11 @@ Language = Literal["en", "zh"]
 ASSETS = ROOT / "assets"
 STEPS_SHOWN, PAIRS_SHOWN, FAILING_SHOWN, POINTS_LISTED, SKIPPED_SHOWN = 5, 20, 10, 12, 10
 SMOOTHING = 0.8
+SHARDING = {"zero1": "ZeRO-1", "zero2": "ZeRO-2", "zero3": "ZeRO-3", "deepspeed": "DeepSpeed", "fsdp2": "FSDP2"} | {
+    "zero2_offload": "ZeRO-2 + offload",
+    "zero3_offload": "ZeRO-3 + offload",
+}
+"""What the processes of a run divided (`library.spread_of`), as people call it."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,7 @@ def _facts(run: RunDir, line: Line, words: Words) -> list[tuple[str, str]]:
         ("model", line["model"]),
         ("dataset", line["dataset"]),
         ("method", line["method"]),
+        ("spread", _spread(line, words)),
         ("continues", line["continues"]),
         ("tags", ", ".join(line["tags"])),
         ("steps", f"{line['step']} / {line['max_steps']}" if line["max_steps"] else ""),
@@ -178,6 +184,15 @@ def _facts(run: RunDir, line: Line, words: Words) -> list[tuple[str, str]]:
         ("error", words.sentence(line["error"]) if line["error"] else ""),
     ]
     return [(words(key), value) for key, value in rows if value not in ("", "–")]
+
+
+def _spread(line: Line, words: Words) -> str:
+    """Over how many processes and machines it was spread, and what they divided; "" for one process."""
+    if line["processes"] == 1:
+        return ""
+    counted = {"processes": line["processes"], "machines": line["machines"]}
+    told = words("spread.machines" if line["machines"] > 1 else "spread.processes", **counted)
+    return " · ".join(part for part in (told, SHARDING.get(line["sharding"], line["sharding"])) if part)
 
 
 def _verdict(report: Mapping[str, Any], words: Words) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 // Two or more runs side by side: results, the settings that differ, the last answers; the curves are drawn together below.
 const { h, t, render, api, run, select, format } = window.Studio;
 import { library } from "./library.js";
+import { spreadText } from "./ranks.js";
 import { promptNode } from "./samples.js";
 import { marked } from "./worddiff.js";
 
@@ -21,6 +22,7 @@ function results(found) {
     [t("compare.loss"), numbers(losses, format.loss, lowest(losses))],
     evals.some((value) => value !== null) && [t("compare.eval_loss"), numbers(evals, format.loss, lowest(evals))],
     [t("compare.steps"), runs.map((line) => h("td.num", {}, line.max_steps ? `${line.step} / ${line.max_steps}` : "–"))],
+    runs.some((line) => line.processes > 1) && [t("ranks.title"), runs.map((line) => h("td", {}, spreadText(line) || "1"))],
     [t("compare.duration"), numbers(runs.map((line) => line.duration_seconds), format.seconds, null)],
     [t("compare.size"), numbers(runs.map((line) => line.size_bytes), format.bytes, null)],
     verdicts.some((verdict) => verdict.diagnosis) && [t("compare.diagnosis"), verdicts.map((verdict) => h("td.answered", { dir: "auto" }, verdict.diagnosis ? verdict.diagnosis.message : "–"))],

@@ -24,7 +24,7 @@ const trouble = (row) => h(`div.rank-trouble.${CHIP[row.state]}`, { role: "alert
   row.log && h("button.btn.small", { type: "button", id: `rank-${row.rank}-trouble-log`, onclick: () => showLog(row.rank) }, t("ranks.log.show", { n: row.rank })));
 const bar = (share, kind) => { const node = h(`span.rank-bar.${kind}`, { "aria-hidden": "true" }, h("i")); node.firstChild.style.width = `${Math.round(100 * Math.max(0, Math.min(1, share || 0)))}%`; return node; };
 
-const line = (row, most) => h(WRONG.includes(row.state) ? "tr.wrong" : "tr", {},
+const line = (row, most) => h(WRONG.includes(row.state) ? `tr.wrong.${CHIP[row.state]}` : "tr", {},
   h("th", { scope: "row" }, h("span.num", {}, String(row.rank)), row.host && h("span.rank-host", { dir: "auto", title: row.host }, row.host)),
   h("td", {}, h(`span.chip.${CHIP[row.state] || "plain"}`, {}, t("ranks.state." + row.state)), ago(row) && h("span.quiet.num", {}, ` ${ago(row)}`)),
   h("td.num", {}, row.step === null ? "–" : format.number(row.step, 0)),
@@ -37,7 +37,19 @@ const line = (row, most) => h(WRONG.includes(row.state) ? "tr.wrong" : "tr", {},
 const lines = (found) => found.waiting.length > 0 && h("div.rank-lines", {}, h("p", {}, t("ranks.waiting.lines")),
   found.waiting.map((one) => h("div.rank-line", {}, h("b.num", {}, t("ranks.machine", { n: one.machine })), copyable(one.command))));
 
-export function mount({ element }) {
+// "Resume with…": how many processes go on; the hidden panel carries the answer to the server, which checks it.
+export const resumeWith = async (status) => {
+  const { formDialog } = await import("./library.js");
+  const input = h("input", { type: "number", min: "1", max: "8192", step: "1", id: "resume-processes", value: String(status.processes), required: true, "aria-describedby": "resume-note" });
+  const body = h("div", {}, h("label", { for: "resume-processes" }, t("ranks.resume.label")), input, h("p.quiet.small", { id: "resume-note" }, t("ranks.resume.note")));
+  const wanted = await formDialog({ title: t("ranks.resume.title"), body, ok: t("resume"), focus: input, answer: () => Number(input.value) });
+  if (wanted) dispatchEvent(new CustomEvent("studio:resume-with", { detail: { run: status.id, processes: wanted } }));
+};
+const orders = ({ trigger }) => addEventListener("studio:resume-with", ({ detail }) => trigger("apply", detail));
+
+export const mount = (parts) => (parts.widget === "resume" ? orders(parts) : panel(parts.element));
+
+function panel(element) {
   const host = element.querySelector(".mount");
   let found = null; let id = null; let drawn = ""; let all = false; let asked = "";
   const draw = () => {

@@ -1,5 +1,5 @@
 // Head of the selected run: name, state, what it trains, phases, counts, warnings, error, and the two actions.
-import { partText, spreadText } from "./ranks.js";
+import { partText, resumeWith, spreadText } from "./ranks.js";
 const { h, t, root, goTab, render, feed, format, ask, elapsed, serverNow, poll, lang } = window.Studio;
 const TRAIN = ["load", "tokenise", "train", "save", "verdict"];
 const OTHER = { merge: ["load", "merge", "save", "proof"], convert: ["load", "convert", "save"], export: ["load", "merge", "export", "proof", "upload"], answer: ["load", "answer", "save"] };
@@ -84,6 +84,7 @@ const actions = (status) => h("div.run-actions", {},
   status.live && status.state !== "stopping" && h("button.btn.stop", { type: "button", id: "ask-stop", onclick: () => ask({ title: t("stop.title"), body: t("stop.body"), ok: t("stop.ok") }, "#run-stop") }, t("stop")),
   status.state === "stopping" && h("button.btn", { type: "button", disabled: true }, t("stop.waiting")),
   status.resumable && status.kind === "train" && h("button.btn.go", { type: "button", id: "ask-resume", onclick: (event) => { event.target.disabled = true; document.querySelector("#run-resume")?.click(); } }, t("resume")),
+  status.resumable && status.processes > 1 && !status.machine && h("button.btn", { type: "button", id: "ask-resume-with", onclick: () => resumeWith(status) }, t("ranks.resume")),
   !status.live && status.state !== "queued" && h("button.btn", { type: "button", id: "run-card", title: t("library.card.title"), onclick: () => dispatchEvent(new CustomEvent("studio:run-card", { detail: status.id })) }, t("library.card")),
   h("button.btn.run-dots", { type: "button", id: "run-dots", "aria-haspopup": "menu", "aria-expanded": "false", "aria-label": t("library.actions", { name: status.name }), title: t("library.actions", { name: status.name }), onclick: (event) => dispatchEvent(new CustomEvent("studio:run-menu", { detail: event.currentTarget })) }, "⋯"));
 

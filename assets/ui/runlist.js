@@ -68,7 +68,7 @@ function panel(element) {
   const when = (line) => (line.live && line.max_steps ? `${line.step} / ${line.max_steps}` : began(line.created_at));
   const item = (line) => {
     const on = line.id === run();
-    const meta = [line.method || t("kind." + line.kind), line.loss !== null && !line.live ? t("library.loss", { value: format.loss(line.loss) }) : null, when(line)];
+    const meta = [line.method || t("kind." + line.kind), line.processes > 1 && !line.machine ? t("ranks.spread", { n: line.processes }) : null, line.machine > 0 ? t("ranks.part.short", { address: line.address }) : null, line.loss !== null && !line.live ? t("library.loss", { value: format.loss(line.loss) }) : null, when(line)];
     return h(on ? "li.run-item.on" : "li.run-item", {}, box(line),
       h(on ? "button.run-row.on" : "button.run-row", { type: "button", id: `row-${line.id}`, "aria-pressed": String(choosing ? chosen.has(line.id) : on), onclick: () => open(line) },
         h("span.run-name", { dir: "auto", title: `${line.name}\n${line.id}\n${[line.model, line.dataset].filter(Boolean).join(" · ")}` }, line.name),

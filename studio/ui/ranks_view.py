@@ -75,7 +75,9 @@ class Watching:
         if spread["processes"] == 1:
             return {**spread, "live": False, "ranks": [], "waiting": []}
         state, launch = run.state(), run.read_launch()
-        statuses = {one.rank: one for one in run.read_ranks() if _of_this_start(one, launch)}
+        statuses = {
+            one.rank: _by_our_clock(run, one, spread) for one in run.read_ranks() if _of_this_start(one, launch)
+        }
         told = self._told(run)
         latest = {point.rank: point for point in told[-1].ranks} if told else {}
         scene = _scene(state, statuses.values(), latest.values())
@@ -107,6 +109,17 @@ class Watching:
         while len(self._stalls) > RUNS_KEPT:
             self._stalls.popitem(last=False)
         return found
+
+
+def _by_our_clock(run: RunDir, status: RankStatus, spread: Mapping[str, Any]) -> RankStatus:
+    """A process of another machine was heard of when its file was written here, whatever the clock there shows."""
+    if status.machine == spread["machine"]:
+        return status
+    try:
+        written = run.rank_file(status.rank).stat().st_mtime
+    except OSError:
+        return status
+    return status.model_copy(update={"updated_at": written})
 
 
 def _scene(state: RunState, statuses: Collection[RankStatus], points: Collection[RankPoint]) -> Scene:

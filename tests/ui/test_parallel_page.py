@@ -84,6 +84,17 @@ def test_every_way_to_divide_has_its_numbers_and_can_be_chosen(ctx: Context) -> 
             build(RunConfig, merge(RunConfig, BASE | {"parallel.num_processes": 4} | row["set"]))
 
 
+def test_a_dataset_that_is_not_chosen_yet_hides_neither_conflicts_nor_numbers(ctx: Context) -> None:
+    assert ctx.form is not None
+    place = [spec.path for spec in ctx.form.specs].index("data.dataset")
+    for given, wrong in (({}, []), ({"num_machines": "2"}, ["parallel.num_processes"])):
+        values = _values(ctx, **{"num_processes": "3", "main_process_ip": "a"} | given)
+        values[place] = ""
+        found = review(ctx.form, values, ctx.counting)
+        assert [issue["field"] for issue in found["issues"]] == ["data.dataset", *wrong]
+        assert bool(found.get("parallel")) is not bool(wrong)
+
+
 def test_each_machine_has_its_line(ctx: Context) -> None:
     found = _review(ctx, num_processes="4", num_machines="2", main_process_ip="10.0.0.1")["parallel"]
     config = build(RunConfig, _layer(num_processes=4, num_machines=2, main_process_ip="10.0.0.1"))

@@ -2,17 +2,22 @@
 
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from building import context
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from studio import library, run_card, runner
 from studio.config import RunConfig
 from studio.events import Launch, RunState, Status
 from studio.rundir import RunDir
-from studio.schema import build, merge
+from studio.schema import ConfigError, build, merge
 from studio.ui import ranks_view, routes
+from studio.ui.context import Refused
+from studio.ui.tabs import monitor
 from studio.workspace import Workspace
 from tests.fake_ranks import FakeRanks
 
@@ -133,3 +138,31 @@ def test_a_part_of_a_run_elsewhere_shows_its_own_processes(client: TestClient, n
     answer = client.get(f"/api/runs/{run.id}/ranks").json()
     assert (answer["machine"], answer["address"]) == (1, "10.0.0.1")
     assert [row["rank"] for row in answer["ranks"]] == [2, 3]
+
+
+def test_resume_with_another_number_of_processes_checks_what_the_page_sends(
+    workspace: Workspace, new_run: Callable[..., RunDir], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(num_processes=2)
+    asked: list[Any] = []
+    monkeypatch.setattr(runner, "resume", lambda found, changes: asked.append((found.id, changes)))
+    go_on = monitor.resume_with(context(workspace))
+    with pytest.raises(Refused):  # it is still at work
+        go_on(_event(run=run.id, processes=4))
+    run.write_status(Status(state=RunState.STOPPED, phase="train", attempt=2))
+    for wrong in (0, "many", None, 10**9):
+        with pytest.raises(ConfigError):
+            go_on(_event(run=run.id, processes=wrong))
+    go_on(_event(run=run.id, processes=4))
+    assert asked == [(run.id, {"parallel.num_processes": 4})]
+
+
+def _event(**data: Any) -> Any:
+    return SimpleNamespace(_data=data)
+
+
+def test_the_card_and_the_list_say_how_a_run_was_spread(new_run: Callable[..., RunDir]) -> None:
+    run = new_run(num_processes=4, num_machines=2, main_process_ip="10.0.0.1", deepspeed="zero2")
+    assert ("Processes", "4 processes on 2 machines · ZeRO-2") in run_card.contents(run, run_card.Words())["facts"]
+    line = library.read_line(run)
+    assert (line["processes"], line["machines"], line["sharding"]) == (4, 2, "zero2")

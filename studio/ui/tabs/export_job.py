@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from studio.cluster_jobs import FILE_NAMES, JOB_KINDS, SUBMIT, JobKind, job_name, job_text
+from studio.cluster_jobs import FILE_NAMES, JOB_KINDS, SUBMIT, JobKind, job_text
 from studio.config import RunConfig
 from studio.reruns import frozen
 from studio.schema import ConfigError, build
@@ -78,7 +78,7 @@ def review(ctx: Context, whose: str | None, kind: str | None, values: Sequence[A
         first = error.errors[0]
         path = ctx.form.blamed(first) if ctx.form else first.path
         return {"kind": wanted, "problem": error_text(first), "label": field_label(path) if path else ""}
-    file = f"{job_name(config)}-{FILE_NAMES[wanted]}"
+    file = FILE_NAMES[wanted]  # by which the text itself calls it
     return {
         "kind": wanted,
         "problem": "",

@@ -5,12 +5,13 @@ from typing import Any
 
 import gradio as gr
 
-from studio import runner
+from studio import reruns, runner
+from studio.changes import PROCESSES
 from studio.rundir import RunDir
 from studio.ui.context import ACTION, READ, Context, refuse, safe
 from studio.ui.tabs import memory_card, monitor_actions, monitor_library, starting
 from studio.ui.widgets import scripted
-from studio.ui.widgets.bubbles import panel
+from studio.ui.widgets.bubbles import event_data, panel
 from studio.ui.widgets.confirm import hidden_button
 
 KICK = "() => Studio.feed.kick()"
@@ -37,7 +38,9 @@ def build(ctx: Context) -> None:
         safe(resume(ctx)), ctx.selected_run, question, trigger_mode="once", **ACTION
     )
     released = question.apply(safe(resume(ctx, release=True)), ctx.selected_run, question, **ACTION)
-    for done in (stopped, resumed, released):
+    asked = panel("resume", "run-resume-with", "ranks", visible="hidden")
+    spread = gr.on([asked.apply], safe(resume_with(ctx)), None, question, trigger_mode="once", **ACTION)
+    for done in (stopped, resumed, released, spread):
         done.success(None, None, None, js=KICK, **READ)
         done.failure(None, None, None, js=KICK, **READ)
     monitor_actions.build(ctx)
@@ -70,6 +73,25 @@ def resume(ctx: Context, *, release: bool = False) -> Callable[[str], Any]:
         if question:
             return question
         runner.resume(run)
+        starting.say_if_queued(ctx.workspace, run)
+        return None
+
+    return go_on
+
+
+def resume_with(ctx: Context) -> Callable[[gr.EventData], Any]:
+    """The handler of "resume with…": goes on from the last checkpoint with another number of processes."""
+
+    def go_on(event: gr.EventData) -> Any:
+        asked = event_data(event)
+        run = ctx.run(str(asked.get("run") or "")[:200])
+        if not run.state().resumable:
+            raise refuse("monitor.error.not_resumable")
+        changes = {PROCESSES: asked.get("processes")}
+        question = starting.question_first(ctx.workspace, reruns.cloned(run, changes), release=False)
+        if question:
+            return question
+        runner.resume(run, changes)
         starting.say_if_queued(ctx.workspace, run)
         return None
 

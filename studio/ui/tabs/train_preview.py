@@ -61,7 +61,7 @@ def review(form: Form, values: Sequence[Any], counting: Counting, card: str = ""
     try:
         config = named(build(RunConfig, form.mapping(values)))
     except ConfigError as error:
-        return {"ok": False, "issues": [issue_of(form, item) for item in error.errors]}
+        return _unfinished(form, values, error, card)
     found, problem = _planned(config, counting)
     advice = preflight(config, counting.workspace)
     if problem or isinstance(found, Waiting):  # the panel says it already, with its progress
@@ -82,6 +82,20 @@ def review(form: Form, values: Sequence[Any], counting: Counting, card: str = ""
         "command": command_of(config, counting.workspace),
         "name": config.name,
     }
+
+
+def _unfinished(form: Form, values: Sequence[Any], error: ConfigError, card: str) -> dict[str, Any]:
+    """What is wrong. Rules between fields are only looked at when every field is right: a dataset that is not chosen
+    yet must not hide them, nor the numbers that need none."""
+    wrong, more = list(error.errors), {}
+    if {item.path for item in wrong} == {DATASET}:
+        mapping = form.mapping(values)
+        try:
+            config = build(RunConfig, {**mapping, "data": {**mapping["data"], "dataset": "-"}})
+            more = {"parallel": spread_json(config, None, card)}
+        except ConfigError as other:
+            wrong += other.errors
+    return {"ok": False, "issues": [issue_of(form, item) for item in wrong], **more}
 
 
 def command_of(config: RunConfig, workspace: Workspace) -> str:
