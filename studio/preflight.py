@@ -22,6 +22,7 @@ from studio.model_cache import cached_model, hub_folder, offline
 from studio.model_files import CONFIG, Fault, faults, read_object
 from studio.model_files import facts as model_facts
 from studio.preflight_memory import about_division, weights_here
+from studio.preflight_network import about_network
 from studio.preflight_parallel import about_processes, about_zero
 from studio.presets import ModelError, ModelRef, model_named, resolve_model
 from studio.records.errors import DataError
@@ -48,7 +49,7 @@ def preflight(config: RunConfig, workspace: Workspace, machine: Hardware | None 
     frozen = workspace.freeze(config)
     model, found = _about_model(frozen)
     found += _about_adapter(config, frozen) + _about_choices(frozen, usable(machine))
-    found += about_processes(frozen, machine, usable(machine).gpus)
+    found += about_processes(frozen, machine, usable(machine).gpus) + about_network(frozen)
     found += [Advice("error", trackers.FIELD, it.message, it.hint) for it in trackers.lacking(config.train.report_to)]
     found += about_zero(frozen) + about_heads(frozen)
     counted = None

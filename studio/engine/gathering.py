@@ -24,10 +24,9 @@ from studio.engine.journal import Journal, StopRequested
 from studio.engine.machines import Ended, Meeting, Peer, Together, code_of, lost, told_of
 from studio.engine.meeting import clock_warning, difference, facts
 from studio.events import ExitCode, RunError, RunState
+from studio.preflight_network import ADDRESS, PORT, own_addresses
 from studio.wire import Garbled, Line
 
-ADDRESS = "parallel.main_process_ip"
-PORT = "parallel.main_process_port"
 HELLO_S = 5.0
 SAID_AFTER_S = 12.0
 WRONG_ADDRESS_S = 20.0
@@ -172,11 +171,15 @@ def _cannot_listen(problem: OSError, address: str, port: int) -> EngineError:
         message = f"port {port} is in use on this machine; another program or run has it."
         return _failure(PORT, message, "Choose another port, the same on all machines.")
     if problem.errno == errno.EADDRNOTAVAIL:
-        message = f"{address} is no address of this machine, which is machine 0; it has {', '.join(_own_addresses())}."
+        message = f"{address} is no address of this machine, which is machine 0; it has {_own()}."
         return _failure(ADDRESS, message, "Give one of these, on all machines; or give this machine another number.")
     if problem.errno == errno.EACCES:
         return _failure(PORT, f"port {port} may not be used.", "Choose one above 1023, the same on all machines.")
     return _failure(ADDRESS, f"cannot listen at {address}:{port} ({problem.strerror}).", "Choose another address.")
+
+
+def _own() -> str:
+    return ", ".join(own_addresses()[:6]) or "none but itself"
 
 
 def interface(address: str, port: int) -> str | None:
@@ -194,13 +197,6 @@ def interface(address: str, port: int) -> str | None:
     cards = psutil.net_if_addrs().items()
     name = next((name for name, given in cards if own in {one.address.partition("%")[0] for one in given}), None)
     return None if own.startswith("127.") or own == "::1" else name
-
-
-def _own_addresses() -> list[str]:
-    families = (socket.AF_INET, socket.AF_INET6)
-    found = [one for card in psutil.net_if_addrs().values() for one in card if one.family in families]
-    plain = sorted((one.address for one in found if "%" not in one.address), key=lambda text: (":" in text, text))
-    return [text for text in plain if not text.startswith("127.") and text != "::1"][:6] or ["none but itself"]
 
 
 @contextlib.contextmanager

@@ -50,6 +50,14 @@ def sentences() -> list[str]:
     found += [f"Machine 0 is not there yet: {why_not(one, 'n0', 1)}. Start it, or correct the address." for one in (
         ConnectionRefusedError(), TimeoutError(), OSError(113, "No route to host"),
     )]  # fmt: skip
+    found += [
+        "10.0.0.9 is no address of this machine, which is machine 0; it has 10.0.0.1, 10.0.0.2",
+        "port 29500 is in use on this machine now",
+    ]
+    found += [
+        "give one of these, or give this machine another number",
+        "choose another port, the same on all machines, or wait",
+    ]
     return [*found, "This is machine 1 of 2: curves, samples and results are in the run x on machine 0 (a)."]
 
 

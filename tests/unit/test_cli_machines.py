@@ -21,6 +21,7 @@ from studio.cli import machines, main
 from studio.config import RunConfig
 from studio.events import ExitCode, RunState
 from studio.launch_lines import Host
+from studio.preflight_network import about_network
 from studio.reproduce import same_run
 from studio.schema import ConfigError, build
 from studio.wire import Line
@@ -138,6 +139,19 @@ def test_sigterm_stops_the_run_where_that_was_asked_for(ws, config, capsys, monk
         thread.join()
         signal.signal(signal.SIGTERM, before)
     assert code == ExitCode.STOPPED
+
+
+def test_machine_0_can_be_connected_to():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        for changes, level, said in (
+            ({"main_process_ip": "192.0.2.1"}, "error", "192.0.2.1 is no address of this machine"),
+            ({"main_process_ip": "127.0.0.1", "main_process_port": port}, "warning", f"port {port} is in use"),
+        ):
+            [advice] = about_network(spread_config(**changes))
+            assert (advice.level, said in advice.message) == (level, True)
+    for changes in ({"main_process_ip": "n0"}, {"main_process_ip": "192.0.2.1", "machine_rank": 1}):
+        assert not about_network(spread_config(**changes))
 
 
 # ---- Slurm ----
