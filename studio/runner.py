@@ -105,7 +105,7 @@ def submit(
         StartRefused: the cards do not exist, or the engine cannot be started.
         WorkspaceError: the run directory cannot be written.
     """
-    needed = config.parallel.processes_per_machine if isinstance(config, RunConfig) else 1
+    needed = _processes(config)
     gpu_count = (needed if resources.cards() else 1) if gpu_count is None else gpu_count
     _check_cards(gpus, gpu_count, needed)
     if not isinstance(config, RunConfig | AnswersConfig):
@@ -178,15 +178,27 @@ def resume(run: RunDir, changes: Mapping[str, Any] | None = None) -> None:
             step = step_of(last) if last else 0
             run.change(changes, step)
         entry = run_queue.next_entry(workspace, run)
-        launch = run.read_launch()
         try:
-            run_queue.write(run, entry.model_copy(update={"gpu_count": launch.gpu_count if launch else 1}))
+            run_queue.write(run, entry.model_copy(update={"gpu_count": _cards_again(run)}))
             start_waiting(workspace, mine=run)
         except (StartRefused, ConfigError):
             run_queue.drop(run)
             _restore(run.changes_file, before)
             raise
     look_after(workspace)
+
+
+def _cards_again(run: RunDir) -> int:
+    """How many cards a resume takes: as many as before, or one for each process if those were changed."""
+    launch, config = run.read_launch(), run.config()
+    had = launch.gpu_count if launch else 1
+    needed = _processes(config)
+    return needed if had and resources.cards() and needed > 1 else had
+
+
+def _processes(config: AnyConfig) -> int:
+    """Those of a run on this machine."""
+    return config.parallel.processes_per_machine if isinstance(config, RunConfig) else 1
 
 
 def _restore(file: Path, content: bytes | None) -> None:

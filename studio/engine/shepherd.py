@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+import psutil
+
 from studio.engine.journal import Journal
 from studio.engine.rank_ends import Stuck, warning
 from studio.engine.rank_watch import RankWatch
@@ -42,15 +44,23 @@ class Shepherd:
 
     def _run(self) -> None:
         while not self._over.wait(PERIOD_S):
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, psutil.Error):
                 self._pass_on()
                 self._look()
 
     def _pass_on(self) -> None:
-        """A signal was sent to this process only; the stop file is seen by every rank."""
+        """A signal was sent to this process only; the stop file is seen by every rank.
+
+        On a disk that takes no more nothing could be saved either: then the ranks are ended.
+        """
         run = self.journal.run
-        if self.journal.stop_requested() and not run.stop_requested():
+        if not self.journal.stop_requested() or run.stop_requested():
+            return
+        try:
             run.request_stop()
+        except OSError:
+            for rank in psutil.Process().children():
+                rank.terminate()
 
     def _look(self) -> None:
         found = self.statuses()

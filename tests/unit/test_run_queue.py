@@ -167,8 +167,8 @@ def test_a_queued_run_has_its_place_before_it_can_be_seen(workspace, monkeypatch
     seen = []
     real = Workspace._write_config
 
-    def looking(run, config, queue):
-        made = real(run, config, queue)
+    def looking(run, config, *rest):
+        made = real(run, config, *rest)
         seen.append(run_queue.read(made))
         return made
 
