@@ -194,7 +194,7 @@ class Together:
         ended = thread.is_alive()
         if ended:
             end_children()
-            thread.join(END_S)
+            thread.join(LAST_WORDS_S)  # with its ranks gone the agent has nothing to wait for but its store
         if self.problem is not None and (ended or not raised):
             raise EngineError(self.problem, code_of(self.problem), told=True)
         if raised:
