@@ -176,6 +176,13 @@ def test_own_settings_of_deepspeed_are_read_from_the_copy_in_the_run(make_run: M
     assert "optimizer in the file is left out" in " ".join(event.message for event in events_of(run, "warning"))
 
 
+def test_of_a_model_in_16_bits_the_numbers_the_optimizer_keeps_are_saved(make_run: MakeRun) -> None:
+    run = finished(make_run("lora", **{"parallel.deepspeed": "zero3", "model.dtype": "bfloat16", "train.max_steps": 2}))
+    found = weights_of(run.adapter)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    assert any((value.bfloat16().float() != value).any() for value in found.values()), "16 bits were written in 32"
+
+
 class Engine:
     """What DeepSpeed's engine says of itself."""
 
