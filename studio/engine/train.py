@@ -52,15 +52,13 @@ def train(run: RunDir, journal: Journal, checkpoint: Path | None) -> RunState:
 
     with importing(journal):
         prepare_process(config, inputs.ref)
-        from studio.engine import best, continuing, model, report, resume_point, stopping, zero  # torch …: seconds
+        from studio.engine import best, model, report, resume_point, stopping, zero  # torch and its family: seconds
 
     laps = report.Laps(began)
     with loading(journal):
         zero.join(config, run, model.choose_precision(config.model.dtype, inputs.ref))
         inputs = replace(inputs, checkpoint=resume_point.meet(run, inputs.checkpoint, config))
-        loaded = model.load(config, inputs.ref)
-        if inputs.adapter:
-            loaded = continuing.with_adapter(loaded, inputs.adapter, config.lora)
+        loaded = _load(inputs)
     laps.lap("load")
 
     journal.phase("tokenise")
@@ -105,6 +103,14 @@ def train(run: RunDir, journal: Journal, checkpoint: Path | None) -> RunState:
     found |= _diagnosed(config, found["verdict"], evidence)
     report.write_report(run, inputs, ending, found | report.figures(curve, watch, laps))
     return RunState.FINISHED
+
+
+def _load(inputs: Inputs) -> Loaded:
+    """The model, and the adapter a run goes on from."""
+    from studio.engine import continuing, model
+
+    loaded = model.load(inputs.config, inputs.ref)
+    return continuing.with_adapter(loaded, inputs.adapter, inputs.config.lora) if inputs.adapter else loaded
 
 
 def _prepare_examples(
