@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from studio.deepspeed_settings import completed, loading_part, read_own, zero_of
 from studio.engine import ranks
@@ -22,7 +22,6 @@ from studio.schema import ConfigError, FieldError
 
 if TYPE_CHECKING:
     from studio.config import RunConfig
-    from studio.engine.model import Precision
     from studio.rundir import RunDir
 
 PRESETS = ROOT / "presets" / "deepspeed"
@@ -83,7 +82,16 @@ def settings(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
         raise ConfigError([FieldError("parallel.deepspeed_config", str(error))]) from None
 
 
-def join(config: RunConfig, run: RunDir, precision: Precision) -> None:
+class Place(Protocol):
+    """Where weights are computed and in which numbers; `studio.engine.model.Precision`, which is built on this module."""
+
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def dtype(self) -> Any: ...  # noqa: D102
+
+
+def join(config: RunConfig, run: RunDir, precision: Place) -> None:
     """Meet the other processes, and have parameters divided as they are loaded where the stage asks for it.
 
     Call it before the model is loaded: a layer is then never whole in more than one moment.
