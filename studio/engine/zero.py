@@ -83,7 +83,7 @@ def settings(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
 
 
 class Place(Protocol):
-    """Where weights are computed and in which numbers; `studio.engine.model.Precision`, which is built on this module."""
+    """Where weights are computed and in which numbers; a `Precision` of `studio.engine.model` is one."""
 
     @property
     def device(self) -> str: ...  # noqa: D102
