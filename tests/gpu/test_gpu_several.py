@@ -1,4 +1,4 @@
-"""On two GPUs, over NCCL: ZeRO, FSDP2 and shared conversations train as one GPU does, with less memory on each.
+"""On two GPUs, over NCCL: DDP, ZeRO, FSDP2 and shared conversations train as one GPU does, with less memory on each.
 
 Compared to 1e-2: in 16 bits numbers are rounded after every layer, and summed in another order.
 """
@@ -26,6 +26,8 @@ SHAPE: dict[str, Any] = {
 SHARED: dict[str, Any] = {"parallel.num_processes": 2, "parallel.sequence_parallel_size": 2}
 HALVES: dict[str, Any] = {"parallel.num_processes": 2, "train.per_device_train_batch_size": 1}
 WAYS: list[tuple[str, dict[str, Any]]] = [
+    ("lora", HALVES),
+    ("qlora", HALVES),
     *(("full", HALVES | {"parallel.deepspeed": stage}) for stage in ("zero1", "zero2", "zero3", "zero3_offload")),
     ("lora", HALVES | {"parallel.deepspeed": "zero3"}),
     ("qlora", HALVES | {"parallel.deepspeed": "zero3"}),
