@@ -12,8 +12,10 @@ from studio.durable import sync_tree, write_atomic
 
 STATE = "trainer_state.json"  # the trainer writes it last
 MANIFEST = "files.json"  # and this is written when the disk has everything: size in bytes of each file
-OPTIMIZER = "optimizer.safetensors"  # what ZeRO and FSDP2 divide, whole and by name; plainly it is optimizer.pt
-FACTS = "optimizer.json"  # beside it: what is no tensor
+# What ZeRO and FSDP2 divide, whole and by name, in a folder of its own: whoever looks for the weights of a model takes
+# every file of this kind. A run that divides nothing has optimizer.pt.
+OPTIMIZER = "state/optimizer.safetensors"
+FACTS = "state/optimizer.json"  # beside it: what is no tensor
 _GONE = ".gone"
 
 
@@ -62,6 +64,21 @@ def is_complete(checkpoint: Path) -> bool:
         )
     listed = _read(checkpoint / MANIFEST)
     return isinstance(listed, dict) and all(_size(checkpoint / name) == size for name, size in listed.items())
+
+
+def flaw_of(checkpoint: Path) -> str:
+    """The first file a checkpoint that is not whole lacks, or that was cut; empty where none can be named."""
+    listed = _read(checkpoint / MANIFEST)
+    known = listed if isinstance(listed, dict) else {}
+    wrong = [name for name, size in known.items() if _size(checkpoint / name) != size]
+    cut = [path for path in checkpoint.rglob("*") if path.is_file() and not _has_its_end(path)]
+    found = [*wrong, *(path.relative_to(checkpoint).as_posix() for path in cut)]
+    return min(found) if found else "" if (checkpoint / STATE).is_file() else STATE
+
+
+def torn(folder: Path) -> list[Path]:
+    """Checkpoints that were not written to their end or of which something is missing now, newest first."""
+    return sorted((path for path in _checkpoints(folder) if not is_complete(path)), key=step_of, reverse=True)
 
 
 def seal(checkpoint: Path) -> None:

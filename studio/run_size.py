@@ -13,7 +13,10 @@ from studio.records.sources import size_of
 from studio.records.store import DatasetStore
 
 NUMBER, STATES, RESULT = 4, 8, 2
-"""Bytes of a trained weight in a checkpoint, of its two optimizer states, and of a whole model as it is saved."""
+"""Bytes of a trained weight in a checkpoint, of its two optimizer states, and of a whole model as it is saved.
+
+Where ZeRO or FSDP2 divide, the optimizer's file has the weight once more, in 32 bits. Frozen weights are never saved.
+"""
 TOKENS_PER_BYTE = 1.5
 """Bytes of the token cache for each byte of a dataset: a number and a mark for every token of about four letters."""
 
@@ -41,7 +44,13 @@ def run_size(config: RunConfig, store: DatasetStore, updates: int | None = None)
         return RunSize(tokens=tokens)
     trained = _trained(config, shape)
     result = RESULT * trained if config.method == "full" else NUMBER * trained
-    return RunSize((NUMBER + STATES) * trained, checkpoints_kept(config, updates), result, tokens)
+    weights = NUMBER * (2 if _is_divided(config) else 1)
+    return RunSize((weights + STATES) * trained, checkpoints_kept(config, updates), result, tokens)
+
+
+def _is_divided(config: RunConfig) -> bool:
+    section = config.parallel
+    return section.deepspeed != "none" or section.deepspeed_config is not None or section.fsdp != "none"
 
 
 def checkpoints_kept(config: RunConfig, updates: int | None) -> int:

@@ -93,10 +93,9 @@ class Divided:
     def room(self, piece: torch.Tensor, key: str) -> Any:
         """Where the optimizer keeps its numbers `key` for a piece."""
         state = self.optimizer.state[piece]
-        if not state and hasattr(self.optimizer, "init_state"):  # bitsandbytes: in paged memory, where that is asked
-            self.optimizer.init_state(self._group_of(piece), piece, 0, 0)
         if key not in state:
-            state[key] = torch.zeros_like(piece, requires_grad=False)
+            paged = getattr(self.optimizer, "get_state_buffer", None)  # bitsandbytes': in paged memory if it is asked
+            state[key] = paged(piece, dtype=piece.dtype) if paged else torch.zeros_like(piece, requires_grad=False)
         return state[key]
 
     def _group_of(self, piece: torch.Tensor) -> Mapping[str, Any]:

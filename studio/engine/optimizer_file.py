@@ -1,7 +1,7 @@
-"""`optimizer.safetensors`: the trained weights and the optimizer's numbers by the names of the weights, each whole.
+"""`state/optimizer.safetensors`: trained weights and the optimizer's numbers by the names of the weights, each whole.
 
 Any number of processes can go on from it, under any stage of ZeRO, under FSDP2 or plainly. The first process writes it
-and reads it; one weight after the other passes through its memory. What is no tensor lies in `optimizer.json`.
+and reads it; one weight after the other passes through its memory. What is no tensor is in `optimizer.json` beside it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def write(folder: Path, view: Divided, facts: Facts) -> None:
         tensors = {
             f"{name}:{key}": torch.empty(view.shape(name), device="meta") for name in view.weights for key in keys
         }
-        shards = Shards(folder, tensors, _ONE_FILE, OPTIMIZER.replace(".", "{suffix}.", 1))
+        file = folder / OPTIMIZER
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shards = Shards(file.parent, tensors, _ONE_FILE, f"{file.stem}{{suffix}}{file.suffix}")
         write_atomic(folder / FACTS, facts.model_dump_json(indent=1))
 
     if ranks.is_first():

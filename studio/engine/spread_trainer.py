@@ -116,6 +116,7 @@ class SpreadTrainer(SFTTrainer):
         keys = None if swaps(self.model_wrapped) else view.keys()
         if keys is None:
             save(output_dir)
+            self._own_part(lambda: _remove_scripts(Path(output_dir)))
             return
         optimizer_file.write(Path(output_dir), view, self._facts(view, keys))
         if self.args.should_save and not _is_of_deepspeed(self.lr_scheduler):
@@ -211,6 +212,13 @@ class SpreadTrainer(SFTTrainer):
                 sent = weight.data.to(carrier())
                 torch.distributed.broadcast(sent, src=0)
                 weight.data.copy_(sent)
+
+
+def _remove_scripts(folder: Path) -> None:
+    """DeepSpeed leaves programs that put weights together; they are whole already."""
+    if ranks.is_first():
+        for name in ("zero_to_fp32.py", "zero_to_torch.py"):
+            (folder / name).unlink(missing_ok=True)
 
 
 def _for_groups(schedule: dict[str, Any], count: int) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def plain(make_run: MakeRun) -> RunDir:
 def names(checkpoint: Path) -> set[str]:
     """Files in it that are not only there to go on."""
     found = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()}
-    return {name for name in found if not name.startswith(("optimizer", "rng_state"))}
+    return {name for name in found if not name.startswith(("optimizer", "state/", "rng_state"))}
 
 
 def test_fewer_and_more_go_on_with_the_same_updates(plain: RunDir, make_run: MakeRun, tmp_path: Path) -> None:

@@ -14,13 +14,16 @@ from studio.checkpoints import (
     MANIFEST,
     STATE,
     complete_checkpoints,
+    flaw_of,
     is_complete,
     last_checkpoint,
+    processes_of,
     remove,
     remove_torn,
     rotate,
     seal,
     settle,
+    torn,
 )
 
 
@@ -68,6 +71,23 @@ def test_a_file_that_is_missing(tmp_path: Path, name: str):
     made = checkpoint(tmp_path, 4)
     (made / name).unlink()
     assert not is_complete(made)
+
+
+def test_of_several_writers_nobody_knows_without_the_list_whether_all_had_come_to_their_end(tmp_path: Path):
+    made = checkpoint(tmp_path, 4, sealed=False)
+    for rank in (0, 1):
+        with zipfile.ZipFile(made / f"rng_state_{rank}.pth", "w") as archive:
+            archive.writestr("data", "x")
+    assert processes_of(made) == 2
+    assert torn(tmp_path) == [made]
+    seal(made)
+    assert is_complete(made)
+    assert not torn(tmp_path)
+    (made / "rng_state_1.pth").unlink()
+    assert flaw_of(made) == "rng_state_1.pth"
+    cut(made / "adapter_model.safetensors")
+    assert flaw_of(made) == "adapter_model.safetensors"
+    assert torn(tmp_path) == [made]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"x": 1', '{"../x": 1}', "[" * 100_000])
