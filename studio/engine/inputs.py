@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from studio import deepspeed_settings, hardware
-from studio.checkpoints import remove_torn
+from studio.checkpoints import flaw_of, remove_torn, torn
 from studio.config import RunConfig
 from studio.engine import ranks, zero
 from studio.engine.adapter import AdapterFiles, adapter_to_continue
@@ -45,6 +45,9 @@ class Inputs:
 def read_inputs(run: RunDir, journal: Journal, checkpoint: Path | None) -> Inputs:
     """Read and check everything that needs no torch. Raises ConfigError, DataError or EngineError."""
     if ranks.is_first_here():
+        for path in torn(run.checkpoints):
+            reason = flaw_of(path) or "it was not written to its end"
+            journal.warn(f"checkpoint: {path.name} is not whole ({reason}).", "checkpoint")
         remove_torn(run.checkpoints)
     config = run.config()
     if not isinstance(config, RunConfig):
