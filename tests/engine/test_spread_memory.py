@@ -126,7 +126,8 @@ def test_layers_of_16_bit_weights_keep_what_is_promised(method: str) -> None:
 
 def _kept(method: str, load: Load) -> int:
     """Bytes the layers of a real model keep for the backward pass, each storage once, weights left out."""
-    model: Any = LlamaForCausalLM(LlamaConfig(**MODEL, use_cache=False)).to(torch.bfloat16)
+    model: Any = LlamaForCausalLM(LlamaConfig(**MODEL, use_cache=False))
+    model.to(torch.bfloat16)
     base = model.model
     if method == "lora":
         lora = load.config.lora
