@@ -263,7 +263,7 @@ def _meeting(address: str, welcome: dict[str, Any], main: Peer) -> Meeting:
 
 def _find(journal: Journal, config: RunConfig) -> Line:
     """A line to machine 0, which may be started later than this machine."""
-    section, began, told = config.parallel, time.monotonic(), False
+    section, began, told, said = config.parallel, time.monotonic(), False, float("-inf")
     address, port = str(section.main_process_ip), section.port
     while True:
         try:
@@ -276,7 +276,9 @@ def _find(journal: Journal, config: RunConfig) -> Line:
             if waited > SAID_AFTER_S and not told:
                 told = True
                 journal.warn(f"Machine 0 is not there yet: {why}. Start it, or correct the address.", ADDRESS)
-        journal.progress(0, 1, f"machines; looking for machine 0 at {address}:{port}")
+        if time.monotonic() - said >= TELL_EVERY_S:
+            said = time.monotonic()
+            journal.progress(0, 1, f"machines; looking for machine 0 at {address}:{port}")
         time.sleep(wire.PAUSE_S)
 
 
