@@ -19,6 +19,7 @@ from studio.engine.converted import ready
 from studio.engine.data import Source, changed_since_start, chat_tokenizer, find_source, read_tables
 from studio.engine.failure import EngineError
 from studio.engine.journal import Journal
+from studio.engine.quick_import import import_bitsandbytes
 from studio.events import RunError
 from studio.presets import ModelRef, resolve_model
 from studio.records.chat_tokenizer import ChatTokenizer
@@ -101,6 +102,7 @@ def prepare_process(config: RunConfig, ref: ModelRef) -> None:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
+    import_bitsandbytes()
     disable_progress_bar()  # type: ignore[no-untyped-call]
     from studio.engine.model import is_small
 
