@@ -106,7 +106,7 @@ def join(config: RunConfig, run: RunDir, precision: Place) -> None:
     waits = timedelta(seconds=config.parallel.ddp_timeout)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=waits, verbose=False)
     if divides_weights(config):
-        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         kind = {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(precision.dtype)
         make: Any = HfDeepSpeedConfig
