@@ -66,8 +66,9 @@ def make_model(folder: Path, layers: int, width: int) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(EMBER)
     heads = {"num_attention_heads": width // 32, "num_key_value_heads": width // 64}
     sizes = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
+    settings: dict[str, Any] = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id} | sizes | heads
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **sizes, **heads)
+    config = LlamaConfig(**settings)
     model: Any = LlamaForCausalLM(config)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
