@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from studio import metering
 from studio.bounds import UNKNOWN, Facts, load_of
@@ -201,7 +201,7 @@ def _show_counted(result: _Result, console: Console) -> None:
 
 def _show_spread(result: _Result, console: Console) -> None:
     count = result.load.sharding.processes
-    table = Table("divided by", "GB each", "saves", "sends", "in", "tokens/s", "", title_justify="left",
+    table = Table(Column("divided by", no_wrap=True), "GB each", "saves", "sends", "in", "tokens/s", "", title_justify="left",
                   title=f"{count} process{'es' if count > 1 else ''}, for each of them and each update")  # fmt: skip
     best = lowest(result.spread)
     for row in result.spread:
@@ -210,7 +210,7 @@ def _show_spread(result: _Result, console: Console) -> None:
         table.add_row(
             f"{row.name}{' (chosen)' if row.chosen else ''}",
             f"{row.expected / GB:.1f}",
-            f"{row.saves / GB:.1f}",
+            f"{round(row.saves / GB, 1) + 0.0:.1f}",  # no minus before a zero
             amount(row.sent_bytes) if row.sent_bytes else "",
             f"{row.seconds:.2g} s" if row.sent_bytes else "",
             f"{row.tokens_per_second:,.0f}",
