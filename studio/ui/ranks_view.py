@@ -51,8 +51,9 @@ class Stalls:
 
 @dataclass(frozen=True)
 class Scene:
-    """What all rows are judged by: `usual` seconds of a step (0: unknown), whether any process `waits` or has told why
-    it `failed`, and the most often one has met others, and begun a batch."""
+    """What all rows are judged by: `usual` seconds of a step (0: unknown), whether any process `waits` for another that
+    is in the middle of something, or has told why it `failed`, and how often at most one has met others and begun a
+    batch (`reached`)."""
 
     state: RunState
     now: float
@@ -128,7 +129,7 @@ def _scene(state: RunState, statuses: Collection[RankStatus], points: Collection
         state=state,
         now=time.time(),
         usual=median(steps) if steps else 0.0,
-        waits=any(one.busy is None and one.state is RunState.RUNNING for one in statuses),
+        waits=len({one.busy is None for one in statuses if one.state is RunState.RUNNING}) == 2,
         failed=any(one.error for one in statuses),
         reached=max(((one.meetings, one.batch) for one in statuses), default=(0, 0)),
     )
@@ -197,7 +198,7 @@ def _state(
     if status.phase == "train" and behind and scene.now - since >= max(STUCK_S, STUCK_STEPS * scene.usual):
         return "stuck", since
     if status.busy is None:  # before the training each prepares itself and says no more than that
-        return ("load" if status.phase in ("load", "tokenise") else "waiting"), since
+        return ("load" if status.phase in ("load", "tokenise") else "waiting" if scene.waits else "busy"), since
     return (status.busy if status.busy in AT_WORK else "busy"), since
 
 
