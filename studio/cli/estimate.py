@@ -201,8 +201,9 @@ def _show_counted(result: _Result, console: Console) -> None:
 
 def _show_spread(result: _Result, console: Console) -> None:
     count = result.load.sharding.processes
-    table = Table(Column("divided by", no_wrap=True), "GB each", "saves", "sends", "in", "tokens/s", "", title_justify="left",
-                  title=f"{count} process{'es' if count > 1 else ''}, for each of them and each update")  # fmt: skip
+    title = f"{count} process{'es' if count > 1 else ''}, for each of them and each update"
+    head = ("GB each", "saves", "sends", "in", "tokens/s", "")
+    table = Table(Column("divided by", no_wrap=True), *head, title=title, title_justify="left")
     best = lowest(result.spread)
     for row in result.spread:
         fits = "cannot be chosen here" if row.problem else SHORT[row.verdict]
