@@ -134,7 +134,7 @@ class Watch(TrainerCallback):
         steps, seconds, places = self.pace.read()
         shares = self._shares(steps, seconds)
         if len(shares) > 1:
-            places = sum(share.places for share in shares)
+            places = round(sum(share.places for share in shares))
         point = self._point(state, logs, (steps, seconds, places), max(share.memory for share in shares))
         self.journal.emit(point)
         if len(shares) > 1:
@@ -143,9 +143,8 @@ class Watch(TrainerCallback):
 
     def _shares(self, steps: int, seconds: float) -> list[Share]:
         """What each process did since the last point; all of them ask at the same step."""
-        own = Share(memory_in_use(), steps, seconds)
-        if self.trainer is not None:
-            own = own._replace(**self.trainer.own_share())
+        done = self.trainer.own_share() if self.trainer is not None else (0.0, 0.0, 0.0)
+        own = Share(memory_in_use(), steps, seconds, *done)
         self.journal.measured(own.speed)
         return [Share(int(memory), int(steps), *rest) for memory, steps, *rest in ranks.of_all(list(map(float, own)))]
 

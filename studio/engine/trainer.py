@@ -128,11 +128,11 @@ class Trainer(SpreadTrainer):
         bad = next((number for number, one in enumerate(values) if not math.isfinite(one)), 0)
         return sum(values), bad * self.shares // len(values)
 
-    def own_share(self) -> dict[str, float]:
+    def own_share(self) -> tuple[float, float, float]:
         """What this process did since it was asked last: tokens, tokens with filler, seconds it waited."""
         tokens, places = float(self.own_tokens), float(self.own_places)
         self.own_tokens, self.own_places = 0, 0
-        return {"tokens": tokens, "places": places, "waited": self.waits.read()}
+        return tokens, places, self.waits.read()
 
     def _track_num_input_tokens(self, inputs: Any) -> None:
         mask = inputs.get("attention_mask")
