@@ -254,13 +254,27 @@ def _catching(work: Callable[[], None], raised: list[BaseException]) -> None:
 
 
 def end_children() -> None:
-    """End this launcher's ranks and whatever they started; they are asked first."""
-    children = psutil.Process().children(recursive=True)
+    """End this launcher's ranks and whatever they started."""
+    end(psutil.Process().children(recursive=True))
+
+
+def end(children: list[psutil.Process]) -> None:
+    """End processes; they are asked first."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for child in children:
             with contextlib.suppress(psutil.Error):
                 child.send_signal(number)
-        children = psutil.wait_procs(children, timeout=FAREWELL_S)[1]
+        deadline = time.monotonic() + FAREWELL_S
+        while (children := [child for child in children if _works(child)]) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _works(process: psutil.Process) -> bool:
+    """Whether it has not ended. Its exit code is left for torch's agent to fetch."""
+    try:
+        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:
+        return False
 
 
 def is_echo(error: RunError) -> bool:

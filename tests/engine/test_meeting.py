@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tiny import MakeRun, events_of
 
@@ -315,6 +318,18 @@ def test_a_stop_ends_the_waiting(machine: Callable[..., Made], rank: int) -> Non
 
 
 # ---- small things ----
+
+
+def test_ended_ranks_leave_their_exit_code() -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(99)"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machines, "FAREWELL_S", 0.5)
+        for program, code in (("import time; print(1, flush=True); time.sleep(99)", 15), (deaf, 9)):
+            with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as child:
+                assert child.stdout
+                child.stdout.readline()
+                machines.end([psutil.Process(child.pid)])
+                assert child.poll() == -code
 
 
 def test_the_card_by_which_a_machine_is_reached() -> None:
