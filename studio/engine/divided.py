@@ -122,7 +122,7 @@ class ZeroFlat(Divided):
     def pieces(self) -> Sequence[torch.Tensor]:
         """This process's part of each group of weights, in float32."""
         names = ("single_partition_of_fp32_groups", "fp32_groups_flat_partition")
-        return next(getattr(self.zero, name) for name in names if hasattr(self.zero, name))  # type: ignore[no-any-return]
+        return next(getattr(self.zero, name) for name in names if hasattr(self.zero, name))
 
     def get(self, name: str, key: str) -> torch.Tensor:
         """See `Divided.get`."""

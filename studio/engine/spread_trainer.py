@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed
@@ -80,17 +80,24 @@ class SpreadTrainer(SFTTrainer):
         peft = hasattr(self.model, "peft_config")
         if self.is_fsdp_enabled:
             self._save(output_dir, self._whole_weights(peft))
-        elif self.is_deepspeed_enabled and peft and self.model_wrapped.zero_optimization_stage() < 3:
+        elif self.is_deepspeed_enabled and peft and self._stage() < 3:
             self._save(output_dir)  # the library would first copy all of the base model
         else:
             super().save_model(output_dir, _internal_call)
 
     def _whole_weights(self, peft: bool) -> dict[str, torch.Tensor]:
         """What FSDP2 divides, in the first process: of a model with an adapter what is trained, else everything."""
-        first = ranks.is_first()
+        first, model = ranks.is_first(), self._any_model()
         if peft:
-            return fsdp.trained_weights(self.model, keep=first)
-        return zero3.whole_weights(self.model, torch.float32, keep=first)
+            return fsdp.trained_weights(model, keep=first)
+        return zero3.whole_weights(model, torch.float32, keep=first)
+
+    def _any_model(self) -> Any:
+        return self.model
+
+    def _stage(self) -> int:
+        engine: Any = self.model_wrapped
+        return int(engine.zero_optimization_stage())
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         save = super()._save
@@ -120,7 +127,8 @@ class SpreadTrainer(SFTTrainer):
             return
         optimizer_file.write(Path(output_dir), view, self._facts(view, keys))
         if self.args.should_save and not _is_of_deepspeed(self.lr_scheduler):
-            state = self.lr_scheduler.state_dict()
+            schedule: Any = self.lr_scheduler
+            state = schedule.state_dict()
             self._own_part(lambda: torch.save(state, Path(output_dir) / SCHEDULER_NAME))
 
     def _facts(self, view: Divided, keys: list[str]) -> Facts:
@@ -139,14 +147,14 @@ class SpreadTrainer(SFTTrainer):
         return facts
 
     def _init_training_state(self, *args: Any) -> Any:
-        found = super()._init_training_state(*args)  # type: ignore[no-untyped-call]
+        found = super()._init_training_state(*args)
         self.state.best_model_checkpoint = of_first(self.state.best_model_checkpoint)
         return found
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The optimizer; the order of its weights is kept, for DeepSpeed will put others in their place."""
         made = super().create_optimizer(model)
-        names = {id(weight): name for name, weight in Divided(self.model, None).weights.items()}
+        names = {id(weight): name for name, weight in Divided(self._any_model(), None).weights.items()}
         self._order = [names[id(weight)] for group in made.param_groups for weight in group["params"]]
         return made
 
@@ -188,7 +196,8 @@ class SpreadTrainer(SFTTrainer):
                 engine.lr_scheduler.load_state_dict(facts.schedule)
         if (checkpoint / SCHEDULER_NAME).is_file():
             saved = torch.load(checkpoint / SCHEDULER_NAME, weights_only=True)
-            self.lr_scheduler.load_state_dict(_for_groups(saved, len(self.optimizer.param_groups)))
+            schedule, optimizer = cast("Any", self.lr_scheduler), cast("Any", self.optimizer)
+            schedule.load_state_dict(_for_groups(saved, len(optimizer.param_groups)))
         self._load_scaler(str(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -208,7 +217,7 @@ class SpreadTrainer(SFTTrainer):
             load()
         else:
             agree(attempt(load) if ranks.is_first() else None)
-            for weight in Divided(self.model, self.optimizer).weights.values():
+            for weight in Divided(self._any_model(), None).weights.values():
                 sent = weight.data.to(carrier())
                 torch.distributed.broadcast(sent, src=0)
                 weight.data.copy_(sent)
