@@ -5,6 +5,7 @@ What processes write about themselves is data from files: whoever shows it sets 
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections import OrderedDict
@@ -52,14 +53,14 @@ class Stalls:
 @dataclass(frozen=True)
 class Scene:
     """What all rows are judged by: `usual` seconds of a step (0: unknown), whether any process `waits` for another that
-    is in the middle of something, or has told why it `failed`, and how often at most one has met others and begun a
-    batch (`reached`)."""
+    is in the middle of something, which one is `blamed` for the end, and how often at most one has met others and begun
+    a batch (`reached`)."""
 
     state: RunState
     now: float
     usual: float
     waits: bool
-    failed: bool
+    blamed: int | None
     reached: tuple[int, int]
 
 
@@ -81,7 +82,9 @@ class Watching:
         }
         told = self._told(run)
         latest = {point.rank: point for point in told[-1].ranks} if told else {}
-        scene = _scene(state, statuses.values(), latest.values())
+        status = run.read_status()
+        told_why = status.error.message if status and status.error else ""
+        scene = _scene(state, statuses.values(), latest.values(), told_why)
         stalls = self._stalls_of(run)
         rows = [
             _row(rank, statuses.get(rank), latest.get(rank), scene, stalls) | _place(rank, spread)
@@ -123,14 +126,16 @@ def _by_our_clock(run: RunDir, status: RankStatus, spread: Mapping[str, Any]) ->
     return status.model_copy(update={"updated_at": written})
 
 
-def _scene(state: RunState, statuses: Collection[RankStatus], points: Collection[RankPoint]) -> Scene:
+def _scene(state: RunState, statuses: Collection[RankStatus], points: Collection[RankPoint], told: str) -> Scene:
+    """`told`: why the run failed, which begins with the process to blame if it was one."""
     steps = [point.step_seconds for point in points if point.step_seconds]
+    blamed = re.match(r"Process (\d{1,4}) ", told)
     return Scene(
         state=state,
         now=time.time(),
         usual=median(steps) if steps else 0.0,
         waits=len({one.busy is None for one in statuses if one.state is RunState.RUNNING}) == 2,
-        failed=any(one.error for one in statuses),
+        blamed=int(blamed[1]) if blamed else None,
         reached=max(((one.meetings, one.batch) for one in statuses), default=(0, 0)),
     )
 
@@ -203,11 +208,13 @@ def _state(
 
 
 def _end(status: RankStatus, scene: Scene) -> str:
-    """How a process ended. Of a failed run the one that told why failed; the others were taken along."""
-    if status.error:
+    """How a process ended. Of a failed run the one that is to blame failed, or died without a word; what the others
+    say of missing it is no failure of theirs."""
+    own = status.error is not None and not status.error.details.get("lost")
+    if own:
         return "failed"
-    if status.state is RunState.FAILED or scene.state in (RunState.FAILED, RunState.LOST):
-        return "ended" if scene.failed and not status.exit_code else "died"
+    if scene.state in (RunState.FAILED, RunState.LOST):
+        return "died" if status.rank == scene.blamed else "ended"
     return status.state.value if status.state in ENDED else scene.state.value
 
 

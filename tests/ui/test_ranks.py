@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from studio import library, run_card, runner
 from studio.config import RunConfig
-from studio.events import Launch, RunState, Status
+from studio.events import Launch, RunError, RunState, Status
 from studio.rundir import RunDir
 from studio.schema import ConfigError, build, merge
 from studio.ui import ranks_view, routes
@@ -116,6 +116,19 @@ def test_the_one_that_died_is_named_with_its_last_words(client: TestClient, new_
     assert second["error"]["message"] == f"out of luck {HOSTILE}"  # as data; the page sets it as text
     assert second["last_words"].endswith(f"out of luck {HOSTILE}")
     assert first["last_words"] == ""
+
+
+def test_who_only_missed_the_one_that_was_killed_is_not_to_blame(
+    client: TestClient, new_run: Callable[..., RunDir]
+) -> None:
+    run = new_run(num_processes=2)
+    fake = FakeRanks(run)
+    fake.beat("train", 4, "step")
+    missed = RunError(kind="internal", message="connection closed by peer", details={"lost": True})
+    fake.status(0, phase="train", step=4, state=RunState.FAILED, error=missed)
+    told = RunError(kind="internal", message="Process 1 of 2 (vm) was killed by SIGKILL at step 4.")
+    run.write_status(Status(state=RunState.FAILED, phase="train", attempt=2, error=told))
+    assert [row["state"] for row in _rows(client, run)] == ["ended", "died"]
 
 
 def test_each_process_has_a_log_of_its_own_and_none_lies_elsewhere(
