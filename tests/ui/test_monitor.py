@@ -111,7 +111,7 @@ def test_attach_prefers_the_address_then_the_live_then_the_remembered(workspace:
 
 
 def test_attach_finds_nothing_in_an_empty_workspace(workspace: Workspace) -> None:
-    assert attach(workspace)("", _request()) == ""
+    assert attach(workspace)("", _request()) == gr.skip()
 
 
 def test_known_errors_are_their_own_sentence() -> None:

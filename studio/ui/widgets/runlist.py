@@ -1,6 +1,7 @@
 """Which run the page looks at: the hidden component that holds its id, and how it is found again after a reload."""
 
 from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 
@@ -23,15 +24,19 @@ def selected_run() -> gr.HTML:
     )
 
 
-def attach(workspace: Workspace) -> Callable[[str, gr.Request], str]:
-    """Handler of the page load: the run of ``?run=``, else the newest live one, else the one the browser remembers."""
+def attach(workspace: Workspace) -> Callable[[str, gr.Request], Any]:
+    """Handler of the page load: the run of ``?run=``, else the newest live one, else the one the browser remembers.
 
-    def find(remembered: str, request: gr.Request) -> str:
+    Where there is none it changes nothing: on a busy machine a run may be begun before the answer reaches the page.
+    """
+
+    def find(remembered: str, request: gr.Request) -> Any:
         known = [run.id for run in workspace.list_runs()]
         asked = str(request.query_params.get("run", ""))
         if asked in known:
             return asked
         live = live_run(workspace)  # of hundreds of runs only those are looked at whose process may still be there
-        return (live.id if live else "") or (remembered if remembered in known else "") or (known or [""])[0]
+        found = (live.id if live else "") or (remembered if remembered in known else "") or (known or [""])[0]
+        return found or gr.skip()
 
     return find
