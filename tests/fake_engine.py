@@ -49,6 +49,7 @@ from studio.workspace import Workspace  # noqa: E402
 from tests.fake_ranks import FakeRanks  # noqa: E402
 
 VARIABLE = "CRUCIBLE_FAKE"
+GO_ON = "go-on"
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Options:
     pace: float = 0.02
     slow: float = 0.05
     fail: str = ""  # kind of the error that ends the run half way
-    hang_at: int = 0  # step at which nothing more happens
+    hang_at: int = 0  # step at which nothing more happens, until there is a file GO_ON in the run's directory
     die_at: int = 0  # step at which the process kills itself
     noise: int = 0  # bytes that each step adds to its line of the log
     bad_rank: int = -1  # of a run with several processes the one that goes wrong half way
@@ -185,6 +186,8 @@ class FakeEngine:
         if self.step == self.options.die_at:
             os.kill(os.getpid(), signal.SIGKILL)
         while self.step == self.options.hang_at and not self.terminated and not self.run.stop_requested():
+            if (self.run.path / GO_ON).exists():
+                break
             time.sleep(0.05)
             self.ranks.hang(self.step)
         if self.options.bad_rank >= 0 and self.options.bad_how == "dies" and self.step >= self.options.steps // 2:

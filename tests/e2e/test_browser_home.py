@@ -1,7 +1,6 @@
 """The first page in a real browser: one typed field, one click, and the whole lesson is seen to the end."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, Request, Route, expect
@@ -9,7 +8,7 @@ from playwright.sync_api import Browser, Page, Request, Route, expect
 from studio import run_queue, runner
 from studio.events import RunState
 from studio.workspace import Workspace
-from tests.fake_engine import Studio
+from tests.fake_engine import GO_ON, Studio
 
 # A guard against hanging, not a demand: a busy machine may take its time.
 expect.set_options(timeout=120_000)
@@ -19,27 +18,19 @@ NAME = "诺娃 O'Neil <b>"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    started = Studio(tmp_path_factory.mktemp("home"), steps=30, pace=0.1, slow=0.1)
+    """A studio whose runs wait at step 15 of 30: what is to be seen meanwhile is seen however slow the page is."""
+    started = Studio(tmp_path_factory.mktemp("home"), steps=30, pace=0.02, slow=0.02, hang_at=15)
     yield started
     started.end()
 
 
 @pytest.fixture
 def studio(server: Studio) -> Iterator[Studio]:
-    """A studio whose workspace is empty at first."""
+    """The same, with an empty workspace."""
     yield server
+    run_queue.pause_all(Workspace(server.workspace))  # what waits must not begin when its turn comes
     server.empty()
-
-
-@pytest.fixture
-def slow(tmp_path: Path) -> Iterator[Studio]:
-    """A studio whose runs wait at step 15 of 30 until they are stopped."""
-    started = Studio(tmp_path, steps=30, pace=0.02, slow=0.02, hang_at=15)
-    yield started
-    run_queue.pause_all(Workspace(tmp_path))  # what waits must not begin when its turn comes
-    for run in Workspace(tmp_path).list_runs():
-        runner.stop(run)
-    started.end()
+    run_queue.unpause_all(Workspace(server.workspace))
 
 
 def _teach(page: Page, studio: Studio, name: str = NAME) -> None:
@@ -61,27 +52,28 @@ def test_one_field_and_one_click_show_every_step_to_the_chat(page: Page, studio:
     expect(steps.nth(1)).to_contain_text("of 30")
     expect(steps.nth(1).locator(".answer-row").first).to_be_visible()
     expect(steps.nth(1).locator(".spark polyline")).to_have_count(1)
+    run = Workspace(studio.workspace).list_runs()[0]
+    (run.path / GO_ON).touch()
     expect(steps.nth(2).locator(".light.good")).to_have_count(3)
     expect(steps.nth(3).locator(".pair")).to_have_count(3)
     page.reload()
     page.locator("#home-chat").click()
     expect(page.locator("#nav [role=tab][data-tab-id=chat]")).to_have_attribute("aria-selected", "true")
-    run = Workspace(studio.workspace).list_runs()[0]
     assert run.id in page.evaluate("decodeURIComponent(location.search)")
     assert page.locator("#w-stepper b", has_text="<b>").count() == 0
 
 
-def test_reload_in_the_middle_finds_the_lesson_again(page: Page, browser: Browser, slow: Studio) -> None:
-    _teach(page, slow)
+def test_reload_in_the_middle_finds_the_lesson_again(page: Page, browser: Browser, studio: Studio) -> None:
+    _teach(page, studio)
     expect(page.locator("#w-stepper .step").nth(1)).to_contain_text("of 30")
     page.reload()
     expect(page.locator("#w-stepper h2")).to_contain_text("诺娃")
     other = browser.new_context()
     second = other.new_page()
-    second.goto(slow.url)
+    second.goto(studio.url)
     expect(second.locator("#w-stepper h2")).to_contain_text("诺娃")
     other.close()
-    runner.stop(Workspace(slow.workspace).list_runs()[0])
+    runner.stop(Workspace(studio.workspace).list_runs()[0])
     expect(page.locator("#w-stepper .trouble")).to_contain_text("stopped")
 
 
@@ -106,7 +98,7 @@ def test_bad_names_and_no_language_are_said_in_the_field_and_start_nothing(page:
     assert Workspace(studio.workspace).list_runs() == []
 
 
-def test_a_second_lesson_waits_for_the_first(page: Page, browser: Browser, slow: Studio) -> None:
+def test_a_second_lesson_waits_for_the_first(page: Page, browser: Browser, studio: Studio) -> None:
     other = browser.new_context(locale="en-US")
     other.set_default_timeout(120_000)
     second = other.new_page()
@@ -120,22 +112,22 @@ def test_a_second_lesson_waits_for_the_first(page: Page, browser: Browser, slow:
 
     second.route("**/queue/join**", hold)
     with second.expect_request(asks):
-        second.goto(slow.url)
+        second.goto(studio.url)
     second.locator("#home-name input, #home-name textarea").first.fill("Other")
-    _teach(page, slow)
+    _teach(page, studio)
     expect(page.locator("#w-stepper .step").nth(1)).to_contain_text("of 30")
     with second.expect_response(lambda response: "/api/metrics" in response.url):
         late.pop().continue_()
     expect(second.locator("#home-live")).to_be_visible()  # who has begun to type keeps the form
     second.locator("#home-live").click()
     expect(second.locator("#w-runhead .chip")).to_have_text("running")
-    second.goto(slow.url)
+    second.goto(studio.url)
     second.locator("#home-again").click()  # a page that is opened meanwhile shows the lesson at work
     second.locator("#home-name input, #home-name textarea").first.fill("Other")
     second.locator("#home-go").click()
     expect(second.locator(".toast-body")).to_contain_text("is queued at place 1")
     assert second.locator(".toast-body", has_text="Traceback").count() == 0
-    states = sorted(run.state() for run in Workspace(slow.workspace).list_runs())
+    states = sorted(run.state() for run in Workspace(studio.workspace).list_runs())
     assert states == [RunState.QUEUED, RunState.RUNNING]
     other.close()
 
