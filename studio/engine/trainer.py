@@ -159,7 +159,7 @@ class Trainer(SpreadTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with during("save"), self.pace.timing("save"):
             with without_generation_settings(self.model):
-                super()._save_checkpoint(model, trial)  # type: ignore[no-untyped-call]
+                super()._save_checkpoint(model, trial)
             agree(attempt(self._finish_checkpoint) if self.args.should_save else None)
 
     def _finish_checkpoint(self) -> None:
@@ -230,6 +230,7 @@ def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, valid
     section = config.train.model_dump()
     section["eval_steps"] = config.train.eval_steps or config.samples.evaluation_freq
     section["lr_scheduler_kwargs"] = read_settings(config.train.lr_scheduler_kwargs or "")
+    section["fsdp"] = config.parallel.fsdp != "none"  # a yes or no by now, which the library calls a text
     del section["load_best_model_at_end"], section["report_to"]
     arguments = SFTConfig(
         **section,
@@ -249,7 +250,6 @@ def training_arguments(config: RunConfig, output: Path, loaded: Loaded, *, valid
         remove_unused_columns=False,  # rows are made by a transform: their columns are not the dataset's
         max_length=None,
         deepspeed=zero.settings(config, RunDir(output.parent)),
-        fsdp=config.parallel.fsdp != "none",
         fsdp_config=fsdp.settings(config),
         accelerator_config=fsdp.accumulation(config),
         parallelism_config=parallelism(config, loaded.model),
