@@ -147,7 +147,12 @@ def test_yaml_round_trip_is_exact(full):
     assert load_yaml(dump_yaml(config, full=full), RunConfig) == config
 
 
-OWN_FORM = {"train.lr_scheduler_kwargs": "num_cycles=2", "train.save_total_limit": -1, "parallel.ddp_timeout": 77}
+OWN_FORM = {
+    "train.lr_scheduler_kwargs": "num_cycles=2",
+    "train.save_total_limit": -1,
+    "parallel.ddp_timeout": 77,
+    "parallel.main_process_ip": "node-1.example",
+}
 NEEDED = {
     "train.load_best_model_at_end": {"data.validation_share": 0.1},
     "early_stopping.early_stopping_patience": {"data.validation_share": 0.1},
