@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,19 @@ KNOWN = frozenset(
 )  # fmt: skip
 
 
+_NOTHING = (
+    "zero_optimization.stage in the file is 0 or missing, so nothing would be divided; choose 1, 2 or 3, or leave the "
+    "file empty"
+)
+
+
 def zero_of(config: RunConfig) -> Zero:
     """What DeepSpeed divides in a run; nothing while its own file cannot be read."""
     own = config.parallel.deepspeed_config
     if own is None:
         return config.parallel.zero
     try:
-        return zero_in(read_own(Path(own).expanduser()))
+        return zero_in(read_own(Path(own)))
     except ValueError:
         return UNDIVIDED
 
@@ -53,13 +60,16 @@ def zero_of(config: RunConfig) -> Zero:
 def read_own(path: Path) -> dict[str, Any]:
     """The settings in a file. Raises ValueError: a sentence without the field, of what is wrong and what to do."""
     try:
+        path = path.expanduser()
+        if path.exists() and not path.is_file() and not path.is_dir():  # whoever opens a pipe may wait for ever
+            raise OSError("it is no file")
         with path.open("rb") as file:
             text = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise ValueError(f"there is no file {_shown(path)}; give the path of a JSON file, or leave it empty") from None
     except IsADirectoryError:
         raise ValueError(f"{_shown(path)} is a folder; give the path of a JSON file in it") from None
-    except (OSError, ValueError) as error:  # a NUL in the name is a ValueError
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in the name; the home of nobody
         reason = getattr(error, "strerror", None) or str(error)
         raise ValueError(f"{_shown(path)} cannot be read ({reason}); give the path of a JSON file") from None
     if len(text) > MOST_BYTES:
@@ -67,7 +77,7 @@ def read_own(path: Path) -> dict[str, Any]:
             f"{_shown(path)} has more than {MOST_BYTES // 1_000_000} MB; DeepSpeed's settings take a few kB"
         )
     try:
-        found = json.loads(text.decode("utf-8-sig"), parse_constant=_no_number)
+        found = json.loads(text.decode("utf-8-sig"), parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{_shown(path)} is no JSON ({str(error)[:120]}); correct it, or leave it empty") from None
     if not isinstance(found, dict):
@@ -86,6 +96,10 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no number")
 
 
+def _finite(text: str) -> float:
+    return float(text) if math.isfinite(float(text)) else _no_number(text[:40])
+
+
 def _shapes(found: Mapping[str, Any]) -> Iterator[str]:
     """What of the file has the wrong form, so that nothing can be told from it."""
     for name in ("zero_optimization", "bf16", "fp16", *_FORMS):
@@ -94,7 +108,7 @@ def _shapes(found: Mapping[str, Any]) -> Iterator[str]:
     zero = _section(found, "zero_optimization")
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool | float):
-        yield f"zero_optimization.stage in the file is {json.dumps(stage)[:40]}; choose 0, 1, 2 or 3"
+        yield f"zero_optimization.stage in the file is {json.dumps(stage)[:40]}; choose 1, 2 or 3"
     for name in ("offload_optimizer", "offload_param"):
         device = _section(zero, name).get("device", "none")
         if zero.get(name) is not None and not isinstance(zero[name], dict):
@@ -125,19 +139,20 @@ def faults(config: RunConfig) -> list[str]:
     if own is None:
         return []
     try:
-        found = read_own(Path(own).expanduser())
+        found = read_own(Path(own))
     except ValueError as error:
         return [str(error)]
     conflict = zero_conflict(config, zero_in(found), FIELD)
     told = [conflict.removeprefix(f"{FIELD}: ")] if conflict else []
-    return [*_contradictions(config, found), *_beyond(found), *told]
+    said = [*_contradictions(config, found), *_beyond(found), *told]
+    return said if said or zero_in(found).stage else [_NOTHING]
 
 
 def remarks(config: RunConfig) -> list[str]:
     """Sentences, without the field, of what of the file is not used."""
     try:
         own = config.parallel.deepspeed_config
-        return passed_over(read_own(Path(own).expanduser())) if own else []
+        return passed_over(read_own(Path(own))) if own else []
     except ValueError:
         return []
 
@@ -150,6 +165,7 @@ def _contradictions(config: RunConfig, found: Mapping[str, Any]) -> Iterator[str
         "gradient_accumulation_steps": ("train.gradient_accumulation_steps", train.gradient_accumulation_steps),
         "train_batch_size": ("the effective batch size", config.effective_batch_size),
         "gradient_clipping": ("train.max_grad_norm", train.max_grad_norm),
+        "sequence_parallel_size": ("parallel.sequence_parallel_size", config.parallel.sequence_parallel_size),
         "optimizer.params.lr": ("train.learning_rate", train.learning_rate),
         "optimizer.params.betas": ("train.adam_beta1, adam_beta2", [train.adam_beta1, train.adam_beta2]),
         "optimizer.params.weight_decay": ("train.weight_decay", train.weight_decay),
@@ -207,7 +223,8 @@ def completed(found: Mapping[str, Any]) -> dict[str, Any]:
     """The settings as the trainer takes them: what it knows is its own, and nothing has to be compiled."""
     kept = {name: value for name, value in found.items() if name not in _FORMS}
     kinds = {name: {"enabled": AUTO} for name in ("bf16", "fp16")}
-    zero = {"stage": 0, "stage3_gather_16bit_weights_on_model_save": True} | dict(_section(found, "zero_optimization"))
+    # Without whole weights in it a checkpoint would be of no use to anybody but DeepSpeed.
+    zero = {"stage": 0, **_section(found, "zero_optimization"), "stage3_gather_16bit_weights_on_model_save": True}
     quiet = {"zero_force_ds_cpu_optimizer": False, "steps_per_print": 10**9}
     return dict.fromkeys(_FILLED, AUTO) | kinds | quiet | kept | {"zero_optimization": zero}
 

@@ -32,11 +32,12 @@ def about_zero(config: RunConfig) -> list[Advice]:
     """What is wrong with own settings of DeepSpeed, what of them is not used, and a stage that divides nothing."""
     own = deepspeed_settings.FIELD
     found = [Advice("error", own, sentence) for sentence in deepspeed_settings.faults(config)]
+    said = [Advice("warning", own, sentence) for sentence in deepspeed_settings.remarks(config)]
     if found:
-        return found
+        return found + said
     zero, field = deepspeed_settings.zero_of(config), "parallel.deepspeed"
     if zero.stage and config.parallel.num_processes == 1 and not (zero.offload_optimizer or zero.offload_parameters):
         message = "one process has nothing to divide, so ZeRO saves no memory and takes a little time"
         fix = "set it to none, train with more processes, or choose offload to save GPU memory"
         found.append(Advice("warning", own if config.parallel.deepspeed_config else field, message, fix))
-    return found + [Advice("warning", own, sentence) for sentence in deepspeed_settings.remarks(config)]
+    return found + said

@@ -19,6 +19,7 @@ from studio.presets import ROOT
 
 Engine = Literal["torch", "zero", "fsdp2"]
 BUCKET, PREFETCH, REUSE, SUB_GROUP = 500_000_000, 50_000_000, 1_000_000_000, 1_000_000_000
+_MOST = 2**50  # whoever writes more means that there is no limit
 _PRESETS = ROOT / "presets" / "deepspeed"
 
 
@@ -86,7 +87,7 @@ def _settings(config: RunConfig) -> Mapping[str, Any] | None:
     section = config.parallel
     try:
         if section.deepspeed_config is not None:
-            return read_own(Path(section.deepspeed_config).expanduser())
+            return read_own(Path(section.deepspeed_config))
     except ValueError:
         return None
     return None if section.deepspeed == "none" else _preset(section.deepspeed)
@@ -122,4 +123,4 @@ def _size(zero: Mapping[str, Any], name: str, usual: int) -> int | None:
     value = zero.get(name, usual)
     if value == AUTO:
         return None
-    return int(value) if isinstance(value, int | float) and value >= 0 else usual
+    return int(min(value, _MOST)) if isinstance(value, int | float) and value >= 0 else usual

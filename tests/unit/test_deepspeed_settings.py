@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from studio.deepspeed_settings import FIELD, completed, faults, read_own, remark
 from studio.parallel_section import UNDIVIDED, Zero
 from studio.preflight import preflight
 from studio.schema import ConfigError, build, merge
+from studio.sharding import sharding_of
 from studio.workspace import Workspace
 
 OFFLOAD = {"device": "cpu"}
@@ -30,6 +32,12 @@ def written(folder: Path, value: object) -> Path:
     return path
 
 
+def test_the_home_of_nobody_and_a_size_without_end_stop_no_estimate(tmp_path: Path) -> None:
+    assert "cannot be read" in faults(configuration("~nobody-of-that-name/own.json"))[0]
+    own = written(tmp_path, {"zero_optimization": {"stage": 3, "reduce_bucket_size": 10**400}})
+    assert 5e8 < (sharding_of(configuration(own)).bucket or 0) < 1e30
+
+
 def test_what_a_file_divides_counts_as_a_chosen_stage_would(tmp_path: Path) -> None:
     assert zero_of(configuration(written(tmp_path, STAGE3))) == Zero(3, True, True)
     assert zero_of(configuration(written(tmp_path, {"bf16": {"enabled": "auto"}}))) == UNDIVIDED
@@ -43,7 +51,10 @@ BROKEN: list[tuple[object, str]] = [
     ('{"a": "' + "x" * 1_000_000 + '"}', "more than 1 MB"),
     ("[" * 100_000, "is no JSON"),
     ({"zero_optimization": 3}, "zero_optimization in the file must be an object"),
-    ({"zero_optimization": {"stage": 4}}, "stage in the file is 4; choose 0, 1, 2 or 3"),
+    ({"zero_optimization": {"stage": 4}}, "stage in the file is 4; choose 1, 2 or 3"),
+    ({"bf16": {"enabled": "auto"}}, "stage in the file is 0 or missing, so nothing would be divided"),
+    ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": 1e400}}', "is no JSON"),
+    ({"sequence_parallel_size": 2, **STAGE3}, r"parallel\.sequence_parallel_size is 1"),
     ({"zero_optimization": {"stage": "two"}}, 'stage in the file is "two"'),
     ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "needs an operator .* choose cpu"),
     ({"zero_optimization": {"stage": 3, "offload_param": "cpu"}}, "offload_param in the file must be an object"),
@@ -69,7 +80,14 @@ def test_a_file_that_cannot_be_used_is_refused_with_what_to_do(text: object, sen
 
 
 def test_a_file_that_is_none_is_refused_before_the_start(tmp_path: Path, workspace: Workspace) -> None:
-    for own, sentence in ((tmp_path, "is a folder"), (tmp_path / "gone.json", "there is no file"), ("a\0b", "cannot")):
+    os.mkfifo(tmp_path / "pipe")
+    wrong = (
+        (tmp_path, "is a folder"),
+        (tmp_path / "gone.json", "there is no file"),
+        ("a\0b", "cannot"),
+        (tmp_path / "pipe", "it is no file"),
+    )
+    for own, sentence in wrong:
         config = configuration(own)
         errors = [advice for advice in preflight(config, workspace) if advice.field == FIELD]
         assert [error.level for error in errors] == ["error"]
@@ -85,7 +103,8 @@ def test_equal_and_automatic_values_are_fine_and_what_is_not_used_is_told(tmp_pa
         "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": [0.9, 0.999]}},
         "scheduler": {"type": "WarmupLR"},
         "fp16": {"enabled": False},
-        "zero_optimisation": {"stage": 2},
+        "zero_optimization": {"stage": 2},
+        "zero_optimisation": {"stage": 3},
     }
     config = configuration(written(tmp_path, own))
     assert faults(config) == []
@@ -103,6 +122,8 @@ def test_nothing_of_a_file_must_be_compiled_and_the_trainer_fills_in_what_it_kno
     assert found["gradient_clipping"] == 1.0
     assert found["zero_optimization"]["stage"] == 3
     assert found["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
+    alone = completed({"zero_optimization": {"stage3_gather_16bit_weights_on_model_save": False}})
+    assert alone["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True, "of no use to others"
 
 
 def test_the_run_has_a_copy_and_a_later_change_of_the_file_changes_nothing(
