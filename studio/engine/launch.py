@@ -15,7 +15,6 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,9 +81,9 @@ def _ranks(run: RunDir, journal: Journal, config: RunConfig, resume: bool, toget
     prepare_environment(config)
     arguments = ["-m", "studio.engine", "rank", str(run.path)] + (["--resume"] if resume else [])
     shepherd, failed = Shepherd(journal, config.parallel.ddp_timeout), {}
-    with tempfile.TemporaryDirectory(prefix="crucible-") as folder, shepherd.watching():
+    with shepherd.watching():
         try:
-            agent = elastic_launch(_agent(config, attempt or 0, folder, together), sys.executable)
+            agent = elastic_launch(_agent(config, attempt or 0, run.ranks, together), sys.executable)
             together.carry_out(partial(agent, *arguments)) if together else agent(*arguments)
         except ChildFailedError as problem:
             failed = {rank: (one.exitcode, float(one.timestamp)) for rank, one in problem.failures.items()}
@@ -132,30 +131,32 @@ def prepare_environment(config: RunConfig) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
-def _agent(config: RunConfig, attempt: int, folder: str, together: Together | None) -> Any:
-    """The settings of torch's agent on this machine."""
+def _agent(config: RunConfig, attempt: int, folder: Path, together: Together | None) -> Any:
+    """The settings of torch's agent on this machine. `folder`: for its own notes, which the next start throws away."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
+    from studio.engine import rendezvous
+
     section = config.parallel
-    if together or section.port:
-        address, port = (together.meeting.address, together.meeting.port) if together else ("127.0.0.1", section.port)
+    waits = {"timeout": section.ddp_timeout}
+    if together:
+        address, port = together.meeting.address, together.meeting.port
         card = interface(address, port)
         os.environ |= {"GLOO_SOCKET_IFNAME": card} if card and "GLOO_SOCKET_IFNAME" not in os.environ else {}
-        meeting: dict[str, Any] = {
-            "rdzv_backend": "static",
-            "rdzv_endpoint": f"{address}:{port}",
-            "rdzv_configs": {"rank": section.machine_rank, "timeout": section.ddp_timeout},
-        }
+        backend, configs = "static", {"rank": section.machine_rank, **waits}
     else:
-        meeting = {"rdzv_backend": "c10d", "rdzv_endpoint": "127.0.0.1:0", "local_addr": "127.0.0.1"}
+        rendezvous.register()
+        backend, configs, address, port = rendezvous.NAME, waits, rendezvous.HERE, section.port
     return LaunchConfig(
         min_nodes=section.num_machines,
         max_nodes=section.num_machines,
         nproc_per_node=section.processes_per_machine,
         run_id=together.meeting.token if together else f"crucible-{attempt}",
         max_restarts=0,
-        logs_specs=DefaultLogsSpecs(log_dir=folder),
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         signals_to_handle=_UNUSED_SIGNAL,  # the usual ones would end the ranks at once; the journal has them
-        **meeting,
+        rdzv_backend=backend,
+        rdzv_endpoint=f"{address}:{port}",
+        rdzv_configs=configs,
     )
