@@ -59,7 +59,8 @@ def read_inputs(run: RunDir, journal: Journal, checkpoint: Path | None) -> Input
     wrong = deepspeed_settings.faults(config)
     if wrong:
         raise ConfigError([FieldError(deepspeed_settings.FIELD, sentence) for sentence in wrong])
-    for sentence in deepspeed_settings.remarks(config):
+    alone = ranks.world() == 1  # or the launcher, which has warned before it starts the others
+    for sentence in deepspeed_settings.remarks(config) if alone else ():
         journal.warn(sentence, deepspeed_settings.FIELD)
     workspace = run.path.parent.parent
     ref = ready(
@@ -69,7 +70,7 @@ def read_inputs(run: RunDir, journal: Journal, checkpoint: Path | None) -> Input
     )
     adapter = adapter_to_continue(config)
     source = find_source(config, workspace)
-    for sentence in changed_since_start(run, source):
+    for sentence in changed_since_start(run, source) if alone else ():
         journal.warn(sentence, "data.dataset")
     chat = None
     if ref.local and (Path(ref.path_or_id) / "tokenizer.json").is_file():

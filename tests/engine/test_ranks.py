@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,6 +18,10 @@ from tiny import Engine, MakeRun, events_of, losses
 
 from studio import processes
 from studio.checkpoints import last_checkpoint
+from studio.engine.failure import EngineError
+from studio.engine.inputs import read_inputs
+from studio.engine.journal import Journal
+from studio.engine.rendezvous import Rendezvous
 from studio.events import ExitCode, RunState
 from studio.rundir import RunDir
 
@@ -53,6 +58,28 @@ def test_two_processes_learn_what_one_does_and_only_the_first_speaks(make_run: M
         assert log.tokens_per_second > max(one.tokens_per_second for one in point.ranks)
     told = [(one.rank, one.state, one.step) for one in pair.read_ranks()]
     assert told == [(0, RunState.FINISHED, 6), (1, RunState.FINISHED, 6)]
+
+
+def test_the_store_of_one_machine_listens_to_nobody_else() -> None:
+    found = Rendezvous(0, "a-run", 30).next_rendezvous()
+    told = found.bootstrap_store_info
+    assert told is not None
+    listening = [one.laddr for one in psutil.Process().net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    assert [one.ip for one in listening if one.port == told.master_port] == ["127.0.0.1"]
+    with pytest.raises(EngineError, match=rf"^parallel.main_process_port: port {told.master_port} is in use"):
+        Rendezvous(told.master_port, "a-run", 30).next_rendezvous()
+
+
+def test_what_the_launcher_has_warned_of_is_not_said_again(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.json"
+    own.write_text('{"zero_optimization": {"stage": 1}, "zero_optimisation": {}}', encoding="utf-8")
+    run = make_run(**{"parallel.num_processes": 2, "parallel.deepspeed_config": str(own)})
+    read_inputs(run, Journal(run), None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    read_inputs(run, Journal(run), None)
+    assert [event.field for event in events_of(run, "warning")] == ["parallel.deepspeed_config"]
 
 
 class Launched:
