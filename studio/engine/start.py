@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from studio import processes
 from studio.checkpoints import last_checkpoint, step_of
@@ -41,7 +43,17 @@ def start_rank(run_dir: str, training: Callable[[], Training], *, resume: bool =
         _write_to(run.rank_log(ranks.rank()))
     journal = RankJournal(run, processes.marked_attempt(os.environ))
     code = supervised(journal, lambda journal: _take_part(run, journal, training, resume))
-    return 0 if code == ExitCode.STOPPED else code  # any other code than 0 would end the fellows
+    if code not in (ExitCode.FINISHED, ExitCode.STOPPED):
+        _go_at_once(code)
+    return int(ExitCode.FINISHED)  # any other code would end the fellows
+
+
+def _go_at_once(code: int) -> NoReturn:
+    """End a process that failed. To leave its group properly can mean to wait for fellows that wait for it."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _write_to(log: Path) -> None:
@@ -56,10 +68,9 @@ def _take_part(run: RunDir, journal: Journal, training: Callable[[], Training], 
     journal.update(force=True, phase="load", step=step_of(checkpoint) if checkpoint else 0)
     with importing(journal):
         work = training()
-    try:
-        return work(run, journal, checkpoint)
-    finally:
-        ranks.leave()
+    ended = work(run, journal, checkpoint)
+    ranks.leave()
+    return ended
 
 
 def _begin(run: RunDir, journal: Journal, training: Callable[[], Training], resume: bool) -> RunState:
