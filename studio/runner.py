@@ -43,12 +43,14 @@ VERSIONED = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate
 ENGINE: tuple[str, ...] = (sys.executable, "-m", "studio.engine")
 ENDING_WAIT_S = 3.0
 LOOK_AT_LOAD_S = 0.2
-# Who this process is among those of the launcher that started it (torchrun, DeepSpeed, a cluster's operator); a run's
-# own processes get their places from its own launcher.
+# Who this process is among those of the launcher that started it (torchrun, DeepSpeed, MPI, a cluster's operator); a
+# run's own processes get their places from its own launcher.
 _PLACES = frozenset({
-    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "GROUP_RANK", "CROSS_RANK", "CROSS_SIZE",
-    "MASTER_ADDR", "MASTER_PORT",
+    "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE",
+    "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "MASTER_PORT", "ROLE_RANK", "ROLE_WORLD_SIZE",
+    "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM",
 })  # fmt: skip
+_PLACES_BEGIN = ("TORCHELASTIC_", "OMPI_COMM_WORLD_", "MV2_COMM_WORLD_", "PMI_", "MPI_LOCAL")
 
 
 def engine_environment() -> dict[str, str]:
@@ -64,7 +66,11 @@ def engine_environment() -> dict[str, str]:
 def child_environment() -> dict[str, str]:
     """What every Python child gets: it never imports what lies in its working directory."""
     own = {"PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
-    return {name: value for name, value in os.environ.items() if name not in _PLACES} | own
+    return {name: value for name, value in os.environ.items() if not _is_place(name)} | own
+
+
+def _is_place(name: str) -> bool:
+    return name in _PLACES or name.startswith(_PLACES_BEGIN)
 
 
 def _idle_threads() -> int:

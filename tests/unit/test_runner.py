@@ -424,3 +424,11 @@ def test_the_engine_environment_keeps_the_working_directory_off_the_import_path(
     env = runner.engine_environment()
     assert env["PYTHONSAFEPATH"] == "1"
     assert env["OMP_WAIT_POLICY"]
+
+
+def test_places_among_the_processes_of_a_foreign_launcher_do_not_reach_a_run(monkeypatch):
+    foreign = ("RANK", "WORLD_SIZE", "MASTER_PORT", "PMI_SIZE", "OMPI_COMM_WORLD_RANK", "TORCHELASTIC_USE_AGENT_STORE")
+    for name in (*foreign, "NCCL_DEBUG"):
+        monkeypatch.setenv(name, "2")
+    environment = runner.engine_environment()
+    assert {*foreign, "NCCL_DEBUG"} & {*environment} == {"NCCL_DEBUG"}
