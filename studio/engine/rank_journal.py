@@ -66,10 +66,13 @@ class RankJournal(Journal):
             self.told = self.told.model_copy(update={"tokens_per_second": tokens_per_second})
 
     def finish(self, state: RunState, code: ExitCode, error: RunError | None = None) -> None:
-        """Leave the end for the launcher to read."""
+        """Leave the end for the launcher to read. A full disk does not hide the reason."""
         with self._lock, contextlib.suppress(OSError):
             self.told = self.told.model_copy(update={"state": state, "error": error, "exit_code": int(code)})
-            self._tell()
+            try:
+                self._tell()
+            except OSError:
+                self._tell_in_place()
 
     def _publish(self) -> None:
         self._tell()
@@ -90,6 +93,12 @@ class RankJournal(Journal):
         }
         self.told = self.told.model_copy(update=now)
         write_atomic(self.run.rank_file(self.told.rank), self.told.model_dump_json(indent=1))
+
+    def _tell_in_place(self) -> None:
+        """Over the file's own blocks: the last word on a disk too full for a second file."""
+        with self.run.rank_file(self.told.rank).open("r+b") as file:
+            file.write(self.told.model_dump_json().encode())
+            file.truncate()
 
     def _look_around(self) -> None:
         """A rank does not outlive its launcher."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from studio.engine import rank_journal
 from studio.engine.rank_ends import LOST, RankEnd, Stuck, cause, told, warning
 from studio.engine.rank_watch import RankWatch
 from studio.events import ExitCode, RankStatus, RunError, RunState
+from studio.rundir import RunDir
 
 BAD_DATA = RunError(kind="data", message="data.dataset: row 3 is empty.", field="data.dataset")
 NO_MEMORY = RunError(
@@ -111,3 +115,19 @@ def test_whoever_moves_is_waited_for_and_a_short_patience_names_sooner() -> None
     hasty = RankWatch(30)
     assert hasty.look(statuses(0, {}, {"meetings": 19}), 0) is None
     assert hasty.look(statuses(11, {}, {"meetings": 19}), 11)
+
+
+def test_a_disk_too_full_for_another_file_does_not_hide_why_a_process_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path)
+    run.ranks.mkdir()
+    journal = rank_journal.RankJournal(run, 1)
+    journal.update(force=True, phase="train")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(rank_journal, "write_atomic", full)
+    journal.finish(RunState.FAILED, ExitCode.BAD_INPUT, BAD_DATA)
+    assert [(one.state, one.error) for one in run.read_ranks()] == [(RunState.FAILED, BAD_DATA)]
