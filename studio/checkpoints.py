@@ -44,6 +44,11 @@ def divided_by(checkpoint: Path) -> int:
     return len(list(checkpoint.glob("global_step*/*_optim_states.pt")))
 
 
+def divides_weights(checkpoint: Path) -> bool:
+    """Whether DeepSpeed's own files divide the weights too (stage 3)."""
+    return any(checkpoint.glob("global_step*/*zero_pp_rank_*_model_states.pt"))
+
+
 def _random_states(checkpoint: Path) -> list[Path]:
     """Those of several processes; that of a single one has no number."""
     return [path for path in checkpoint.glob("rng_state_*.pth") if path.stem[10:].isdigit()]

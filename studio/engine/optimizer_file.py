@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from safetensors import safe_open
 
 from studio.checkpoints import FACTS, OPTIMIZER
@@ -75,11 +75,18 @@ def write(folder: Path, view: Divided, facts: Facts) -> None:
 
 
 def read_facts(folder: Path) -> Facts | None:
-    """What lies beside the tensors; None for a checkpoint without them."""
+    """What lies beside the tensors; None for a checkpoint without them.
+
+    Raises EngineError where it cannot be read: a run must not go on as if its optimizer had learned nothing.
+    """
+    if not (folder / FACTS).is_file():
+        return None
     try:
         return Facts.model_validate_json((folder / FACTS).read_bytes())
-    except (OSError, ValidationError, ValueError):
-        return None
+    except (OSError, ValueError):
+        message = f"checkpoint: {FACTS} of {folder.name} cannot be read, without which the optimizer cannot go on."
+        hint = f"Delete {folder.name} to go on from the checkpoint before it, or clone the run."
+        raise EngineError(RunError(kind="config", message=message, hint=hint, field="checkpoint")) from None
 
 
 def read(folder: Path, view: Divided, facts: Facts, *, only_weights: bool = False) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from studio.checkpoints import FACTS, OPTIMIZER, divided_by, step_of
+from studio.checkpoints import OPTIMIZER, divided_by, divides_weights, step_of
 from studio.config import RunConfig
+from studio.deepspeed_settings import zero_of
 from studio.engine import ranks, transport
 from studio.engine.failure import EngineError
+from studio.engine.optimizer_file import read_facts
 from studio.engine.together import agree, attempt, of_first
 from studio.events import RunError
 from studio.rundir import RunDir
@@ -51,9 +53,17 @@ def _is_read(name: str, *, whole: bool) -> bool:
 
 
 def _check(folder: Path, config: RunConfig) -> None:
-    """Refuse DeepSpeed's own files, one for each process, for another number of them."""
-    count = 0 if (folder / FACTS).is_file() else divided_by(folder)
-    if count not in (0, ranks.world()):
+    """Refuse DeepSpeed's own files, one for each process, for another number of them, another stage, or none."""
+    count = 0 if read_facts(folder) else divided_by(folder)
+    if not count:
+        return
+    stage, divides = zero_of(config).stage, divides_weights(folder)
+    if not stage or (stage == 3) != divides:
+        message = f"parallel.deepspeed: what the optimizer keeps lies in {folder.name} as DeepSpeed wrote it for "
+        message += f"{'stage 3' if divides else 'stages 1 and 2'}, and nothing else can read it."
+        hint = f"Set it to {'zero3' if divides else 'zero2'}, or clone the run."
+        raise EngineError(RunError(kind="config", message=message, hint=hint, field="parallel.deepspeed"))
+    if count != ranks.world():
         message = (
             f"parallel.num_processes: {folder.name} is divided among {count} processes, and what the optimizer "
             f"{config.train.optim} keeps cannot be divided anew; this start has {ranks.world()}."

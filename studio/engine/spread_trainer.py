@@ -80,6 +80,8 @@ class SpreadTrainer(SFTTrainer):
         peft = hasattr(self.model, "peft_config")
         if self.is_fsdp_enabled:
             self._save(output_dir, self._whole_weights(peft))
+        elif self.is_deepspeed_enabled and self._stage() < 3 and not ranks.is_first():
+            pass  # every process has all weights, and the library would copy them in each
         elif self.is_deepspeed_enabled and peft and self._stage() < 3:
             self._save(output_dir)  # the library would first copy all of the base model
         else:

@@ -23,8 +23,9 @@ from safetensors.torch import load_file
 from tiny import MakeRun, losses
 
 from studio import changes
-from studio.checkpoints import OPTIMIZER, complete_checkpoints, last_checkpoint, step_of
-from studio.engine import transport
+from studio.checkpoints import FACTS, OPTIMIZER, complete_checkpoints, last_checkpoint, step_of
+from studio.engine import resume_point, transport
+from studio.engine.failure import EngineError
 from studio.engine.trainer import Trainer
 from studio.events import RankStatus
 from studio.rundir import RunDir
@@ -132,6 +133,24 @@ def test_machines_without_a_common_disk(plain: RunDir, make_run: MakeRun, tmp_pa
     assert step_of(last) == 4
     assert not list(other.checkpoints.glob("*"))
     assert losses(run) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_what_cannot_be_read_is_not_left_out(make_run: MakeRun) -> None:
+    run = make_run("lora", **{STAGE: "zero3"})
+    folder = run.checkpoints / "checkpoint-2"
+    own = folder / "global_step2"
+    own.mkdir(parents=True)
+    (own / "mp_rank_00_model_states.pt").touch()
+    (own / "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    fits, not_so = make_run("lora", **{STAGE: "zero1"}).config(), [make_run("lora").config(), run.config()]
+    assert resume_point.meet(run, folder, fits) == folder
+    for config in not_so:
+        with pytest.raises(EngineError, match=r"^parallel\.deepspeed: .* stages 1 and 2, and nothing else can read it"):
+            resume_point.meet(run, folder, config)
+    (folder / "state").mkdir()
+    (folder / FACTS).write_text("{}", encoding="utf-8")
+    with pytest.raises(EngineError, match=r"^checkpoint: .* cannot be read"):
+        resume_point.meet(run, folder, fits)
 
 
 def carry(rank: int, port: int, root: Path) -> None:
