@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import time
-from types import FrameType
+from collections.abc import Iterator
 
 from studio.engine import activity, ranks
 from studio.engine.journal import Journal
@@ -43,6 +43,14 @@ class RankJournal(Journal):
         )
         self._parent = os.getppid()
         self._moves, self._progress = 0, (0, 0, "")
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """As ever, but signals end this process at once, also while a library waits for the others."""
+        with super().watching():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_DFL)
+            yield
 
     def emit(self, event: Event) -> None:
         """Only the first rank has something to tell."""
@@ -109,7 +117,3 @@ class RankJournal(Journal):
         """Nothing is lost by going at once, and the main thread may be waiting for a fellow that is gone already."""
         self.finish(RunState.STOPPED, ExitCode.STOPPED)
         os._exit(0)
-
-    def _signalled(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
