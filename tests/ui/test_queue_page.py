@@ -299,7 +299,7 @@ def test_a_start_can_name_its_card(
 ) -> None:
     monkeypatch.setattr(starting, "cards", lambda: CARDS)
     monkeypatch.setattr(resources, "cards", lambda: CARDS)
-    assert [value for _, value in starting.card_choices()] == ["any", "0", "1"]
+    assert [value for _, value in starting.card_choices()] == ["any", "together-2", "0", "1"]
     assert starting.wanted_cards("any") is None
     assert starting.wanted_cards("1") == [1]
     for wrong in ("2", "-1", "0,1", ["0"], "x"):
