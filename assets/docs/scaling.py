@@ -75,6 +75,10 @@ divided; fsdp2 cannot divide them.
 `_offload` keeps the optimizer's part (zero3: the parameters too) in main memory, which all processes of a machine
 share: the last column of the tables says how much a machine needs for 8 GPUs.
 
+While a model is loaded for full or lora, every process has all of it in main memory for a moment, also under fsdp2,
+unless zero3 divides it. Full training loads 32 bits: 7 billion weights take 28 GB of main memory for each GPU of a
+machine, 224 GB for 8. The tables do not count that.
+
 ## The fewest GPUs
 
 How many GPUs it takes at least, and the lowest stage that fits then. Offload is left out: with enough main memory it
