@@ -142,7 +142,7 @@ def _batch(config: RunConfig, wanted: Mapping[str, Any], *, free: bool) -> dict[
     if not given and shares == config.data_parallel_size:
         return {}
     if product % shares:
-        return _refused(PROCESSES, _SHARES.format(product=product, shares=_divisors(product)), free=free)
+        return _refused(PROCESSES, _SHARES.format(product=product, shares=_divisors(product, sizes[SHARED])), free=free)
     own = product // shares
     if len(given) == 2:
         fits = free or sizes[BATCH] * sizes[ACCUMULATION] == own
@@ -163,8 +163,8 @@ def _refused(path: str, sentence: str, *, free: bool) -> dict[str, Any]:
     raise ConfigError([FieldError(path, sentence, "product")])
 
 
-def _divisors(number: int) -> str:
-    found = [str(one) for one in range(1, number + 1) if number % one == 0]
+def _divisors(number: int, times: int) -> str:
+    found = [str(one * times) for one in range(1, number + 1) if number % one == 0]
     return ", ".join(found if len(found) < 9 else [*found[:7], "…", found[-1]])
 
 

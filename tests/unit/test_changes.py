@@ -77,6 +77,10 @@ def test_processes_that_cannot_share_an_update_are_told_which_can() -> None:
     assert refused.value.errors[0].path == changes.PROCESSES
     assert "an update has 8 conversations" in refused.value.errors[0].message
     assert refused.value.errors[0].message.endswith("choose one of 1, 2, 4, 8")
+    shared = {"parallel.num_processes": 2, changes.SHARED: 2, "parallel.deepspeed": "zero3"}
+    pairs = build(RunConfig, merge(RunConfig, config().model_dump(mode="json"), shared))
+    with pytest.raises(ConfigError, match=r"choose one of 2, 4, 8, 16$"):
+        changes.checked_changes(pairs, {changes.PROCESSES: 6}, step=20)
     asked = {changes.PROCESSES: 2, changes.BATCH: 2}
     assert changes.checked_changes(config(), asked, step=20) == asked | {changes.ACCUMULATION: 2}
 
