@@ -106,7 +106,8 @@ def join(config: RunConfig, run: RunDir, precision: Place) -> None:
     backend = "nccl" if precision.device == "cuda" else "gloo"
     waits = timedelta(seconds=config.parallel.ddp_timeout)
     if ranks.world() == 1 and not torch.distributed.is_initialized():  # alone, nobody needs a port to reach it
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, timeout=waits, verbose=False)
     if divides_weights(config):
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
