@@ -176,7 +176,9 @@ def _contradictions(config: RunConfig, found: Mapping[str, Any]) -> Iterator[str
             yield _differs(path, given, field, json.dumps(value))
     for name, wide in (("bf16", "bfloat16"), ("fp16", "float16")):
         given = _at(found, f"{name}.enabled")
-        if given not in (None, AUTO) and bool(given) != (dtype == wide) and (given or dtype != "auto"):
+        # "auto" is bfloat16 where there is such a thing, and known only there
+        differs = given != (dtype == wide) if dtype != "auto" else given is not False or name == "bf16"
+        if given not in (None, AUTO) and differs:
             yield _differs(f"{name}.enabled", given, "model.dtype", dtype)
 
 
@@ -222,11 +224,13 @@ def passed_over(found: Mapping[str, Any]) -> list[str]:
 def completed(found: Mapping[str, Any]) -> dict[str, Any]:
     """The settings as the trainer takes them: what it knows is its own, and nothing has to be compiled."""
     kept = {name: value for name, value in found.items() if name not in _FORMS}
-    kinds = {name: {"enabled": AUTO} for name in ("bf16", "fp16")}
+    kinds = {
+        name: {**_section(found, name), "enabled": _at(found, f"{name}.enabled") or AUTO} for name in ("bf16", "fp16")
+    }
     # Without whole weights in it a checkpoint would be of no use to anybody but DeepSpeed.
     zero = {"stage": 0, **_section(found, "zero_optimization"), "stage3_gather_16bit_weights_on_model_save": True}
     quiet = {"zero_force_ds_cpu_optimizer": False, "steps_per_print": 10**9}
-    return dict.fromkeys(_FILLED, AUTO) | kinds | quiet | kept | {"zero_optimization": zero}
+    return dict.fromkeys(_FILLED, AUTO) | quiet | kept | kinds | {"zero_optimization": zero}
 
 
 def loading_part(found: Mapping[str, Any], kind: str | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
-from studio.deepspeed_settings import completed, loading_part, read_own, zero_of
+from studio.deepspeed_settings import AUTO, completed, loading_part, read_own, zero_of
 from studio.engine import ranks
 from studio.engine.failure import EngineError
 from studio.events import RunError
@@ -77,9 +77,25 @@ def settings(config: RunConfig, run: RunDir) -> dict[str, Any] | None:
         assert isinstance(found, dict)
         return found
     try:
-        return completed(read_own(run.deepspeed_file))
+        own = completed(read_own(run.deepspeed_file))
+        _check(own["zero_optimization"])
     except ValueError as error:
         raise ConfigError([FieldError("parallel.deepspeed_config", str(error))]) from None
+    return own
+
+
+def _check(section: dict[str, Any]) -> None:
+    """Raise ValueError, a sentence, for values of the stage's settings that DeepSpeed would stumble over later."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedZeroConfig(**{name: value for name, value in section.items() if value != AUTO})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        reason = f"zero_optimization.{name} in the file cannot be used ({first['msg'][:120]})"
+        raise ValueError(f"{reason}; correct it, or leave it out") from None
 
 
 class Place(Protocol):

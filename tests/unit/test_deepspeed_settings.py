@@ -64,6 +64,7 @@ BROKEN: list[tuple[object, str]] = [
     ({"gradient_clipping": 0.3}, r"train\.max_grad_norm is 1\.0"),
     ({"optimizer": {"type": "AdamW", "params": {"lr": 0.1}}}, r"optimizer\.params\.lr .* train\.learning_rate"),
     ({"optimizer": {"type": "OneBitAdam"}}, r"optimizer OneBitAdam .* train\.optim"),
+    ({"bf16": {"enabled": False}}, r"bf16\.enabled in the file is false, and model\.dtype is auto"),
     ({"bf16": {"enabled": True}}, r"bf16\.enabled in the file is true"),
     ({"amp": {"enabled": True}}, "amp in the file changes more"),
     ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel .* stage 3"),
@@ -121,6 +122,9 @@ def test_nothing_of_a_file_must_be_compiled_and_the_trainer_fills_in_what_it_kno
     assert found["train_batch_size"] == "auto"
     assert found["gradient_clipping"] == 1.0
     assert found["zero_optimization"]["stage"] == 3
+    narrow = completed({"fp16": {"enabled": False, "loss_scale": 2}, "bf16": {"enabled": True}})
+    assert narrow["fp16"] == {"enabled": "auto", "loss_scale": 2}
+    assert narrow["bf16"] == {"enabled": True}
     assert found["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True
     alone = completed({"zero_optimization": {"stage3_gather_16bit_weights_on_model_save": False}})
     assert alone["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] is True, "of no use to others"
