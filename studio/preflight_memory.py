@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from studio.bounds import UNKNOWN, Facts
 from studio.config import RunConfig
-from studio.devices import Device, from_gpus
+from studio.devices import Device, from_gpus, main_memory
 from studio.estimate import Advice, Plan
 from studio.hardware import Gpu, Hardware
 from studio.memory import facts_of, fit, shape_of
@@ -12,7 +14,7 @@ from studio.model_shape import ModelShape
 from studio.sharding import sharding_of
 from studio.spread import advice
 
-FIELD = "parallel.deepspeed"
+FIELD, PROCESSES = "parallel.deepspeed", "parallel.num_processes"
 
 
 def weights_here(config: RunConfig) -> float:
@@ -29,12 +31,32 @@ def weights_here(config: RunConfig) -> float:
 def about_division(config: RunConfig, machine: Hardware, gpu: Gpu | None, counted: Plan | None) -> list[Advice]:
     """The lowest ZeRO stage that fits, where the chosen one does not, and main memory for what is offloaded."""
     shape = shape_of(config)
-    if shape is None or gpu is None:
+    if shape is None:
         return []
-    device = from_gpus([gpu])[0]
     facts = facts_of(counted.prepared, counted.counts) if counted else UNKNOWN
+    if gpu is None:
+        return _about_one_memory(config, shape, facts, machine)
+    device = from_gpus([gpu])[0]
     better = advice(config, shape, device, facts)
     return ([better] if better else []) + _about_main_memory(config, shape, device, facts, machine)
+
+
+def _about_one_memory(config: RunConfig, shape: ModelShape, facts: Facts, machine: Hardware) -> list[Advice]:
+    """Without GPUs all processes of a machine take from one memory, each its own libraries too."""
+    count = config.parallel.processes_per_machine
+    if count == 1 or not machine.memory_bytes:
+        return []
+    device = replace(main_memory(), memory_bytes=machine.memory_bytes, free_bytes=machine.memory_free_bytes)
+    each = fit(config, shape, device, facts).low
+    message = f"{count} processes on this machine need at least {each * count / 1e9:.1f} GB of memory"
+    most = max(1, int(machine.memory_bytes // each)) * config.parallel.num_machines
+    if each * count > machine.memory_bytes:
+        found = f"{message}, and it has {machine.memory_bytes / 1e9:.1f} GB"
+        return [Advice("error", PROCESSES, found, f"choose at most {most}")]
+    if each * count > machine.memory_free_bytes:
+        found = f"{message}, and only {machine.memory_free_bytes / 1e9:.1f} GB are free"
+        return [Advice("warning", PROCESSES, found, "close other programs, or choose fewer processes")]
+    return []
 
 
 def _about_main_memory(

@@ -207,7 +207,7 @@ def _show_spread(result: _Result, console: Console) -> None:
     best = lowest(result.spread)
     for row in result.spread:
         fits = "cannot be chosen here" if row.problem else SHORT[row.verdict]
-        fits += ", recommended" if best is not None and row.name == best.name else ""
+        fits += ", best" if best is not None and row.name == best.name else ""
         table.add_row(
             f"{row.name}{' (chosen)' if row.chosen else ''}",
             f"{row.expected / GB:.1f}",
@@ -219,7 +219,7 @@ def _show_spread(result: _Result, console: Console) -> None:
             style="dim" if row.problem else "",
         )
     console.print(table)
-    words = [f"{method}: {name or 'none does'}" for method, name in result.levels.items()]
+    words = [f"{method}: {name or 'none of these'}" for method, name in result.levels.items()]
     console.print(f"the lowest that fits: {', '.join(words)}")
     console.print(link_words(result.load.sharding.machines, result.fit.device))
     if result.advice:

@@ -91,18 +91,18 @@ def follow(run: RunDir, *, as_json: bool = False) -> int:
         return exit_code(run)
     console = Console(stderr=True, highlight=False)
     with Progress(
-        TextColumn("{task.description:<26}"),
-        BarColumn(40),
+        TextColumn("{task.description:<24}"),
+        BarColumn(None),  # as wide as the words leave room
         TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
         console=console,
     ) as progress:
-        bar = _Bar(progress, progress.add_task("Starting", total=None, note=""))
+        bar = _Bar(run, progress, progress.add_task("Starting", total=None, note=""))
         for event in events_until_end(run):
             if event is not None:
                 bar.show(event)
             else:
-                bar.wait(run)
+                bar.wait()
         bar.close()
     report_end(run, console)
     return exit_code(run)
@@ -124,17 +124,17 @@ def follow_or_leave(workspace: Workspace, run: RunDir, *, as_json: bool = False)
 class _Bar:
     """Turns events into one progress line per phase."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self.progress, self.task = progress, task
+    def __init__(self, run: RunDir, progress: Progress, task: TaskID) -> None:
+        self.run, self.progress, self.task = run, progress, task
         self.max_steps, self.others = 0, ""
         self.asked_at = -QUEUE_POLL_S
 
-    def wait(self, run: RunDir) -> None:
-        """Say what a run waits for."""
-        if time.monotonic() - self.asked_at < QUEUE_POLL_S or run_queue.read(run) is None:
+    def wait(self) -> None:
+        """Say what the run waits for."""
+        if time.monotonic() - self.asked_at < QUEUE_POLL_S or run_queue.read(self.run) is None:
             return
         self.asked_at = time.monotonic()
-        place = place_of(run_queue.workspace_of(run), run)
+        place = place_of(run_queue.workspace_of(self.run), self.run)
         if place:
             note = f"place {place[0]}: {place[1]}"
             self.progress.update(self.task, description="Waiting in the queue", note=note)
@@ -150,7 +150,7 @@ class _Bar:
         elif isinstance(event, LogEvent):
             self._log(event)
         elif isinstance(event, RanksEvent):
-            self.others = f"  {len(event.ranks)} processes, {_longest_wait(event)}"
+            self.others = f"  processes wait {_longest_wait(event):.0%}"
         elif isinstance(event, WarningEvent):
             self.progress.console.print(f"warning: {event.message}", markup=False)
         elif isinstance(event, SampleEvent):
@@ -160,6 +160,8 @@ class _Bar:
 
     def _log(self, event: LogEvent) -> None:
         loss = "–" if event.loss is None else f"{event.loss:.3f}"
+        if not self.max_steps and (status := self.run.read_status()):
+            self.max_steps = status.max_steps  # counted when the data had been read, after the run's first event
         note = f"step {event.step}/{self.max_steps or '?'}  loss {loss}{self.others}"
         self.progress.update(self.task, total=self.max_steps or None, completed=event.step, note=note)
 
@@ -174,10 +176,10 @@ class _Bar:
         self.progress.stop_task(self.task)
 
 
-def _longest_wait(event: RanksEvent) -> str:
-    """How much of a step the quickest process waits for the others."""
+def _longest_wait(event: RanksEvent) -> float:
+    """The share of a step that the quickest process waits for the others."""
     waits = [one.waited_seconds / one.step_seconds for one in event.ranks if one.waited_seconds and one.step_seconds]
-    return f"waiting up to {max(waits, default=0):.0%} of a step"
+    return max(waits, default=0.0)
 
 
 def report_end(run: RunDir, console: Console) -> None:

@@ -347,6 +347,21 @@ def test_bare_weights_are_held_in_part(method: str, stage: str, share: float) ->
     ("total", "free", "level"),
     [(64 << 30, 64 << 30, "error"), (512 << 30, 64 << 30, "warning"), (512 << 30,) * 2 + ("",)],
 )
+def test_processes_without_gpus_share_one_memory(tmp_path: Path, total: int, free: int, level: str) -> None:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 512}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"intermediate_size": 128}), encoding="utf-8")
+    machine = Hardware(2, 0.0, total, free, 1 << 40, (), None)
+    layer = {"model.model_name_or_path": str(tmp_path)}
+    found = about_division(spread_of(160, method="lora", **layer), machine, None, None)
+    assert [one.level for one in found] == ([level] if level else [])
+    assert all(one.field == "parallel.num_processes" and "160 processes" in one.message for one in found)
+    assert about_division(spread_of(1, method="lora", **layer), machine, None, None) == []
+
+
+@pytest.mark.parametrize(
+    ("total", "free", "level"),
+    [(64 << 30, 64 << 30, "error"), (512 << 30, 64 << 30, "warning"), (512 << 30,) * 2 + ("",)],
+)
 def test_main_memory_must_hold_what_is_offloaded(tmp_path: Path, total: int, free: int, level: str) -> None:
     sizes = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 92544}
     (tmp_path / "config.json").write_text(json.dumps(sizes | {"intermediate_size": 14336}), encoding="utf-8")
