@@ -360,6 +360,7 @@
       addEventListener("studio:run", () => setTimeout(open, 50), { once: true });
       setTimeout(open, 2000);
     } else if (wanted) goTab(wanted);
+    addEventListener("hashchange", () => goTab(location.hash.slice(1)));  // a link to another tab of this very page
     return remembered();
   };
 

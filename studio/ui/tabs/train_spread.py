@@ -50,4 +50,5 @@ def _problem(sentence: str) -> str:
     told = translated(sentence)
     field, colon, rest = told.partition(": ")
     told = rest if colon and "." in field and " " not in field else told
-    return told[:1].upper() + told[1:]
+    first = told.split(" ", 1)[0]
+    return told if any(sign.isdigit() for sign in first) else told[:1].upper() + told[1:]  # fsdp2 is a name
