@@ -101,7 +101,8 @@ def how_it_ended(shepherd: Shepherd, failed: dict[int, tuple[int, float]], confi
     states = {one.rank: one.state for one in statuses}
     if end is None or states.get(0) is RunState.FINISHED:
         return RunState.STOPPED if RunState.STOPPED in states.values() else RunState.FINISHED
-    if journal.stop_requested() and (end.lost or end.ended_by_us):  # it left a little before its fellows
+    left = end.lost or end.ended_by_us or states.get(end.rank) is RunState.STOPPED
+    if left and journal.stop_requested():  # a little before or behind its fellows
         return RunState.STOPPED
     error, code = told(end, config.parallel.num_processes, socket.gethostname(), shepherd.stuck)
     raise EngineError(error, code, told=True)

@@ -160,7 +160,9 @@ def _story(rank: int) -> str:
 def last_line(log: Path) -> str:
     """The last line of a log that says something; empty when there is none."""
     try:
-        lines = log.read_bytes()[-8192:].decode("utf-8", "replace").splitlines()
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 8192))
+            lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
     return next((line.strip() for line in reversed(lines) if any(map(str.isalpha, line))), "")

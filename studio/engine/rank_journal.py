@@ -15,6 +15,7 @@ from collections.abc import Iterator
 
 from studio.engine import activity, ranks
 from studio.engine.journal import Journal
+from studio.engine.rank_ends import LOST
 from studio.events import Event, ExitCode, RankStatus, RunError, RunState
 from studio.memory_room import resident
 from studio.rundir import RunDir, write_atomic
@@ -74,7 +75,12 @@ class RankJournal(Journal):
             self.told = self.told.model_copy(update={"tokens_per_second": tokens_per_second})
 
     def finish(self, state: RunState, code: ExitCode, error: RunError | None = None) -> None:
-        """Leave the end for the launcher to read. A full disk does not hide the reason."""
+        """Leave the end for the launcher to read. A full disk does not hide the reason.
+
+        Who misses the others after a stop was asked for was only left a little earlier by them.
+        """
+        if error is not None and error.details.get(LOST) and self.stop_requested():
+            state, code, error = RunState.STOPPED, ExitCode.STOPPED, None
         with self._lock, contextlib.suppress(OSError):
             self.told = self.told.model_copy(update={"state": state, "error": error, "exit_code": int(code)})
             try:

@@ -131,3 +131,11 @@ def test_a_disk_too_full_for_another_file_does_not_hide_why_a_process_failed(
     monkeypatch.setattr(rank_journal, "write_atomic", full)
     journal.finish(RunState.FAILED, ExitCode.BAD_INPUT, BAD_DATA)
     assert [(one.state, one.error) for one in run.read_ranks()] == [(RunState.FAILED, BAD_DATA)]
+
+
+def test_who_misses_the_others_after_a_stop_has_stopped(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.ranks.mkdir()
+    run.request_stop()
+    rank_journal.RankJournal(run, 1).finish(RunState.FAILED, ExitCode.INTERNAL, MISSED)
+    assert [(one.state, one.error) for one in run.read_ranks()] == [(RunState.STOPPED, None)]
