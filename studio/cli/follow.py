@@ -126,7 +126,7 @@ class _Bar:
 
     def __init__(self, run: RunDir, progress: Progress, task: TaskID) -> None:
         self.run, self.progress, self.task = run, progress, task
-        self.max_steps, self.others = 0, ""
+        self.max_steps, self.others, self.told = 0, "", ""
         self.asked_at = -QUEUE_POLL_S
 
     def wait(self) -> None:
@@ -138,6 +138,9 @@ class _Bar:
         if place:
             note = f"place {place[0]}: {place[1]}"
             self.progress.update(self.task, description="Waiting in the queue", note=note)
+            if note != self.told and not self.progress.console.is_terminal:  # a log file sees no line that changes
+                self.progress.console.print(f"waiting in the queue, {note}", markup=False)
+            self.told = note
 
     def show(self, event: AnyEvent) -> None:
         """Advance the line the event belongs to."""
