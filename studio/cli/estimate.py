@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Column, Table
 from studio import metering
 from studio.bounds import UNKNOWN, Facts, load_of
 from studio.cli.follow import print_json
-from studio.cli.train import load_config
+from studio.cli.train import add_deepspeed, load_config, overrides_of
 from studio.cli.workspace import add_workspace, open_workspace
 from studio.config import RunConfig
 from studio.devices import Device, cards, find_card, present
@@ -23,7 +24,7 @@ from studio.memory import Fit, ModelShape, advise_method, facts_of, fit, shape_o
 from studio.presets import ModelError
 from studio.records.errors import DataError
 from studio.records.sources import NotCounted
-from studio.schema import ConfigError, FieldError, parse_overrides
+from studio.schema import ConfigError, FieldError
 from studio.sharding import WHOLE
 from studio.speed import recorded
 from studio.spread import advice, amount, levels, link_words, lowest, rows
@@ -43,6 +44,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("config", help="a YAML file, or a preset name from list-cfg")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
                         help="change one field, like --set data.max_length=1024; may be given again")  # fmt: skip
+    add_deepspeed(parser)
     parser.add_argument("--card", action="append", default=[], metavar="NAME",
                         help="compare with this card, like '4060' or 'A100 80GB'; may be given again; all: every "
                         "card of the list (default: this machine)")  # fmt: skip
@@ -56,7 +58,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _estimate(arguments: argparse.Namespace) -> int:
     devices = _devices(arguments.card)
     workspace = open_workspace(arguments)
-    config = load_config(arguments.config, parse_overrides(arguments.overrides))
+    config = load_config(arguments.config, overrides_of(arguments), os.environ, scheduled=True)
     shape = _shape(config)
     facts, note = _facts(config, workspace)
     results = [_Result(config, shape, device, facts, workspace, exact=arguments.exact) for device in devices]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.cli.follow import print_json
-from studio.cli.train import load_config
+from studio.cli.train import add_deepspeed, load_config, overrides_of
 from studio.cli.workspace import add_workspace, open_workspace
 from studio.cluster_jobs import FILE_NAMES, JOB_KINDS, SUBMIT, job_text
 from studio.config import RunConfig
@@ -18,7 +18,7 @@ from studio.events import ExitCode
 from studio.launch_lines import for_machine, machine_lines
 from studio.model_choices import find_run
 from studio.reruns import cloned
-from studio.schema import ConfigError, FieldError, parse_overrides
+from studio.schema import ConfigError, FieldError
 from studio.workspace import Workspace
 
 
@@ -31,6 +31,7 @@ def add_format(formats: Any) -> None:
     parser.add_argument("config", metavar="CONFIG|RUN", help="a YAML file, a preset name, or an earlier training")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="overrides",
                         help="change one field, like --set parallel.num_machines=2; may be given again")  # fmt: skip
+    add_deepspeed(parser)
     parser.add_argument("--out", default=None, metavar="FILE", help="write it to a new file (default: print it)")
     parser.add_argument("--json", action="store_true", help="print the text and the line for each machine as JSON")
     add_workspace(parser)
@@ -39,7 +40,7 @@ def add_format(formats: Any) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(arguments)
-    config = _config(workspace, arguments.config, parse_overrides(arguments.overrides))
+    config = _config(workspace, arguments.config, overrides_of(arguments))
     kind = arguments.scheduler
     text, file = job_text(kind, config), arguments.out or FILE_NAMES[kind]
     submit = shlex.join([*SUBMIT[kind], str(file)])

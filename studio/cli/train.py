@@ -61,9 +61,7 @@ def _add_spread(parser: argparse.ArgumentParser) -> None:
         "NPROC_PER_NODE, NNODES, NODE_RANK, ADDR and PORT in the environment say the same as the fields num_processes, "
         "num_machines, machine_rank, main_process_ip and main_process_port; options win over them.",
     )
-    group.add_argument(
-        "--deepspeed", metavar="NAME", help="zero1 to zero3_offload, or a JSON file of your own settings"
-    )
+    add_deepspeed(group)
     group.add_argument(
         "--hostfile",
         metavar="FILE",
@@ -124,10 +122,9 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.part:
         return _take_part(arguments)
     workspace = open_workspace(arguments)
-    overrides = parse_overrides(arguments.overrides)
+    overrides = overrides_of(arguments)
     if arguments.work_dir:
         overrides["name"] = arguments.work_dir
-    overrides |= _deepspeed(arguments.deepspeed) if arguments.deepspeed else {}
     if arguments.hostfile and arguments.slurm:
         raise ConfigError([FieldError("hostfile", "Slurm chooses the machines itself; give --hostfile or --slurm")])
     if arguments.hostfile:
@@ -138,11 +135,19 @@ def _train(arguments: argparse.Namespace) -> int:
     return _start(workspace, config, arguments)
 
 
-def _deepspeed(choice: str) -> dict[str, Any]:
-    """`--deepspeed`: the name of a preset, or a file."""
-    if choice.endswith(".json"):
-        return {"parallel.deepspeed_config": str(Path(choice).expanduser().absolute())}
-    return {"parallel.deepspeed": choice}
+def add_deepspeed(parser: argparse._ActionsContainer) -> None:
+    """Add the course notes' option, which `overrides_of` reads."""
+    parser.add_argument(
+        "--deepspeed", metavar="NAME", help="zero1 to zero3_offload, or a JSON file of your own settings"
+    )
+
+
+def overrides_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `--set` and `--deepspeed` (the name of a preset, or a file) say. Raises ConfigError."""
+    overrides, choice = parse_overrides(arguments.overrides), arguments.deepspeed
+    if choice and choice.endswith(".json"):
+        return overrides | {"parallel.deepspeed_config": str(Path(choice).expanduser().absolute())}
+    return overrides | ({"parallel.deepspeed": choice} if choice else {})
 
 
 def _train_on_hosts(workspace: Workspace, arguments: argparse.Namespace, overrides: dict[str, Any]) -> int:

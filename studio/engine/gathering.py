@@ -72,7 +72,7 @@ def _await_all(
             warned = True
         if waited > section.ddp_timeout:
             raise _failure(ADDRESS, f"machine {missing} did not come within {section.ddp_timeout} s.", _START_IT)
-        peer = _come(server, own, peers)
+        peer = _come(server, own, peers, section.num_machines)
         if peer is not None:
             peers.append(peer)
             told = float("-inf")
@@ -92,7 +92,7 @@ def _not_come(missing: int, config: RunConfig) -> str:
     )
 
 
-def _come(server: socket.socket, own: dict[str, Any], peers: list[Peer]) -> Peer | None:
+def _come(server: socket.socket, own: dict[str, Any], peers: list[Peer], machines: int) -> Peer | None:
     """The next machine that comes, if it is one of the run's. Raises EngineError: it differs or cannot take part."""
     try:
         connection, _ = server.accept()
@@ -108,6 +108,9 @@ def _come(server: socket.socket, own: dict[str, Any], peers: list[Peer]) -> Peer
         return None
     peer = Peer(said["machine"], str(said.get("host", ""))[:100], line, clock=_number(said.get("time")))
     problem = difference(own, said)
+    if problem is None and peer.machine not in range(1, machines):  # no line of ours makes such a number
+        line.close()
+        return None
     if problem is None and peer.machine in {other.machine for other in peers}:
         twice = f"parallel.machine_rank: there is a machine {peer.machine} already; give this one another number"
         _send_away([peer], _failure("parallel.machine_rank", f"{twice}.", ""))

@@ -253,9 +253,10 @@ def test_a_hostfile_that_cannot_be_used_is_told(config, capsys, tmp_path, monkey
 
 
 def test_a_training_is_written_as_a_job(ws, config, capsys, tmp_path):
-    spread = ("--set", "nnodes=2", "--set", "nproc=4")
+    spread = ("--set", "nnodes=2", "--set", "nproc=4", "--deepspeed", "deepspeed_zero3")
     code, out, _ = run(capsys, "export", "job", "kubernetes", config, *spread)
     assert code == 0
+    assert "zero3" in out
     assert [part["kind"] for part in yaml.safe_load_all(out)] == ["Service", "Job"]
     file = tmp_path / "new" / "job.sbatch"
     code, out, _ = run(capsys, "export", "job", "slurm", config, *spread, "--out", str(file), "--json")
