@@ -151,7 +151,7 @@ def load_base(ref: ModelRef, holding: Holding, field: str = "base", device: str 
         config = AutoConfig.from_pretrained(ref.path_or_id, local_files_only=ref.local, trust_remote_code=allowed())
         model, info = _loader(config).from_pretrained(ref.path_or_id, **arguments)
         _check_complete(info, field)
-    if holding.bits == 4:
+    if holding.bits == 4 or getattr(model, "is_loaded_in_4bit", False):  # a folder may hold packed weights
         keep_weights_unpacked(model)
     return model.eval()  # type: ignore[no-any-return]
 

@@ -243,8 +243,8 @@ def test_killed_while_the_status_is_replaced(space: Workspace, rows: Path, whole
 def test_killed_inside_the_adapter(space: Workspace, rows: Path, whole: dict[str, Whole]) -> None:
     run = new_run(space, rows)
 
-    def around(save: Callable[..., None], loaded: Any, folder: Path, base: str) -> None:
-        save(loaded, folder, base)
+    def around(save: Callable[..., None], loaded: Any, folder: Path, *how: Any) -> None:
+        save(loaded, folder, *how)
         cut(folder / "adapter_model.safetensors")
         die()
 
