@@ -57,6 +57,7 @@ def test_the_process_that_died_is_named_and_its_log_is_one_click_away(page: Page
 
 def test_what_cannot_be_is_said_at_its_field_while_typing(page: Page, studio: Studio) -> None:
     page.goto(f"{studio.url}/#train")
+    expect(page.locator("#train-review .card").first).to_be_visible()  # the form has been answered once
     page.locator("#train-parallel > button").click()
     field = page.locator("#f-parallel-num_processes")
     field.locator("input, textarea").fill("3")
