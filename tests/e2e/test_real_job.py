@@ -72,6 +72,7 @@ def page(browser: Browser, studio: Studio) -> Iterator[Page]:
     expect.set_options(timeout=PATIENCE_MS)
     yield context.new_page()
     context.close()
+    expect.set_options(timeout=60_000)  # it holds for every file that comes after in this process
 
 
 def test_a_newcomer_teaches_exports_and_chats(page: Page, studio: Studio) -> None:
