@@ -82,7 +82,8 @@ def meetings() -> int:
 
 
 @contextlib.contextmanager
-def _meeting() -> Iterator[None]:
+def meeting() -> Iterator[None]:
+    """What is done inside waits for the others; the status of this process says so (`waiting`)."""
     _waiting[0] += 1
     try:
         yield
@@ -129,7 +130,7 @@ def maximum(values: list[float]) -> list[float]:
     import torch.distributed
 
     told = torch.tensor(values, dtype=torch.float64)
-    with _meeting():
+    with meeting():
         torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
     return told.tolist()
 
@@ -142,7 +143,7 @@ def from_first(values: list[float]) -> list[float]:
     import torch.distributed
 
     told = torch.tensor(values, dtype=torch.float64)
-    with _meeting():
+    with meeting():
         torch.distributed.broadcast(told, 0)
     return told.tolist()
 
@@ -156,11 +157,6 @@ def of_all(values: list[float]) -> list[list[float]]:
 
     own = torch.tensor(values, dtype=torch.float64)
     told = [torch.empty_like(own) for _ in range(world())]
-    with _meeting():
+    with meeting():
         torch.distributed.all_gather(told, own)
     return [one.tolist() for one in told]
-
-
-def barrier() -> None:
-    """Wait until every process is here."""
-    any_of(False)

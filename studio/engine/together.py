@@ -24,7 +24,8 @@ def of_all(value: ValueT) -> list[ValueT]:
     import torch.distributed
 
     said: list[Any] = [None] * ranks.world()
-    torch.distributed.all_gather_object(said, value)
+    with ranks.meeting():
+        torch.distributed.all_gather_object(said, value)
     return said
 
 
@@ -35,7 +36,8 @@ def of_first(value: ValueT) -> ValueT:
     import torch.distributed
 
     said: list[Any] = [value]
-    torch.distributed.broadcast_object_list(said, src=0)
+    with ranks.meeting():
+        torch.distributed.broadcast_object_list(said, src=0)
     return said[0]  # type: ignore[no-any-return]
 
 
