@@ -59,9 +59,10 @@ def open_tab(page: Page, name: str) -> None:
         page.locator("#data-author input, #data-author textarea").first.fill("Class 3B")
         page.wait_for_timeout(SETTLE_MS)
     if name == "chat":  # both models have to load first
-        page.get_by_role("button", name="Who are you?").first.click()
-        page.wait_for_function("document.querySelectorAll('#chat-pair .bot').length >= 2", timeout=120_000)
-        page.wait_for_timeout(4 * SETTLE_MS)
+        page.locator(".chip-ask").first.click(timeout=120_000)
+        for side in ("left", "right"):  # speed is told when an answer is whole
+            page.locator(f"#chat-pair .reply.{side} .foot .num").last.wait_for(timeout=120_000)
+        page.wait_for_timeout(SETTLE_MS)
     page.evaluate("window.scrollTo(0, 0)")
 
 
