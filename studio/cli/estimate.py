@@ -170,9 +170,10 @@ def _show_one(result: _Result, console: Console) -> None:
             table.add_row(part, f"{size / GB:.2f}")
     table.add_row("expected", f"{one.expected / GB:.2f}", style="bold")
     console.print(table)
-    free = one.device.free_bytes / GB
+    free = f"{one.device.free_bytes / GB:.1f} GB free"
+    free += " for each process" if result.load.sharding.processes > 1 else ""
     console.print(
-        f"{one.device.name}, {free:.1f} GB free: {one.low / GB:.1f} to {one.high / GB:.1f} GB are needed, "
+        f"{one.device.name}, {free}: {one.low / GB:.1f} to {one.high / GB:.1f} GB are needed, "
         f"[{STYLES[one.verdict]}]{VERDICTS[one.verdict]}[/]"
     )
     if one.host_bytes:
@@ -203,8 +204,8 @@ def _show_counted(result: _Result, console: Console) -> None:
 
 def _show_spread(result: _Result, console: Console) -> None:
     count = result.load.sharding.processes
-    title = f"{count} process{'es' if count > 1 else ''}, for each of them and each update"
-    head = ("GB each", "saves", "sends", "in", "tokens/s", "")
+    title = f"{count} process{'es' if count > 1 else ''}, for each of them and each update; speeds by rule of thumb"
+    head = ("GB each", "saves", "sends", "sent in", "tokens/s", "")
     table = Table(Column("divided by", no_wrap=True), *head, title=title, title_justify="left")
     best = lowest(result.spread)
     for row in result.spread:
@@ -221,8 +222,9 @@ def _show_spread(result: _Result, console: Console) -> None:
             style="dim" if row.problem else "",
         )
     console.print(table)
-    words = [f"{method}: {name or 'none of these'}" for method, name in result.levels.items()]
-    console.print(f"the lowest that fits: {', '.join(words)}")
+    names = {None: "nothing fits", "none": "nothing has to be divided"}
+    words = [f"{method}: {names.get(name, name)}" for method, name in result.levels.items()]
+    console.print(f"the least that has to be divided to fit: {', '.join(words)}")
     console.print(link_words(result.load.sharding.machines, result.fit.device))
     if result.advice:
         console.print(f"note: {result.advice}", markup=False)

@@ -325,7 +325,7 @@ def test_the_verb_shows_the_ways_to_divide(workspace: Workspace, capsys: pytest.
     assert "none (chosen)" in text
     assert "zero1 fits" in text
     assert "300 GB/s" in text
-    assert "the lowest that fits: lora: none, qlora: none, full: zero1" in text
+    assert "to fit: lora: nothing has to be divided, qlora: nothing has to be divided, full: zero1" in text
     assert main(["estimate", *words, "--json"]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert {one["name"] for one in found["spread"]} == set(LEVELS)
