@@ -30,7 +30,7 @@ from studio.schema import build, load_yaml, parse_overrides
 
 HOSTILE = (
     '<script>alert(1)</script><img src=x onerror="alert(2)"> [a](javascript:alert(3)) ![p](http://evil.example/p.png) '
-    "{{ 7*7 }} {% raw %} `code` | cell\n# heading\n<!-- ${x} --> & ~~~ ''' \" 丹炉"
+    "{{ 7919*7919 }} {% raw %} `code` | cell\n# heading\n<!-- ${x} --> & ~~~ ''' \" 丹炉"
 )
 
 
@@ -126,7 +126,7 @@ def test_every_text_is_in_the_page_as_it_was_written(run):
     assert seen.text.count(HOSTILE) >= 9  # system, samples, pairs, failing, diagnosis, reasons, prompt …
     assert "<b>tag</b>" in seen.text
     assert f"user: first turn\nuser: {HOSTILE}" in seen.text
-    assert "49" not in re.findall(r"\{\{ 7\*7 \}\}|\b49\b", seen.text)
+    assert str(7919 * 7919) not in seen.text  # what a template engine would have made of it
 
 
 def test_the_markdown_has_no_markup_of_others(run):
