@@ -56,7 +56,7 @@ PhaseName = Literal[
 class RunError(BaseModel):
     """Why a run failed, for a person: kind, one sentence, what to do, and the field to blame if there is one.
 
-    `details` are facts for programs, by kind; those of a lack of memory: `studio.memory_doctor.Shortage`.
+    `details` are facts for programs, by kind; those of a lack of memory: `studio.shortage.Shortage`.
     """
 
     kind: ErrorKind

@@ -7,12 +7,9 @@ need a run from the beginning.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any
 
 from studio.activations import LOSS_TOKENS, LOSS_VOCABULARY
 from studio.bounds import FRAMEWORK_BYTES, UNKNOWN, Facts, Verdict
@@ -21,7 +18,6 @@ from studio.checkpoints import last_checkpoint, step_of
 from studio.config import RunConfig
 from studio.devices import UNKNOWN_BANDWIDTH, UNKNOWN_TFLOPS, Device, main_memory, present
 from studio.estimate import Plan, plan
-from studio.events import RunState
 from studio.memory import facts_of
 from studio.memory_room import Bound
 from studio.model_shape import shape_of
@@ -40,13 +36,9 @@ from studio.remedies import (
 )
 from studio.rundir import RunDir
 from studio.schema import ConfigError
+from studio.shortage import Shortage, shortage_of
 from studio.workspace import Workspace
 
-Activity = Literal[
-    "load", "tokenise", "step", "samples", "evaluation", "verdict", "save", "merge", "proof", "convert", "export",
-    "upload", "answer",
-]  # fmt: skip
-LOG_TAIL = 16 * 1024
 MOST_OFFERED = 4
 SURE: dict[Bound, float] = {"gpu": 0.85, "address_space": 0.85, "control_group": 0.5, "machine": 0.5}
 """Share of the memory that comes and goes up to which a guess counts as sure to fit, by who sets the limit. Of main
@@ -56,53 +48,6 @@ SHORTEST_ANSWER = 8
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Of the memory there is, what the formula may fill: less and less, where it was wrong."""
 _ORDER: tuple[Verdict, ...] = ("fits", "tight", "no")
-_LAST_WORDS = re.compile(
-    r"std::bad_alloc|memory allocation of (?P<bytes>\d+) bytes failed|cannot allocate memory|out of memory|"
-    r"libgomp: Thread creation failed",
-    re.IGNORECASE,
-)
-
-
-class Shortage(BaseModel):
-    """`RunError.details` of a lack of memory. Bytes; `step`: optimizer updates done; rows and length of the batch.
-
-    `used_bytes` is what the run itself held, `held_bytes` what it had held before the step (or whatever it was).
-    `noticed`: the engine ended before the system did it. `sharers`: processes of the run that take from this memory.
-    `bound`: who set the limit. Of an address space, all sizes are of what was mapped, which is far more than what is
-    really used.
-    """
-
-    model_config = ConfigDict(extra="ignore")
-
-    phase: str | None = None
-    activity: Activity | None = None
-    step: int = 0
-    device: Literal["cpu", "cuda"] = "cpu"
-    bound: Bound = "machine"
-    requested_bytes: int | None = None
-    available_bytes: int = 0
-    limit_bytes: int = 0
-    used_bytes: int = 0
-    held_bytes: int | None = None
-    noticed: bool = False
-    sharers: int = 1
-    rows: int | None = None
-    length: int | None = None
-
-    @property
-    def usable_bytes(self) -> int:
-        """What the run could have had: what it held and what was left, unless that was too little to go on with."""
-        return self.used_bytes + (0 if self.noticed else self.available_bytes // self.sharers)
-
-    @property
-    def needed_bytes(self) -> int:
-        """What it wanted at least."""
-        return max(self.used_bytes + (self.requested_bytes or 0), self.usable_bytes)
-
-    @property
-    def others_bytes(self) -> int:
-        """What other programs hold of the same memory; 0 where the limit is the run's own."""
-        return max(0, self.limit_bytes - self.used_bytes - self.available_bytes)
 
 
 @dataclass(frozen=True)
@@ -139,33 +84,6 @@ class Diagnosis:
     shortage: Shortage
     checkpoint: int
     remedies: tuple[Remedy, ...]
-
-
-def shortage_of(run: RunDir) -> Shortage | None:
-    """The lack of memory that ended the run, or None: as the engine told it, or in its last words before it died."""
-    status, state = run.read_status(), run.state()
-    if status is None:
-        return None
-    if state is RunState.FAILED and status.error is not None and status.error.kind == "memory":
-        try:
-            return Shortage.model_validate(status.error.details)
-        except ValidationError:
-            return Shortage(phase=status.phase, step=status.step)
-    found = _LAST_WORDS.search(_tail(run)) if state is RunState.LOST else None
-    if found is None:
-        return None
-    asked = int(found["bytes"]) if found["bytes"] else None
-    activity = "step" if status.phase == "train" else status.phase
-    return Shortage(phase=status.phase, activity=activity, step=status.step, requested_bytes=asked)
-
-
-def _tail(run: RunDir) -> str:
-    try:
-        with run.log_file.open("rb") as file:
-            file.seek(max(0, run.log_file.stat().st_size - LOG_TAIL))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
 
 
 def diagnose(run: RunDir) -> Diagnosis | None:

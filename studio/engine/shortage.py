@@ -1,6 +1,6 @@
 """A lack of memory told to a person and to programs: where it happened, what was asked for, what there was.
 
-Imports nothing heavy. The facts go into `RunError.details` under the names of `studio.memory_doctor.Shortage`.
+Imports nothing heavy. The facts go into `RunError.details` under the names of `studio.shortage.Shortage`.
 """
 
 from __future__ import annotations

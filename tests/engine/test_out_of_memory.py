@@ -27,9 +27,10 @@ from studio.engine.activity import during
 from studio.engine.failure import explain
 from studio.engine.shortage import MemoryShort, Place
 from studio.events import ExitCode, RunState
-from studio.memory_doctor import Remedy, Shortage, diagnose
+from studio.memory_doctor import Remedy, diagnose
 from studio.memory_room import Room
 from studio.rundir import RunDir
+from studio.shortage import Shortage
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits are set and read as on Linux")
 MB = 1 << 20

@@ -16,8 +16,9 @@ from studio.changes import BATCH
 from studio.checkpoints import complete_checkpoints
 from studio.config import RunConfig
 from studio.events import ExitCode, RunState
-from studio.memory_doctor import Shortage, diagnose
+from studio.memory_doctor import diagnose
 from studio.schema import build, merge
+from studio.shortage import Shortage
 from studio.workspace import Workspace
 
 ROOM = 3 << 30

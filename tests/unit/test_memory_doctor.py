@@ -12,9 +12,10 @@ import pytest
 from studio.changes import ACCUMULATION, BATCH
 from studio.config import RunConfig
 from studio.events import Launch, RunError, RunState, Status
-from studio.memory_doctor import Diagnosis, Remedy, Shortage, diagnose
+from studio.memory_doctor import Diagnosis, Remedy, diagnose
 from studio.rundir import RunDir
 from studio.schema import build, merge
+from studio.shortage import Shortage
 from studio.workspace import Workspace
 
 MB, GB = 1 << 20, 1 << 30
