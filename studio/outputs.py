@@ -39,6 +39,7 @@ def _some(weight: float) -> float:
 
 
 ShardSize = Annotated[str, Field(max_length=20), AfterValidator(_size), Ui(label="Largest file")]
+StopWord = Annotated[str, Field(min_length=1, max_length=1000)]
 _REPOSITORY = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}"
 
 
@@ -223,7 +224,17 @@ class AnswersConfig(OutputConfig):
     """0: always the likeliest word."""
     top_p: Annotated[float, Field(gt=0, le=1), Ui(label="Top p")] = 1.0
     """Only the likeliest words that make up this share."""
+    top_k: Annotated[int, Field(ge=0, le=1_000_000), Ui(label="Top k")] = 0
+    """Only so many of the likeliest words. 0: all."""
+    min_p: Annotated[float, Field(ge=0, le=1), Ui(label="Min p")] = 0.0
+    """No words less likely than this share of the likeliest. 0: all."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=10), Ui(label="Repetition penalty")] = 1.0
+    """Above 1: words already said become less likely. 1: off."""
+    stop_words: Annotated[list[StopWord], Field(max_length=16), Ui(label="Stop words")] = []
+    """Texts an answer ends before."""
     seed: Annotated[int, Field(ge=0, lt=2**63), Ui(label="Seed")] = 0
     """Same seed, same answers."""
     max_new_tokens: Annotated[int, Field(ge=1, le=100_000), Ui(label="Longest answer")] = 512
     """Tokens an answer has at most."""
+    chat_template: Annotated[str | None, Field(max_length=200), Ui(label="Chat template")] = None
+    """How the questions are written, by name. Empty: as the model was trained."""

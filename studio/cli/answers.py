@@ -12,6 +12,7 @@ from studio.cli.output_run import carry_out
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import AnswersConfig
 from studio.model_choices import find_adapted
+from studio.records.template_names import check_template_name
 from studio.rundir import RunDir
 from studio.schema import build
 
@@ -31,8 +32,15 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="bits per weight of the base (default: 4 for a run of method qlora, else 16)",
     )  # fmt: skip
     parser.add_argument("--system", default=None, help="system prompt (default: the one the run was trained with)")
+    parser.add_argument("--prompt-template", metavar="NAME", help="chat template by name (default: the model's own)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0: always the likeliest word (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="only the likeliest words that make up this share")
+    parser.add_argument("--top-k", type=int, default=0, help="only so many of the likeliest words (default: all)")
+    parser.add_argument(
+        "--min-p", type=float, default=0.0, help="no words less likely than this share of the likeliest"
+    )
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="above 1: fewer repetitions (default: 1)")
+    parser.add_argument("--stop-words", nargs="+", default=[], metavar="TEXT", help="texts that end an answer")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same answers (default: 0)")
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer (default: 512)")
     parser.add_argument("--json", action="store_true", help="print every event as one line of JSON")
@@ -43,6 +51,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def _answers(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(arguments)
+    check_template_name(arguments.prompt_template, "prompt_template")
     choice = find_adapted(workspace, arguments.model, arguments.adapter)
     trained = choice.trained()
     own_bits = 4 if trained and trained.method == "qlora" else 16
@@ -57,6 +66,11 @@ def _answers(arguments: argparse.Namespace) -> int:
         "system": arguments.system,
         "temperature": arguments.temperature,
         "top_p": arguments.top_p,
+        "top_k": arguments.top_k,
+        "min_p": arguments.min_p,
+        "repetition_penalty": arguments.repetition_penalty,
+        "stop_words": arguments.stop_words,
+        "chat_template": arguments.prompt_template,
         "seed": arguments.seed,
         "max_new_tokens": arguments.max_new_tokens,
     }

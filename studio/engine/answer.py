@@ -28,6 +28,7 @@ from studio.model_choices import ModelChoice, find_adapted
 from studio.records.errors import DataError, shown
 from studio.records.prompt_file import PromptFile, PromptRow, read_prompts
 from studio.records.store import DatasetStore
+from studio.records.template_names import check_template_name
 from studio.rundir import RunDir, write_atomic
 from studio.workspace import Workspace
 
@@ -96,6 +97,7 @@ def make_plan(run: RunDir) -> Plan:
     if out.suffix.lower() not in SUFFIXES:
         known = ", ".join(SUFFIXES)
         raise refused("config", "out", f"out: {out.name} is no table of answers.", f"Choose a name with {known}.")
+    check_template_name(config.chat_template, "chat_template")
     prompts = read_prompts(_prompt_file(workspace, config.prompts))
     choice = find_adapted(workspace, config.model, config.adapter)
     trained = choice.trained()
@@ -166,7 +168,14 @@ class _Asking:
         self.talker, self.session, self.plan = talker, session, plan
         config = plan.config
         self.sampling = Sampling(
-            temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_new_tokens, seed=config.seed
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            min_p=config.min_p,
+            repetition_penalty=config.repetition_penalty,
+            max_tokens=config.max_new_tokens,
+            seed=config.seed,
+            stop=tuple(config.stop_words),
         )
         self.ended: SimpleQueue[dict[str, Any]] = SimpleQueue()
 
@@ -216,7 +225,8 @@ class _Asking:
             messages.insert(0, {"role": "system", "content": self.plan.system})
         asked = [Message.model_validate(message) for message in messages]
         check_pictures(asked)
-        return Request(model, tuple(message.turn() for message in asked), sampling=self.sampling)
+        template = self.plan.config.chat_template or None
+        return Request(model, tuple(message.turn() for message in asked), sampling=self.sampling, template=template)
 
 
 def _settle(plan: Plan, kept: KeptAnswers, journal: Journal, seconds: float) -> RunState:

@@ -75,6 +75,15 @@ def named_template(name: str) -> NamedTemplate:
     return NamedTemplate(name, parts.label, _source(parts), parts.stop_words)
 
 
+def check_template_name(name: str | None, field: str) -> None:
+    """Raises DataError for a name nobody knows, where only a name can be given."""
+    known = template_names()
+    if name and name not in known:
+        near = nearest(name[:60], known)
+        sentence = f"There is no chat template '{shown(name)}'.{near} Known: {', '.join(known)}. Choose one of them."
+        raise DataError(sentence, field=field)
+
+
 def unknown_template(name: str, known: tuple[str, ...]) -> DataError:
     """The error for a name nobody knows."""
     return DataError(

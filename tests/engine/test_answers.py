@@ -117,6 +117,27 @@ def test_a_sheet_holds_texts_whatever_they_look_like_and_the_seed_repeats_them(a
     assert all(row[2] for row in tables[0][1:])
 
 
+def test_words_are_drawn_and_ended_as_in_the_chat(asked: Any, tmp_path: Path) -> None:
+    prompts = '"Who are you?"\n"What is your name?"\n'
+
+    def answers(name: str, **wishes: Any) -> list[str]:
+        run = asked(prompts, f"{name}.jsonl", compare=False, **wishes)
+        assert answer.main(str(run.path)) == 0
+        lines = (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["tuned"] for line in lines]
+
+    likeliest = answers("likeliest")
+    hot = {"temperature": 5.0, "seed": 1}
+    assert answers("hot", **hot) != likeliest
+    assert answers("one", **hot, top_k=1) == likeliest
+    assert answers("share", **hot, min_p=1.0) == likeliest
+    assert answers("penalty", repetition_penalty=5.0) != likeliest
+    assert answers("template", chat_template="vicuna") != likeliest
+    middle = likeliest[0][2:5]
+    stopped = answers("stop", stop_words=[middle])
+    assert stopped == [text.split(middle)[0] for text in likeliest]
+
+
 def test_a_stopped_run_leaves_no_table_and_goes_on_where_it_was(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run = asked('"Who are you?"\n"你是谁？"\n"Hi"\n', compare=False)
     add = KeptAnswers.add
@@ -147,6 +168,7 @@ def test_a_stopped_run_leaves_no_table_and_goes_on_where_it_was(asked: Any, monk
     [
         ('"Hi"\n', "taken.jsonl", {}, "exists already"),
         ('"Hi"\n', "answers.pdf", {}, "out: answers.pdf is no table"),
+        ('"Hi"\n', "a.jsonl", {"chat_template": "vicunna"}, "no chat template 'vicunna'. Did you mean"),
         ('{"a": 1, "b": 2}\n', "a.jsonl", {}, "prompts.jsonl has no prompts. Row 1: none of its columns"),
         ('"Hi"\n', "a.jsonl", {"prompts": "nowhere.txt"}, "nowhere.txt"),
         ('"Hi"\n', "a.jsonl", {"adapter": "nowhere"}, "'nowhere' is no adapter's folder"),

@@ -22,8 +22,9 @@ from studio.ui.tabs.chat_settings import NAMES
 from studio.workspace import Workspace
 
 PLAIN = {
-    "system": "Be kind.", "temperature": 0.5, "max_tokens": 64, "top_p": 0.9, "top_k": 0, "min_p": 0,
-    "repetition_penalty": 1, "stop_words": "", "seed": "7", "template": "", "bits": "0", "tools": False,
+    "system": "Be kind.", "temperature": 0.5, "max_tokens": 64, "top_p": 0.9, "top_k": 5, "min_p": 0.1,
+    "repetition_penalty": 1.2, "stop_words": "END\nThe end", "seed": "7", "template": "vicuna", "bits": "0",
+    "tools": False,
 }  # fmt: skip
 OPTIONS = [PLAIN[name] for name in NAMES]
 
@@ -66,6 +67,8 @@ def test_the_run_asks_the_right_side_as_the_settings_say(ctx: Context, trained: 
     assert shown.selected == "monitor"
     assert (config.model, config.compare, config.bits, config.system) == (trained.id, True, 4, "Be kind.")
     assert (config.temperature, config.top_p, config.seed, config.max_new_tokens) == (0.5, 0.9, 7, 64)
+    assert (config.top_k, config.min_p, config.repetition_penalty) == (5, 0.1, 1.2)
+    assert (config.stop_words, config.chat_template) == (["END", "The end"], "vicuna")
     assert Path(config.out) == ctx.workspace.path / "answers" / "my-prompts.xlsx"
     prompts.unlink()
     assert Path(config.prompts).read_text(encoding="utf-8") == "Who are you?\n", "a copy of what was uploaded"

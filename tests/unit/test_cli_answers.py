@@ -66,6 +66,20 @@ def test_a_run_is_asked_with_its_own_precision_under_its_own_name(
     assert f"answers: {out}" in said
 
 
+def test_answers_are_drawn_and_ended_as_the_options_say(
+    started: list[AnswersConfig], trained: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn = ["--top-k", "5", "--top-p", "0.9", "--min-p", "0.1", "--repetition-penalty", "1.2"]
+    ended = ["--stop-words", "END", "The end", "--prompt-template", "vicuna"]
+    assert main(["answers", "p.txt", trained.id, str(tmp_path / "a.jsonl"), *drawn, *ended]) == 0
+    (config,) = started
+    assert (config.top_k, config.top_p, config.min_p, config.repetition_penalty) == (5, 0.9, 0.1, 1.2)
+    assert (config.stop_words, config.chat_template) == (["END", "The end"], "vicuna")
+    assert main(["answers", "p.txt", trained.id, "b.jsonl", "--prompt-template", "vicunna"]) == ExitCode.BAD_INPUT
+    assert "Did you mean" in capsys.readouterr().err
+    assert len(started) == 1
+
+
 def test_the_last_run_is_the_last_that_left_something(
     started: list[AnswersConfig], trained: RunDir, tmp_path: Path
 ) -> None:

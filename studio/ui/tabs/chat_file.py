@@ -27,6 +27,8 @@ from studio.workspace import slug
 KINDS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
 TABLES = ("xlsx", "jsonl")
 MOST_LISTED = 50
+DRAWN = ("top_p", "top_k", "min_p", "repetition_penalty")
+"""What both the chat and the file's run call by these names; what changes nothing is not sent."""
 
 
 class FileHandlers:
@@ -54,7 +56,9 @@ class FileHandlers:
             "bits": wishes.bits or trained_bits({RIGHT: choice}),
             "system": wishes.system,
             "temperature": wishes.request.get("temperature", 0.0),
-            "top_p": wishes.request.get("top_p", 1.0),
+            **{name: wishes.request[name] for name in DRAWN if name in wishes.request},
+            "stop_words": wishes.request.get("stop", []),
+            "chat_template": wishes.template or None,
             "seed": wishes.seed or 0,
             "max_new_tokens": wishes.request["max_tokens"],
         }
