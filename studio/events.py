@@ -53,6 +53,10 @@ PhaseName = Literal[
 ]
 
 
+LOST, RANK = "lost", "rank"
+"""Keys of a `RunError`'s details: that its process only missed another one; which process of several is to blame."""
+
+
 class RunError(BaseModel):
     """Why a run failed, for a person: kind, one sentence, what to do, and the field to blame if there is one.
 
@@ -64,6 +68,17 @@ class RunError(BaseModel):
     hint: str = ""
     field: str = ""
     details: dict[str, Any] = {}
+
+    @property
+    def lost(self) -> bool:
+        """Whether a process says only that another one is gone or does not answer."""
+        return bool(self.details.get(LOST))
+
+    @property
+    def rank(self) -> int | None:
+        """Which process of several is to blame; None when none is known, or all of them have the same input."""
+        told = self.details.get(RANK)
+        return told if isinstance(told, int) else None
 
 
 class Event(BaseModel):

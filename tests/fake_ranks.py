@@ -93,7 +93,8 @@ class FakeRanks:
         with self.run.rank_log(self.bad).open("a", encoding="utf-8") as log:
             log.write(f'Traceback (most recent call last):\n  File "step.py", line 7, in step\n{self.message}\n')
         host = HOSTS[self.bad // self.each % 4]
-        return RunError(kind="internal", message=f"Process {self.bad} on {host} failed: {self.message}", hint="")
+        message = f"Process {self.bad} of {self.count} ({host}): {self.message}"
+        return RunError(kind="internal", message=message, details={"rank": self.bad})
 
     def end(self, state: RunState, step: int) -> None:
         """The last word of those that did not die."""

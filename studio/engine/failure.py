@@ -11,9 +11,8 @@ import re
 from collections.abc import Iterator
 
 from studio.engine import ranks
-from studio.engine.rank_ends import LOST
 from studio.engine.shortage import NOWHERE, Place, is_memory, out_of_memory
-from studio.events import ExitCode, RunError
+from studio.events import LOST, ExitCode, RunError
 from studio.presets import ModelError
 from studio.records import DataError
 from studio.schema import ConfigError

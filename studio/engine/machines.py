@@ -25,7 +25,6 @@ from pydantic import ValidationError
 from studio.config import RunConfig
 from studio.engine.failure import EngineError
 from studio.engine.journal import Journal
-from studio.engine.rank_ends import LOST
 from studio.events import ExitCode, RankStatus, RunError, RunState
 from studio.rundir import write_atomic
 from studio.wire import Line
@@ -174,7 +173,7 @@ class Together:
     def _fail(self, error: RunError) -> None:
         """The first failure counts, but one that is only an echo makes room for what it echoes."""
         with self._lock:
-            if self.problem is None or (is_echo(self.problem) and not is_echo(error)):
+            if self.problem is None or (self.problem.lost and not error.lost):
                 self.problem = error
 
     def carry_out(self, work: Callable[[], None]) -> None:
@@ -209,9 +208,9 @@ class Together:
         return settled
 
     def _decide(self, state: RunState, error: RunError | None, code: ExitCode) -> Ended:
-        if state is RunState.FAILED and error is not None and is_echo(error):
-            self._wait_for(lambda: self.problem is not None and not is_echo(self.problem), LAST_WORDS_S)
-        if state is RunState.FAILED and self.problem is not None and (error is None or is_echo(error)):
+        if state is RunState.FAILED and error is not None and error.lost:
+            self._wait_for(lambda: self.problem is not None and not self.problem.lost, LAST_WORDS_S)
+        if state is RunState.FAILED and self.problem is not None and (error is None or error.lost):
             error, code = self.problem, code_of(self.problem)
         said = {"kind": "ended", "state": str(state), "code": int(code), "error": error.model_dump() if error else None}
         for peer in self.peers:
@@ -228,7 +227,7 @@ class Together:
         patience = END_S if state is RunState.FAILED else float("inf")
         self._wait_for(lambda: main.said is not None or main.gone.is_set(), patience)
         if main.said is None:
-            own = error if error is not None and not is_echo(error) else None
+            own = error if error is not None and not error.lost else None
             return RunState.FAILED, own or self.problem or lost(main.name), ExitCode.INTERNAL
         told = RunState(main.said["state"]) if main.said.get("state") in list(RunState) else RunState.FAILED
         if told is not RunState.FAILED:
@@ -275,11 +274,6 @@ def _works(process: psutil.Process) -> bool:
         return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.Error:
         return False
-
-
-def is_echo(error: RunError) -> bool:
-    """True if a failure is only how one process notices that another is gone."""
-    return bool(error.details.get(LOST))
 
 
 def code_of(error: RunError) -> ExitCode:

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from studio.events import ExitCode, RankStatus, RunError
+from studio.events import RANK, ExitCode, RankStatus, RunError
 
-LOST = "lost"
-"""Key of the details of an error that only says that another process is gone or does not answer."""
 _ENDED_BY_US = -signal.SIGTERM
 _CRASHES = {-getattr(signal, name) for name in ("SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE") if hasattr(signal, name)}
 _KILLED = -getattr(signal, "SIGKILL", 9)
@@ -42,7 +40,13 @@ class RankEnd:
     @property
     def lost(self) -> bool:
         """Whether it only missed another one."""
-        return bool(self.error and self.error.details.get(LOST))
+        return bool(self.error and self.error.lost)
+
+    @property
+    def blames(self) -> int:
+        """The process whose failure it tells: mostly its own."""
+        told = self.error.rank if self.error else None
+        return self.rank if told is None else told
 
     @property
     def ended_by_us(self) -> bool:
@@ -72,7 +76,7 @@ def _order(end: RankEnd, began: float) -> int:
     if end.exit_code in _CRASHES or (end.exit_code == _KILLED and end.at < began + GRACE_S):
         return 0
     if end.error is not None and not end.lost:
-        return 1
+        return 1 if end.blames == end.rank else 2
     if end.exit_code == _ENDED_BY_US or end.exit_code == _KILLED:
         return 4
     return 3 if end.lost else 2
@@ -86,22 +90,37 @@ def _heard(end: RankEnd) -> float:
 def told(end: RankEnd, world: int, host: str, stuck: Stuck | None = None) -> tuple[RunError, ExitCode]:
     """What a person is told of a run that failed because of `end`. `stuck`: who the others were waiting for then."""
     if stuck is not None and (end.lost or end.exit_code == _ENDED_BY_US):
-        return _hung(stuck, world), ExitCode.INTERNAL
-    name = named(end.rank, world, host)
+        return _blamed(_hung(stuck, world), stuck.rank), ExitCode.INTERNAL
     code = ExitCode(end.exit_code) if end.exit_code in list(ExitCode) else ExitCode.INTERNAL
     if end.error is not None and end.exit_code > 0:
         if end.error.kind in _OURS:  # about the user's input, which all of them have
             return end.error, code
-        field, _, rest = end.error.message.partition(": ")
-        of_field = bool(end.error.field) and field == end.error.field
-        message = f"{field}: p{name[1:]}: {rest}" if of_field else f"{name}: {end.error.message}"
-        hint = end.error.hint.replace("engine.log", log_of(end.rank))
-        return end.error.model_copy(update={"message": message, "hint": hint}), code
+        return _blamed(_of_process(end, end.error, named(end.rank, world, host)), end.blames), code
+    return _blamed(_without_words(end, named(end.rank, world, host)), end.rank), ExitCode.INTERNAL
+
+
+def _blamed(error: RunError, rank: int) -> RunError:
+    return error.model_copy(update={"details": error.details | {RANK: rank}})
+
+
+def _of_process(end: RankEnd, error: RunError, name: str) -> RunError:
+    """What a process says of its failure, with its name; of another's failure the name is there already."""
+    hint = error.hint.replace("engine.log", log_of(end.blames))
+    if end.blames != end.rank:
+        return error.model_copy(update={"hint": hint})
+    field, _, rest = error.message.partition(": ")
+    of_field = bool(error.field) and field == error.field
+    message = f"{field}: p{name[1:]}: {rest}" if of_field else f"{name}: {error.message}"
+    return error.model_copy(update={"message": message, "hint": hint})
+
+
+def _without_words(end: RankEnd, name: str) -> RunError:
+    """Of a process that says nothing of its failure."""
     if end.exit_code < 0:
-        return _signalled(end, name), ExitCode.INTERNAL
+        return _signalled(end, name)
     said = f", after it said: {end.last_line[:LAST_WORDS]}" if end.last_line else ""
     message = f"{name} ended with exit code {end.exit_code}{said}."
-    return RunError(kind="internal", message=message, hint=_story(end.rank)), ExitCode.INTERNAL
+    return RunError(kind="internal", message=message, hint=_story(end.rank))
 
 
 def _signalled(end: RankEnd, name: str) -> RunError:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 from studio.engine import activity, ranks
 from studio.engine.journal import Journal
-from studio.engine.rank_ends import LOST
 from studio.events import Event, ExitCode, RankStatus, RunError, RunState
 from studio.memory_room import resident
 from studio.rundir import RunDir, write_atomic
@@ -79,7 +78,7 @@ class RankJournal(Journal):
 
         Who misses the others after a stop was asked for was only left a little earlier by them.
         """
-        if error is not None and error.details.get(LOST) and self.stop_requested():
+        if error is not None and error.lost and self.stop_requested():
             state, code, error = RunState.STOPPED, ExitCode.STOPPED, None
         with self._lock, contextlib.suppress(OSError):
             self.told = self.told.model_copy(update={"state": state, "error": error, "exit_code": int(code)})

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from studio.durable import write_atomic
 from studio.engine import ranks
 from studio.engine.failure import EngineError, explain
-from studio.events import ExitCode, RunError
+from studio.events import RANK, ExitCode, RunError
 
 ValueT = TypeVar("ValueT")
 
@@ -85,8 +85,10 @@ def agree(failure: Exception | None) -> None:
     if first:
         known = RunError.model_validate(first[0])
         field, _, rest = known.message.partition(": ")
-        message = f"{field}: process {rank} of {len(said)}: {rest}" if known.field else known.message
-        raise EngineError(known.model_copy(update={"message": message}), ExitCode(first[1]))
+        who = f"rocess {rank} of {len(said)}"
+        message = f"{field}: p{who}: {rest}" if known.field == field else f"P{who}: {known.message}"
+        details = known.details | {RANK: rank}
+        raise EngineError(known.model_copy(update={"message": message, "details": details}), ExitCode(first[1]))
 
 
 def attempt(work: Callable[[], object]) -> Exception | None:

@@ -5,7 +5,6 @@ What processes write about themselves is data from files: whoever shows it sets 
 
 from __future__ import annotations
 
-import re
 import shlex
 import time
 from collections import OrderedDict
@@ -83,8 +82,8 @@ class Watching:
         told = self._told(run)
         latest = {point.rank: point for point in told[-1].ranks} if told else {}
         status = run.read_status()
-        told_why = status.error.message if status and status.error else ""
-        scene = _scene(state, statuses.values(), latest.values(), told_why)
+        blamed = status.error.rank if status and status.error else None
+        scene = _scene(state, statuses.values(), latest.values(), blamed)
         stalls = self._stalls_of(run)
         rows = [
             _row(rank, statuses.get(rank), latest.get(rank), scene, stalls) | _place(rank, spread)
@@ -126,16 +125,17 @@ def _by_our_clock(run: RunDir, status: RankStatus, spread: Mapping[str, Any]) ->
     return status.model_copy(update={"updated_at": written})
 
 
-def _scene(state: RunState, statuses: Collection[RankStatus], points: Collection[RankPoint], told: str) -> Scene:
-    """`told`: why the run failed, which begins with the process to blame if it was one."""
+def _scene(
+    state: RunState, statuses: Collection[RankStatus], points: Collection[RankPoint], blamed: int | None
+) -> Scene:
+    """`blamed`: the process the run failed for, if it was one."""
     steps = [point.step_seconds for point in points if point.step_seconds]
-    blamed = re.match(r"Process (\d{1,4}) ", told)
     return Scene(
         state=state,
         now=time.time(),
         usual=median(steps) if steps else 0.0,
         waits=len({one.busy is None for one in statuses if one.state is RunState.RUNNING}) == 2,
-        blamed=int(blamed[1]) if blamed else None,
+        blamed=blamed,
         reached=max(((one.meetings, one.batch) for one in statuses), default=(0, 0)),
     )
 
@@ -210,7 +210,7 @@ def _state(
 def _end(status: RankStatus, scene: Scene) -> str:
     """How a process ended. Of a failed run the one that is to blame failed, or died without a word; what the others
     say of missing it is no failure of theirs."""
-    own = status.error is not None and not status.error.details.get("lost")
+    own = status.error is not None and not status.error.lost
     if own:
         return "failed"
     if scene.state in (RunState.FAILED, RunState.LOST):

@@ -24,8 +24,7 @@ from studio.engine.gathering import all_together, gather, interface, join
 from studio.engine.journal import Journal, StopRequested
 from studio.engine.machines import Together
 from studio.engine.meeting import clock_warning, difference, facts
-from studio.engine.rank_ends import LOST
-from studio.events import ExitCode, RankStatus, RunError, RunState
+from studio.events import LOST, ExitCode, RankStatus, RunError, RunState
 from studio.rundir import write_atomic
 
 PATIENCE = 30

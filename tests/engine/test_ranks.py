@@ -131,6 +131,7 @@ def test_a_killed_process_is_named_and_the_resumed_run_stops_at_one_step(long_ru
     assert status.state is RunState.FAILED
     assert status.error.message.startswith("Process 1 of 2 (")
     assert "was killed by SIGKILL at step" in status.error.message
+    assert status.error.rank == 1
     resumed = Launched(long_run, resume=True)
     resumed.at_step(status.step + 2)
     os.killpg(resumed.process.pid, signal.SIGTERM)

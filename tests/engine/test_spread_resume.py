@@ -120,6 +120,7 @@ def test_machines_without_a_common_disk(plain: RunDir, make_run: MakeRun, tmp_pa
     first, second = (place.read_ranks()[0] for place in (run, other))
     assert first.error is not None
     assert first.error.message == "workspace: process 1 of 2: the disk is full; what was saved before is undamaged."
+    assert first.error.rank == 1
     assert isinstance(second, RankStatus)
     assert second.error is not None
     assert second.error.kind == "disk"

@@ -126,7 +126,7 @@ def test_who_only_missed_the_one_that_was_killed_is_not_to_blame(
     fake.beat("train", 4, "step")
     missed = RunError(kind="internal", message="connection closed by peer", details={"lost": True})
     fake.status(0, phase="train", step=4, state=RunState.FAILED, error=missed)
-    told = RunError(kind="internal", message="Process 1 of 2 (vm) was killed by SIGKILL at step 4.")
+    told = RunError(kind="internal", message="One was killed by SIGKILL.", details={"rank": 1})
     run.write_status(Status(state=RunState.FAILED, phase="train", attempt=2, error=told))
     assert [row["state"] for row in _rows(client, run)] == ["ended", "died"]
 

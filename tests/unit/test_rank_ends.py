@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from studio.engine import rank_journal
-from studio.engine.rank_ends import LOST, RankEnd, Stuck, cause, told, warning
+from studio.engine.rank_ends import RankEnd, Stuck, cause, told, warning
 from studio.engine.rank_watch import RankWatch
-from studio.events import ExitCode, RankStatus, RunError, RunState
+from studio.events import LOST, ExitCode, RankStatus, RunError, RunState
 from studio.rundir import RunDir
 
 BAD_DATA = RunError(kind="data", message="data.dataset: row 3 is empty.", field="data.dataset")
@@ -22,6 +22,7 @@ NO_MEMORY = RunError(
     field="data.max_length",
     details={"n": 1},
 )
+OF_ANOTHER = RunError(kind="disk", message="workspace: process 2 of 3: the disk is full.", details={"rank": 2})
 MISSED = RunError(kind="internal", message="The connection to another process was closed.", details={LOST: True})
 
 
@@ -41,8 +42,9 @@ def end(rank: int, code: int, at: float = 100.0, error: RunError | None = None, 
         ([end(0, -15, 100, updated_at=7), end(1, -15, 100, updated_at=3)], 1),
         ([end(0, 1, 100, MISSED), end(1, 1, 100)], 1),
         ([end(0, 4, 100, BAD_DATA), end(1, 4, 100, BAD_DATA)], 0),
+        ([end(0, 1, 99, OF_ANOTHER), end(1, 1, 99, OF_ANOTHER), end(2, 1, 100, NO_MEMORY)], 2),
     ],
-    ids=["none", "killed", "memory", "aborted", "hung", "ended", "silent", "both"],
+    ids=["none", "killed", "memory", "aborted", "hung", "ended", "silent", "both", "told"],
 )
 def test_the_process_that_failed_first_is_found(ends: list[RankEnd], first: int | None) -> None:
     found = cause(ends)
@@ -53,23 +55,30 @@ def test_a_killed_process_is_named_with_its_machine_and_the_signal() -> None:
     error, code = told(end(3, -9, step=7, busy="save"), 4, "node-b")
     assert error.message == "Process 3 of 4 (node-b) was killed by SIGKILL at step 7, in the middle of save."
     assert "memory ran out" in error.hint
-    assert code == ExitCode.INTERNAL
+    assert (error.rank, code) == (3, ExitCode.INTERNAL)
 
 
 def test_what_a_process_says_of_itself_is_kept_with_its_code_and_details() -> None:
     error, code = told(end(1, 5, error=NO_MEMORY), 2, "vm")
     assert (error.message, code) == ("data.max_length: process 1 of 2 (vm): no room.", ExitCode.OUT_OF_MEMORY)
-    assert error.details == {"n": 1}
+    assert error.details == {"n": 1, "rank": 1}
     assert error.hint == "See engine.rank1.log."
     assert told(end(1, 4, error=BAD_DATA), 2, "vm") == (BAD_DATA, ExitCode.BAD_INPUT)
-    assert "exit code 7, after it said: its last words" in told(end(1, 7), 2, "vm")[0].message
+    silent = told(end(1, 7), 2, "vm")[0]
+    assert "exit code 7, after it said: its last words" in silent.message
+    assert silent.rank == 1
+
+
+def test_what_a_process_of_another_machine_says_is_blamed_on_that_one() -> None:
+    error, _ = told(end(0, 1, error=OF_ANOTHER), 3, "vm")
+    assert (error.message, error.rank) == (OF_ANOTHER.message, 2)
 
 
 def test_who_gave_up_waiting_names_the_one_it_waited_for() -> None:
     stuck = Stuck(1, "node-b", "batch 7 (step 8)", 1800.0)
     error, code = told(end(0, 1, error=MISSED), 2, "node-a", stuck)
     assert error.message.startswith("Process 1 of 2 (node-b) has been in the middle of batch 7 (step 8) for 1800 s.")
-    assert (error.field, code) == ("parallel.ddp_timeout", ExitCode.INTERNAL)
+    assert (error.field, error.rank, code) == ("parallel.ddp_timeout", 1, ExitCode.INTERNAL)
     assert "The others wait for it, at most 900 s" in warning(stuck, 2, 900)
 
 
