@@ -38,11 +38,17 @@ _OURS = {
 }
 
 
-def job_text(kind: JobKind, config: RunConfig, program: Sequence[str] = ("studio",)) -> str:
-    """The whole text of a job."""
+def job_text(kind: JobKind, config: RunConfig, program: Sequence[str] = ("studio",), *, file: str | None = None) -> str:
+    """The whole text of a job. `file`: what it will be called."""
+    file = file or FILE_NAMES[kind]
     if kind == "slurm":
-        return slurm(config, program=program)
-    return skypilot(config, program) if kind == "skypilot" else kubernetes(config, program)
+        return slurm(config, program=program, file=file)
+    return skypilot(config, program, file) if kind == "skypilot" else kubernetes(config, program, file)
+
+
+def _in_comment(name: str) -> str:
+    """A file's name as a shell takes it; whatever it holds, it stays in its line."""
+    return shlex.quote("".join(sign if sign.isprintable() else "?" for sign in name))
 
 
 def job_name(config: RunConfig) -> str:
@@ -109,9 +115,7 @@ _SLURM = """\
 # {about} Submit it: sbatch {file}
 #
 # To fill in or check:
-#   - partition, account and time as your cluster wants them: lines like "#SBATCH --partition=gpu" above
-#   - cards and processor cores of one machine, above
-#   - Crucible, the workspace, the model and the data must be readable under the same paths on every machine
+{missing}#   - Crucible, the workspace, the model and the data must be readable under the same paths on every machine
 set -euo pipefail
 {command}
 {address}# One task a machine; it starts the processes of its machine itself. When one fails, all of them end.
@@ -121,7 +125,12 @@ srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-ex
 CORES_A_PROCESS = 4
 
 
-def slurm(config: RunConfig, options: Mapping[str, str] | None = None, program: Sequence[str] = ("studio",)) -> str:
+def slurm(
+    config: RunConfig,
+    options: Mapping[str, str] | None = None,
+    program: Sequence[str] = ("studio",),
+    file: str = FILE_NAMES["slurm"],
+) -> str:
     """The text of a batch file for sbatch. `options`: of sbatch, by their long names; `gpus-per-node=0` asks for none.
 
     Its output goes to slurm-JOB.log in the folder it is submitted from.
@@ -137,11 +146,24 @@ def slurm(config: RunConfig, options: Mapping[str, str] | None = None, program: 
         machines=spread.num_machines,
         options="\n".join(f"#SBATCH --{name}={value}" for name, value in wanted.items()),
         about=_about(config),
-        file=FILE_NAMES["slurm"],
+        file=_in_comment(file),
+        missing=_missing(options or {}),
         command=_command(config, program),
         address=address if spread.num_machines > 1 else "",
         script=shlex.quote('exec "$@"' + _options(config, "$SLURM_NODEID", "$MAIN_NODE")),
     )
+
+
+def _missing(given: Mapping[str, str]) -> str:
+    """What nobody has said yet, as lines of a comment."""
+    lines = []
+    wanted = [name for name in ("partition", "account", "time") if name not in given]
+    if wanted:
+        names, them = " and ".join(filter(None, [", ".join(wanted[:-1]), wanted[-1]])), "them" if wanted[1:] else "it"
+        lines.append(f'{names} as your cluster wants {them}: lines like "#SBATCH --{wanted[0]}=..." above')
+    if not {"gpus-per-node", "cpus-per-task"} <= given.keys():
+        lines.append("cards and processor cores of one machine, above")
+    return "".join(f"#   - {line}\n" for line in lines)
 
 
 def _about(config: RunConfig) -> str:
@@ -189,7 +211,7 @@ _SKYPILOT = """\
 {tail}"""
 
 
-def skypilot(config: RunConfig, program: Sequence[str] = ("studio",)) -> str:
+def skypilot(config: RunConfig, program: Sequence[str] = ("studio",), file: str = FILE_NAMES["skypilot"]) -> str:
     """A SkyPilot task: YAML with comments on what to fill in."""
     spread = config.parallel
     where = (".venv/bin/studio",) if tuple(program) == ("studio",) else tuple(program)
@@ -203,7 +225,7 @@ def skypilot(config: RunConfig, program: Sequence[str] = ("studio",)) -> str:
         "workdir": ".",
     }
     tail = {"setup": _Text("python3 launch.py install\n"), "run": _Text(script)}
-    return _SKYPILOT.format(about=_about(config), file=FILE_NAMES["skypilot"], head=_yaml(head), tail=_yaml(tail))
+    return _SKYPILOT.format(about=_about(config), file=_in_comment(file), head=_yaml(head), tail=_yaml(tail))
 
 
 _KUBERNETES = """\
@@ -219,7 +241,7 @@ _KUBERNETES = """\
 {job}"""
 
 
-def kubernetes(config: RunConfig, program: Sequence[str] = ("studio",)) -> str:
+def kubernetes(config: RunConfig, program: Sequence[str] = ("studio",), file: str = FILE_NAMES["kubernetes"]) -> str:
     """An Indexed Job, one pod for each machine, and the headless Service by which they meet: YAML with comments."""
     name = job_name(config)
     service = {
@@ -243,7 +265,7 @@ def kubernetes(config: RunConfig, program: Sequence[str] = ("studio",)) -> str:
         },
     }
     text = {"service": _yaml(service), "job": _yaml(job)}
-    return _KUBERNETES.format(about=_about(config), file=FILE_NAMES["kubernetes"], name=name, **text)
+    return _KUBERNETES.format(about=_about(config), file=_in_comment(file), name=name, **text)
 
 
 def _pod(config: RunConfig, name: str, program: Sequence[str]) -> dict[str, Any]:

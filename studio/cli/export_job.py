@@ -42,7 +42,8 @@ def _export(arguments: argparse.Namespace) -> int:
     workspace = open_workspace(arguments)
     config = _config(workspace, arguments.config, overrides_of(arguments))
     kind = arguments.scheduler
-    text, file = job_text(kind, config), arguments.out or FILE_NAMES[kind]
+    file = arguments.out or FILE_NAMES[kind]
+    text = job_text(kind, config, file=file)
     submit = shlex.join([*SUBMIT[kind], str(file)])
     if arguments.out:
         _write(Path(arguments.out), text)

@@ -181,7 +181,7 @@ def submit_to_slurm(workspace: Workspace, config: RunConfig, options: str, *, as
     folder = workspace.path / "jobs"
     folder.mkdir(exist_ok=True)
     path = free_path(folder / f"{job_name(config)}-{FILE_NAMES['slurm']}")
-    path.write_text(slurm(config, wanted, _program(workspace)), encoding="utf-8")
+    path.write_text(slurm(config, wanted, _program(workspace), path.name), encoding="utf-8")
     found = shutil.which(SUBMIT["slurm"][0])
     if not found:
         message = f"there is no Slurm on this machine (no sbatch): nothing was submitted; the job is in {path}"

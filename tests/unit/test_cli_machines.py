@@ -170,6 +170,7 @@ def test_a_job_is_submitted(ws, config, capsys, programs, tmp_path):
     assert (tmp_path / "argv").read_text().split("\0") == ["--parsable", file.name, f"{file.parent}\n"]
     text = file.read_text(encoding="utf-8")
     assert "#SBATCH --partition=gpu" in text
+    assert f"Submit it: sbatch {file.name}\n" in text
     assert shlex.quote(f"CRUCIBLE_WORKSPACE={ws.path}") in text
     assert not ws.list_runs()
 
@@ -263,6 +264,7 @@ def test_a_training_is_written_as_a_job(ws, config, capsys, tmp_path):
     told = json.loads(out)
     assert (code, told["text"]) == (0, file.read_text(encoding="utf-8"))
     assert told["submit"] == shlex.join(["sbatch", str(file)])
+    assert f"Submit it: {told['submit']}\n" in told["text"]
     assert len(told["machines"]) == 2
     code, _, err = run(capsys, "export", "job", "slurm", config, "--out", str(file))
     assert code == ExitCode.BAD_INPUT

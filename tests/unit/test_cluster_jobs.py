@@ -208,6 +208,26 @@ def test_slurm_options() -> None:
             parse_slurm(wrong)
 
 
+def test_what_is_given_is_not_asked_for_in_the_job() -> None:
+    asked = slurm(configuration())
+    assert "#   - partition, account and time as your cluster wants them" in asked
+    assert "cards and processor cores" in asked
+    told = slurm(configuration(), {"partition": "gpu", "time": "08:00:00", "gpus-per-node": "2"})
+    assert '#   - account as your cluster wants it: lines like "#SBATCH --account=..." above' in told
+    assert "partition" not in told.partition("To fill in")[2]
+    every = dict.fromkeys(("partition", "account", "time", "gpus-per-node", "cpus-per-task"), "1")
+    text = slurm(configuration(), every)
+    assert "cluster wants" not in text
+    assert "processor cores" not in text
+
+
+@pytest.mark.parametrize("kind", JOB_KINDS)
+def test_a_job_calls_itself_by_its_own_name(kind: Any, played: Any) -> None:
+    text = job_text(kind, configuration(), file="my job\ntouch x")
+    assert "'my job?touch x'" in text
+    assert played(script_of(kind, text)[0], **script_of(kind, text)[1])[0] == "train"
+
+
 @pytest.mark.parametrize(("name", "expected"), [("二号", "run"), ("7 of 9!", "run-7-of-9"), ("A" * 99, "a" * 40)])
 def test_names_of_jobs(name: str, expected: str) -> None:
     assert job_name(configuration(name=name)) == expected
