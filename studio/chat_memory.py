@@ -19,6 +19,8 @@ from studio.rundir import write_atomic
 from studio.workspace import Workspace
 
 RELEASE_GRACE_S = 3.0
+LOGS_KEPT = 8
+"""Logs of servers that have ended: enough to find out why one of them did."""
 
 
 class ChatHolder(BaseModel):
@@ -65,12 +67,30 @@ def read_record(file: Path) -> ChatHolder | None:
 
 
 def forget_ended(workspace: Workspace) -> None:
-    """Remove the records of servers that are gone, but for those that tell a chat why."""
-    for file in (workspace.path / "chat").glob("server-*.json"):
+    """Remove what is left of servers that are gone: their records, but for those that tell a chat why, and all but the
+    newest logs."""
+    folder = workspace.path / "chat"
+    for file in folder.glob("server-*.json"):
         record = read_record(file)
         if record is None or (not record.at_work() and not record.released_for):
-            with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
+            _forget(file)
+    for log in sorted(folder.glob("server-*.log"), key=_written, reverse=True)[LOGS_KEPT:]:
+        record = read_record(log.with_suffix(".json"))
+        if record is None or not record.at_work():
+            _forget(log)
+            _forget(log.with_suffix(".json"))
+
+
+def _written(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # another studio of this workspace was quicker
+        return 0.0
+
+
+def _forget(file: Path) -> None:
+    with contextlib.suppress(OSError):
+        file.unlink(missing_ok=True)
 
 
 def holders(workspace: Workspace) -> list[ChatHolder]:

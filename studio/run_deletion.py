@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 from filelock import Timeout
 
-from studio import run_queue
+from studio import run_queue, uploads
 from studio.config import OutputConfig
 from studio.events import RunState
 from studio.library import folder_bytes, references
@@ -48,7 +48,7 @@ def delete_runs(workspace: Workspace, run_ids: Sequence[str]) -> Deleted:
 
     Raises StartRefused when another process holds the workspace.
     """
-    found = Deleted()
+    found, gone = Deleted(), list[str]()
     with run_queue.locked(workspace):
         configs = _configs(workspace)
         for run_id in sorted(set(run_ids), reverse=True):
@@ -60,8 +60,9 @@ def delete_runs(workspace: Workspace, run_ids: Sequence[str]) -> Deleted:
             except (DeletionRefused, RunNotFound) as refusal:
                 found.refused.append(str(refusal.args[0]))
                 continue
-            configs.pop(run_id, None)
+            gone.append(configs.pop(run_id, ""))
             found.runs.append(run_id)
+    found.bytes += uploads.sweep(workspace, gone)
     _empty_trash(workspace)  # gigabytes take a while; the runs are gone from the list already
     return found
 

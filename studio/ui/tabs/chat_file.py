@@ -22,6 +22,7 @@ from studio.ui.tabs.chat_settings import read_options
 from studio.ui.tabs.starting import say_if_queued
 from studio.ui.tabs.train_preview import display_name, launch
 from studio.ui.widgets.chatview import RIGHT
+from studio.uploads import new_upload
 from studio.workspace import slug
 
 KINDS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
@@ -69,9 +70,7 @@ class FileHandlers:
     def _kept(self, file: Path) -> Path:
         """The uploaded file in the workspace, where the engine finds it. Raises DataError when it has no prompts."""
         read_prompts(file)
-        folder = self.workspace.path / "cache" / "uploads"
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = Path(tempfile.mkdtemp(prefix="prompts-", dir=folder)) / f"{slug(file.stem)}{file.suffix.lower()}"
+        kept = new_upload(self.workspace, "prompts") / f"{slug(file.stem)}{file.suffix.lower()}"
         shutil.copyfile(file, kept)
         return kept
 

@@ -12,7 +12,8 @@ from studio.records.importing import allowed_path
 from studio.schema import ConfigError, FieldError
 from studio.ui.i18n import tr
 from studio.ui.tabs.export_goals import IMPORT, Wish, free_name
-from studio.workspace import Workspace, slug
+from studio.uploads import new_upload
+from studio.workspace import Workspace
 
 FILES = "files"
 """The option that holds uploaded files; all others are fields of the configuration."""
@@ -45,15 +46,11 @@ def keep_uploads(workspace: Workspace, wish: Wish) -> Wish:
     files = uploaded(wish.options) if wish.goal == IMPORT else []
     if not files:
         return wish
-    parent = workspace.path / "cache" / "uploads"
-    parent.mkdir(parents=True, exist_ok=True)
-    stem = slug(wish.name or free_name(workspace, wish))
-    folder = next(path for n in range(1, 10_000) if not (path := parent / (stem if n == 1 else f"{stem}-{n}")).exists())
-    folder.mkdir()
+    name = wish.name or free_name(workspace, wish)
+    folder = new_upload(workspace, name)
     for file in files:
         shutil.copyfile(file, folder / file.name)
     kept = [folder / file.name for file in files]
-    name = wish.name or free_name(workspace, wish)
     return replace(wish, name=name, options={**wish.options, FILES: [], **_source_and_settings(kept, folder)})
 
 
