@@ -27,6 +27,7 @@ from studio.records.sources import NotCounted
 from studio.remedies import (
     SHORTEST,
     Case,
+    fewer_processes,
     fixes,
     lighter_methods,
     price_of,
@@ -52,7 +53,8 @@ _ORDER: tuple[Verdict, ...] = ("fits", "tight", "no")
 
 @dataclass(frozen=True)
 class Remedy:
-    """Fields to change by dotted path. `needed` bytes then, None when unknown; `slowdown` relative time of a token.
+    """Fields to change by dotted path. `needed` bytes then, None when unknown, of `usable` ones; `slowdown` relative
+    time of a token.
 
     `continues`: the run itself goes on, from checkpoint `from_step` (0: there is none yet, it begins again); otherwise
     a new run begins. `cut`: share of the rows that lose their end, None when no row does or nobody knows.
@@ -60,6 +62,7 @@ class Remedy:
 
     changes: dict[str, Any]
     needed: int | None
+    usable: int
     verdict: Verdict
     slowdown: float
     continues: bool
@@ -140,11 +143,11 @@ class _Doctor:
             case "verdict":
                 found = [self._guessed({"verdict.enabled": False})]
             case "load":
-                found = [self._guessed(changes) for changes in lighter_methods(self.config)]
+                found = [self._guessed(changes) for changes in (*self._fewer(), *lighter_methods(self.config))]
             case "tokenise" | "merge" | "proof" | "convert" | "export" | "upload" | "answer":
                 found = []
             case _:
-                found = self._smaller_steps()
+                found = [*map(self._guessed, self._fewer()), *self._smaller_steps()]
         useful = [remedy for remedy in _first_that_fit(found) if self._teaches(remedy)]
         return tuple(_without_more_of_the_same(sorted(useful, key=self._rank))[:MOST_OFFERED])
 
@@ -181,6 +184,10 @@ class _Doctor:
                 break
         return [remedy for remedy in found if remedy.verdict != "no" and self._teaches(remedy)]
 
+    def _fewer(self) -> Iterable[dict[str, Any]]:
+        """Fewer processes, where all of them take from one memory."""
+        return fewer_processes(self.config) if self.shortage.shared else ()
+
     def _keeps(self, changes: dict[str, Any]) -> bool:
         return bool(changes) and (not self.step or continues(self.config, changes))
 
@@ -208,10 +215,11 @@ class _Doctor:
         held, predicted = self._held_really(), self._held(self.config)
         lighter = self._held(changed) / predicted if predicted else 1.0
         needed = round(held * lighter + max(0, wanted - held) * share) if wanted else None
-        verdict: Verdict = "tight" if needed is None else self._verdict(needed)
+        usable = self._usable(changed)
+        verdict: Verdict = "tight" if needed is None else self._verdict(needed, usable)
         if not share:  # what failed is not done any more
             verdict = "fits"
-        return self._remedy(changes, needed, verdict, self._slowdown(changes))
+        return self._remedy(changes, needed, usable, verdict)
 
     def _wanted(self) -> int:
         """Bytes the run wanted: what it asked for, or more, if the formula says that more was to come."""
@@ -229,11 +237,17 @@ class _Doctor:
         predicted = self._held(self.config)
         return min(predicted, self.shortage.used_bytes) if self.shortage.used_bytes else predicted
 
-    def _verdict(self, needed: int) -> Verdict:
-        held = min(self._held_really(), self.usable)
-        if needed <= held + SURE[self.shortage.bound] * (self.usable - held):
+    def _usable(self, config: RunConfig) -> int:
+        """What a process can have, with another configuration."""
+        if not self.shortage.shared:
+            return self.usable
+        return self.usable * self.shortage.sharers // config.parallel.processes_per_machine
+
+    def _verdict(self, needed: int, usable: int) -> Verdict:
+        held = min(self._held_really(), usable)
+        if needed <= held + SURE[self.shortage.bound] * (usable - held):
             return "fits"
-        return "tight" if needed <= self.usable else "no"
+        return "tight" if needed <= usable else "no"
 
     def _held(self, config: RunConfig) -> int:
         """Bytes held all the time, by the formula; of a run that was still loading, all but its weights."""
@@ -279,11 +293,12 @@ class _Doctor:
     def _slowdown(self, changes: dict[str, Any]) -> float:
         if self.case is None:
             return 1.0
-        return self.case.changed(changes).seconds_per_token() / self.case.seconds_per_token()
+        return _seconds(self.case.changed(changes)) / _seconds(self.case)
 
-    def _remedy(self, changes: dict[str, Any], needed: int | None, verdict: Verdict, slowdown: float) -> Remedy:
-        goes_on = self._keeps(changes)
-        return Remedy(changes, needed, verdict, slowdown, goes_on, self.step if goes_on else 0, self._cut(changes))
+    def _remedy(self, changes: dict[str, Any], needed: int | None, usable: int, verdict: Verdict) -> Remedy:
+        goes_on, slowdown = self._keeps(changes), self._slowdown(changes)
+        step = self.step if goes_on else 0
+        return Remedy(changes, needed, usable, verdict, slowdown, goes_on, step, self._cut(changes))
 
     def _cut(self, changes: Mapping[str, Any]) -> float | None:
         """Share of the rows longer than the new maximum length."""
@@ -303,6 +318,12 @@ def _device(shortage: Shortage) -> Device:
         unknown = Device("GPU", "cuda", shortage.limit_bytes, usable, UNKNOWN_TFLOPS, UNKNOWN_BANDWIDTH)
         here = next((one for one in present() if one.kind == "cuda"), unknown)
     return replace(here, memory_bytes=shortage.limit_bytes, free_bytes=usable) if usable else here
+
+
+def _seconds(case: Case) -> float:
+    """Its time for a token; processes of a machine without GPUs share its cores."""
+    shared = case.device.shared_by(case.config.parallel.processes_per_machine)
+    return replace(case, device=shared).seconds_per_token()
 
 
 def _halves(number: int, least: int) -> Iterable[int]:

@@ -155,6 +155,20 @@ def wider(config: RunConfig, device: Device) -> Iterator[dict[str, Any]]:
             yield found
 
 
+def fewer_processes(config: RunConfig) -> Iterator[dict[str, Any]]:
+    """Fewer processes on each machine, the most first: each then has more of the memory they share. The effective
+    batch stays, and so does what a process computes at a time."""
+    section, steps = config.parallel, config.train.gradient_accumulation_steps
+    for each in range(section.processes_per_machine - 1, 0, -1):
+        times, rest = divmod(section.processes_per_machine, each)
+        changes = {
+            "parallel.num_processes": each * section.num_machines,
+            "train.gradient_accumulation_steps": steps * times,
+        }
+        if not rest and conflict(with_overrides(config, changes)) is None:
+            yield changes
+
+
 def _divided_batch(config: RunConfig, processes: int) -> dict[str, Any]:
     """Accumulation, or the batch, of each process, so that all together compute the same rows; {} if that cannot be."""
     steps, rows = config.train.gradient_accumulation_steps, config.train.per_device_train_batch_size
@@ -260,11 +274,14 @@ _WORDS = {
     "samples.evaluation_inputs": "{} of the evaluation inputs",
     "verdict.enabled": "no verdict",
 }
+_FEWER = {"parallel.num_processes": "fewer processes ({})"}
+"""Where nothing else is divided."""
 
 
 def sentence_of(overrides: dict[str, Any], slowdown: float) -> str:
     shown = {path: len(value) if isinstance(value, list) else value for path, value in overrides.items()}
-    names = [_WORDS[path].format(value) for path, value in shown.items() if path in _WORDS]
+    words = _WORDS if "parallel.deepspeed" in overrides else _WORDS | _FEWER
+    names = [words[path].format(value) for path, value in shown.items() if path in words]
     return f"{' and '.join(names)}: {price_words(slowdown)}"
 
 

@@ -50,6 +50,11 @@ class Shortage(BaseModel):
     length: int | None = None
 
     @property
+    def shared(self) -> bool:
+        """Whether it would be more for each if fewer processes of the run took from it."""
+        return self.sharers > 1 and self.device == "cpu" and self.bound in ("control_group", "machine")
+
+    @property
     def usable_bytes(self) -> int:
         """What the run could have had: what it held and what was left, unless that was too little to go on with."""
         return self.used_bytes + (0 if self.noticed else self.available_bytes // self.sharers)

@@ -28,7 +28,7 @@ const from = (one) => (!one.continues ? t("doctor.again") : one.from_step ? t("d
 const remedy = (one, index, found, apply) => h("li", {},
   h("div.remedy", {}, h("p.remedy-what", {}, one.changes.map((change) => h("span", { title: change.field }, `${change.label}: `, h("b", {}, shown(change.value))))),
     h("p.quiet.num", {}, h(`span.chip.${CHIP[one.verdict]}`, {}, t("doctor.verdict." + one.verdict)),
-      [one.bytes && t("doctor.needs", { bytes: format.bytes(one.bytes), of: format.bytes(found.usable) }), price(one.slowdown), from(one), one.cut && t("doctor.cut", { share: format.percent(one.cut) })].filter(Boolean).join(" · "))),
+      [one.bytes && t("doctor.needs", { bytes: format.bytes(one.bytes), of: format.bytes(one.usable) }), price(one.slowdown), from(one), one.cut && t("doctor.cut", { share: format.percent(one.cut) })].filter(Boolean).join(" · "))),
   h(`button.btn${index ? "" : ".go"}`, { type: "button", id: "remedy-" + index, onclick: () => apply(one) }, t(one.continues ? "doctor.apply" : "doctor.clone")));
 
 export function mount({ element, trigger }) {

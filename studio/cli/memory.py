@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-from studio.memory_doctor import Diagnosis, Remedy, diagnose
+from studio.memory_doctor import Remedy, diagnose
 from studio.rundir import RunDir
 
 _VERDICTS = {"fits": "fits", "tight": "may just fit", "no": "may not be enough"}
@@ -19,7 +19,7 @@ def remedies_text(run: RunDir) -> list[str]:
         return []
     lines = ["what would make it fit:"]
     for remedy in found.remedies:
-        lines += [f"  {_command(run, remedy)}", f"      {_explained(remedy, found)}"]
+        lines += [f"  {_command(run, remedy)}", f"      {_explained(remedy)}"]
     return lines
 
 
@@ -30,6 +30,7 @@ def remedies_json(run: RunDir) -> list[dict[str, Any]]:
         {
             "set": one.changes,
             "needed_bytes": one.needed,
+            "usable_bytes": one.usable,
             "verdict": one.verdict,
             "slowdown": one.slowdown,
             "continues": one.continues,
@@ -51,8 +52,8 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _explained(remedy: Remedy, found: Diagnosis) -> str:
-    needs = f"about {_size(remedy.needed)} of {_size(found.shortage.usable_bytes)}" if remedy.needed else ""
+def _explained(remedy: Remedy) -> str:
+    needs = f"about {_size(remedy.needed)} of {_size(remedy.usable)}" if remedy.needed else ""
     if not remedy.continues:
         begins = "begins again"
     elif remedy.from_step:

@@ -29,7 +29,6 @@ def _shown(found: Diagnosis, texts: Mapping[str, str]) -> dict[str, Any]:
     shortage = found.shortage
     return {
         **shortage.model_dump(),
-        "usable": shortage.usable_bytes,
         "others": shortage.others_bytes,
         "checkpoint": found.checkpoint,
         "remedies": [_remedy(one, texts) for one in found.remedies],
@@ -46,6 +45,7 @@ def _remedy(one: Remedy, texts: Mapping[str, str]) -> dict[str, Any]:
         "set": one.changes,
         "changes": changes,
         "bytes": one.needed,
+        "usable": one.usable,
         "verdict": one.verdict,
         "slowdown": one.slowdown,
         "continues": one.continues,

@@ -257,3 +257,29 @@ def test_processes_of_a_run_share_what_was_left_of_main_memory(fail: Any) -> Non
 def test_several_processes_are_offered_to_divide(fail: Any) -> None:
     found = of(fail(details(), method="full", **{"parallel.num_processes": 4}))
     assert any("parallel.deepspeed" in fields(remedy) for remedy in found.remedies)
+
+
+FEWER = {"parallel.num_processes", ACCUMULATION}
+
+
+@pytest.mark.parametrize("activity", ["load", "step"])
+def test_fewer_processes_are_offered_where_they_share_one_memory(fail: Any, activity: str) -> None:
+    told = details(activity=activity, device="cpu", bound="machine", used_bytes=40 * GB, available_bytes=0)
+    told |= {"requested_bytes": GB, "limit_bytes": 199 * GB, "held_bytes": 6 * GB}
+    found = of(fail(told, checkpoint=20, **{"parallel.num_processes": 4, BATCH: 2, ACCUMULATION: 4}))
+    (fewer,) = [remedy for remedy in found.remedies if fields(remedy) == FEWER]
+    assert fewer.changes == {"parallel.num_processes": 2, ACCUMULATION: 8}
+    assert (fewer.verdict, fewer.usable, fewer.continues, fewer.from_step) == ("fits", 80 * GB, True, 20)
+    assert fewer.message.startswith("fewer processes (2): ")
+    assert fewer.slowdown == pytest.approx(1, abs=0.1)  # they share the cores too
+    for same in ({"device": "cuda", "bound": "gpu"}, {"bound": "address_space"}):
+        own = of(fail(told | same, checkpoint=20, **{"parallel.num_processes": 4, BATCH: 2, ACCUMULATION: 4}))
+        assert not [remedy for remedy in own.remedies if fields(remedy) == FEWER]
+
+
+def test_fewer_processes_that_cannot_be_are_not_offered(fail: Any) -> None:
+    told = details(device="cpu", bound="machine", used_bytes=4 * GB, available_bytes=0, requested_bytes=GB)
+    share = {"parallel.sequence_parallel_size": 2, "parallel.deepspeed": "zero3", "parallel.num_processes": 2}
+    for changes in (share, {"parallel.num_processes": 2, "parallel.fsdp": "fsdp2"}):
+        found = of(fail(told, **changes))
+        assert not [remedy for remedy in found.remedies if "parallel.num_processes" in fields(remedy)]
