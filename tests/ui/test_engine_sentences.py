@@ -92,6 +92,34 @@ def test_a_run_that_blew_up_is_told_in_chinese(sentence: str) -> None:
         "format: llama.cpp was not asked whether it reads the file as it was meant; the file is only read back. "
         "To have it asked, install its Python module and export again: pip install xllamacpp",
         "reading it back only; llama.cpp was not asked",
+        "adapter: it was trained on another base model: its tensor a.q.lora_A.weight is 8 x 64, but layer a.q of the "
+        "base model goes from 128 to 64.",
+        "adapter: it was trained on another base model: it has a tensor a.q.lora_A.weight, but the base model has no "
+        "layer a.q.",
+        "adapter: it was trained on another base model: the base model has a layer a.q, but the adapter has no tensor "
+        "for it.",
+        "base: the weights of the model are incomplete (3 tensors, first model.norm.weight).",
+        "adapter: adapter_model.safetensors in 小新 is damaged (HeaderTooLarge).",
+        "Copy the adapter again, or use an earlier checkpoint of the run.",
+        "base: it cannot be loaded (HeaderTooLarge).",
+        "A file is damaged, or of an architecture that is not supported; copy the model again or choose another.",
+        "adapter: 小新 holds a pickle file (adapter_model.bin), which is never loaded.",
+        "Import it first (convert), which reads its weights only and saves them in safetensors format.",
+        "adapter: run 20261129-101010_g1 has no adapter; its state is failed.",
+        "Wait until the run has finished, or resume it; or choose one of its checkpoints.",
+        "adapter: this run trained every weight (method full), so there is nothing to merge.",
+        "more_adapters: 小新 has layers trained as a whole; it cannot be added to others or with a weight.",
+        "base: a weights file of 小新 is damaged.",
+        "max_shard_size: the model cannot be saved in files of 1KB (太小).",
+        "out: the merged model needs 15.2 GB and /data/exports has 3.1 GB free.",
+        "Free some space or choose a folder on another disk.",
+        "hub: Hugging Face does not accept the token.",
+        "Start again: files that went through are not sent twice.",
+        "model: there is no model 'x' here; there are: base, tuned",
+        "messages: the last message is the assistant's; end with a question of the user",
+        "messages: message 3 is the result of a tool, but no call of a tool stands before it",
+        "the model's output is not a number.",
+        "Its weights are damaged, or need another number format.",
     ],
 )
 def test_what_merges_and_exports_say_is_told_in_chinese(sentence: str) -> None:

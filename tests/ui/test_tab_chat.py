@@ -14,6 +14,7 @@ import pytest
 from building import context
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from gradio.context import LocalContext
 
 from studio import chat_memory, chat_server, runner, votes
 from studio.config import RunConfig
@@ -27,7 +28,7 @@ from studio.ui.tabs import chat_routes
 from studio.ui.tabs.chat import Handlers
 from studio.ui.tabs.chat_choices import room_of
 from studio.ui.tabs.chat_order import LISTS
-from studio.ui.tabs.chat_server import adapter_name
+from studio.ui.tabs.chat_server import adapter_name, reason_of
 from studio.ui.tabs.chat_settings import NAMES, read_options, seed_error, stop_error
 from studio.ui.tabs.chat_tools import Tools
 from studio.ui.widgets.chatview import LEFT, RIGHT, Answer, Thread, Turn, read_thread
@@ -347,7 +348,7 @@ def test_the_earlier_questions_can_be_asked_of_another_pair(handlers: Handlers, 
     "data",
     [
         {"act": "send", "text": "  "},
-        {"act": "send", "text": "x" * 20_001},
+        {"act": "send", "text": "x" * 100_001},
         {"act": "edit", "turn": 0, "text": ""},
         {"act": "retry", "turn": 5},
         {"act": "retry", "turn": -1},
@@ -445,6 +446,25 @@ def test_model_that_cannot_be_loaded_says_why(
     last = asyncio.run(everything(handlers.connect(BASE, run.id, "0")))[-1]
     assert last["state"] == "failed"
     assert "cut short" in last["message"]
+
+
+def test_why_nothing_answers_is_said_with_what_to_do_about_it() -> None:
+    error = {
+        "kind": "model",
+        "message": "adapter: adapter_model.safetensors in nova is damaged (HeaderTooLarge).",
+        "hint": "Copy the adapter again, or use an earlier checkpoint of the run.",
+    }
+    assert reason_of({"state": "failed", "error": error}) == f"{error['message']} {error['hint']}"
+    assert reason_of({"state": "loading", "error": None}) == ""
+    token = LocalContext.request.set(SimpleNamespace(cookies={"studio_lang": "zh-CN"}))
+    try:
+        said = reason_of({"state": "failed", "error": error})
+    finally:
+        LocalContext.request.reset(token)
+    assert (
+        said
+        == "nova 中的 adapter_model.safetensors 已损坏（HeaderTooLarge）。请重新复制适配器，或使用该运行较早的检查点。"
+    )
 
 
 def test_a_chat_that_made_room_for_a_run_says_so_and_comes_back_only_when_asked(
@@ -553,7 +573,11 @@ def test_numbers_of_the_settings() -> None:
         with pytest.raises(Refused):
             read_options(settings(seed=wrong))
     assert stop_error("\n".join("abcdefghijklmnopqrstuvwxyz"))
-    for wrong_settings in ({"stop_words": "\n".join("abcdefghijklmnopqrstuvwxyz")}, {"template": "../x"}):
+    for wrong_settings in (
+        {"stop_words": "\n".join("abcdefghijklmnopqrstuvwxyz")},
+        {"template": "../x"},
+        {"system": "x" * 20_001},
+    ):
         with pytest.raises(Refused):
             read_options(settings(**wrong_settings))
 

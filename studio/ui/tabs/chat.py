@@ -32,8 +32,8 @@ from studio.ui.tabs.chat_choices import (
 )
 from studio.ui.tabs.chat_keep import keep
 from studio.ui.tabs.chat_order import Order, place, read_order
-from studio.ui.tabs.chat_server import Loaded, Pair, Servers, pair_key
-from studio.ui.tabs.chat_settings import MAX_MESSAGE, bits_of, notes, read_bits, read_options, settings, wishes_of
+from studio.ui.tabs.chat_server import Loaded, Pair, Servers, pair_key, reason_of
+from studio.ui.tabs.chat_settings import bits_of, notes, read_bits, read_options, settings, wishes_of
 from studio.ui.widgets.bubbles import event_data, panel
 from studio.ui.widgets.chatview import LEFT, RIGHT, SIDES, Answer, Thread, read_thread
 
@@ -164,12 +164,10 @@ class Handlers:
             return {"state": "replaced"}
         health = loaded.health()
         started = min(server.started_at for server in loaded.servers())
-        error = health.get("error") or health.get("message") or ""
-        message = str(error.get("message", "")) if isinstance(error, dict) else str(error)
         return {
             "state": str(health["state"]),
             "seconds": round(time.time() - started, 1),
-            "message": message,
+            "message": reason_of(health),
             "copies": len(loaded.servers()),
             "bits": loaded.bits,
         }
@@ -309,7 +307,6 @@ def _composer() -> tuple[gr.Textbox, gr.Button, gr.Button]:
             container=False,
             lines=1,
             max_lines=6,
-            max_length=MAX_MESSAGE,
             elem_id="chat-box",
             scale=8,
         )
@@ -391,6 +388,8 @@ def build(ctx: Context) -> None:
     for ended in (asked.success, asked.failure):
         ended(handlers.status, who, status, **READ)
     stop.click(None, None, None, cancels=[asked], **PREVIEW)  # the page marks what was under way as stopped
+    # So does another model or precision: what is still to come belongs to models that are no longer there.
+    gr.on([left.input, right.input, held.input], None, None, None, cancels=[asked], **PREVIEW)
     thread.select(safe(handlers.vote), pickers, tally, **ACTION)
     tally.select(safe(handlers.vote), pickers, tally, **ACTION)
     side, title, save, kept = keeper

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from studio import chat_server
 from studio.model_choices import ModelChoice
+from studio.ui.sentences import translated
 from studio.workspace import Workspace, slug
 
 BASE = "base"
@@ -49,6 +50,14 @@ class Loaded:
         order = ("failed", "released", "dead", "loading", "ready")
         known = [answer if answer.get("state") in order else answer | {"state": "loading"} for answer in found]
         return min(known, key=lambda answer: order.index(str(answer["state"])))
+
+
+def reason_of(health: Mapping[str, object]) -> str:
+    """Why nothing answers and what to do, in the visitor's language; "" when there is nothing to say."""
+    error = health.get("error")
+    told = (error.get("message"), error.get("hint")) if isinstance(error, Mapping) else (error,)
+    sentences = [translated(str(text)) for text in told if text]
+    return "".join(sentences) if sentences and sentences[0].endswith("。") else " ".join(sentences)
 
 
 def adapter_name(choice: ModelChoice) -> str:

@@ -24,7 +24,9 @@ from studio.ui.widgets.bubbles import panel
 from studio.ui.widgets.form import judged
 from studio.workspace import Workspace
 
-MAX_MESSAGE = 20_000
+# Not enforced by the boxes: a browser cuts what is pasted, and says nothing.
+MAX_MESSAGE = 100_000
+MAX_SYSTEM = 20_000
 MOST_STOPS = 14  # a request has 16, and the protocols of tools add up to two
 NAMES = (
     "system", "temperature", "max_tokens", "top_p", "top_k", "min_p", "repetition_penalty", "stop_words", "seed",
@@ -52,6 +54,8 @@ def read_options(values: Sequence[Any]) -> Options:
         raise refuse("chat.error.seed")
     if stop_error(found["stop_words"]):
         raise refuse("chat.error.stop", limit=MOST_STOPS)
+    if len(str(found["system"] or "")) > MAX_SYSTEM:
+        raise refuse("chat.error.system", limit=f"{MAX_SYSTEM:,}")
     template = str(found["template"] or "")
     if template and template not in template_names():
         raise refuse("chat.error.template")
@@ -151,7 +155,7 @@ def settings(ctx: Context) -> tuple[list[Any], gr.HTML]:
 
     with gr.Accordion(T("chat.settings"), open=False, elem_id="chat-settings"):
         with gr.Group(elem_classes=["form-section", "chat-wide"]):
-            system = gr.Textbox(lines=2, max_lines=6, max_length=MAX_MESSAGE, **look("system"))
+            system = gr.Textbox(lines=2, max_lines=6, **look("system"))
         with gr.Group(elem_classes=["form-section"]):
             sliders = [
                 gr.Slider(0, 2, value=0, step=0.05, buttons=[], **look("temperature")),
