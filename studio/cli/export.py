@@ -11,6 +11,7 @@ from typing import Any, get_args
 from rich.console import Console
 
 from studio.cli import export_job
+from studio.cli.merge import show_bases
 from studio.cli.output_run import carry_out
 from studio.cli.workspace import add_remote_code, add_workspace, open_workspace
 from studio.config import ExportConfig
@@ -113,6 +114,19 @@ def _free(workspace: Workspace, given: dict[str, Any]) -> Path:
     return free_path(workspace.exports / name)
 
 
+def _compared(proof: dict[str, Any]) -> str:
+    """How the file answers beside the model it was written from."""
+    equal = (
+        f"{proof['answers_equal']} of {proof.get('prompts')} answers equal to those of the model it was written from"
+    )
+    if "max_logprob_difference" in proof:
+        largest, allowed = proof["max_logprob_difference"], proof.get("tolerance", 0)
+        return f"{equal}; largest difference of a log probability {largest:.2g} (allowed {allowed:.2g})"
+    if "max_logit_difference" in proof:
+        return f"{equal}; largest logit difference {proof['max_logit_difference']:.2g}"
+    return equal
+
+
 def _report(choice: ModelChoice, run: RunDir) -> None:
     report: dict[str, Any] = run.read_report() or {}
     config = run.config()
@@ -121,7 +135,8 @@ def _report(choice: ModelChoice, run: RunDir) -> None:
     console.print(f"exported: {report.get('out')} ({report.get('size_bytes', 0) / 1e6:.0f} MB)")
     proof = report.get("proof", {})
     if "answers_equal" in proof:
-        console.print(f"proof: {proof['answers_equal']} of {proof.get('prompts')} answers equal")
+        console.print(f"proof: {_compared(proof)}")
+    show_bases(console, report.get("merge") or {})
     checked_with = proof.get("checked_with", "the hub's list of files")
     console.print(f"checked with: {checked_with}")
     for use in uses(config.format, Path(config.out), base=choice.base, repo_id=config.repo_id or "", hub=config.hub):

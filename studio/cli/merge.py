@@ -119,6 +119,11 @@ def _report(run: RunDir) -> None:
         f"difference {proof.get('max_logit_difference', 0):.2g} (allowed {proof.get('tolerance', 0):.2g})",
         soft_wrap=True,
     )
+    show_bases(console, report)
+
+
+def show_bases(console: Console, report: dict[str, Any]) -> None:
+    """Of a 4-bit run: what both bases it can be merged into make of the answers."""
     for name, found in report.get("bases", {}).items():
         title = "unpacked 4-bit weights" if name == "dequantized" else "original weights"
         chosen = " (chosen)" if report.get("merge_base") == name else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -214,6 +215,7 @@ def _serve(options: Options, listener: socket.socket) -> ExitCode:
 def _load(service: ChatService, server: _Server) -> None:
     try:
         service.enter("libraries")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it advises to install what nothing needs
         from studio.engine import backend  # seconds to import
 
         service.ready(backend.open_backend(service.options, service.enter))

@@ -56,6 +56,8 @@ def test_the_built_in_model_answers_alike_in_every_number_format(tmp_path: Path,
     assert report["max_logprob_difference"] < allowed
     assert report["lead_of_other_tokens"] < allowed / 3
     assert report["rows"][0]["file"].startswith("I'm Ember")
+    told = [text for row in report["rows"] for text in (row["model"], row["file"])]
+    assert not [text for text in told if "<|" in text], "an answer ends at its end"
     size = {"f16": 11.2e6, "bf16": 11.2e6, "q8_0": 6.0e6}[kind]
     assert (tmp_path / "ember.gguf").stat().st_size < size
 

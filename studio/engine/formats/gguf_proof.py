@@ -23,6 +23,7 @@ from studio.engine.formats.gguf_model import read_config
 from studio.engine.formats.gguf_tokens import Words
 from studio.engine.loading import Holding, count_parameters, load_base
 from studio.engine.questions import BUILT_IN
+from studio.engine.stopping import endings
 from studio.gguf_support import context_length
 from studio.presets import ModelRef
 
@@ -151,11 +152,13 @@ def _same_answers(
     finally:
         shutil.rmtree(place, ignore_errors=True)
     difference, slack, rows = 0.0, 0.0, []
+    ends = endings(tokenizer, model).tokens
     for one, answer in zip(asked, answers, strict=True):
         if answer:
-            gap, lead, row = _along(model, one, answer, tokenizer)
+            gap, lead, own = _along(model, one, answer)
             difference, slack = max(difference, gap), max(slack, lead)
-            rows.append(row)
+            told = [_told(ids, ends, tokenizer) for ids in (own, [int(token["id"]) for token in answer])]
+            rows.append({"prompt": one.prompt, "model": told[0], "file": told[1]})
     return {
         "prompts": len(rows),
         "answers_equal": sum(row["model"] == row["file"] for row in rows),
@@ -172,8 +175,11 @@ def _fitting(ref: ModelRef) -> torch.dtype | None:
 
 
 @torch.inference_mode()
-def _along(model: Any, one: Asked, answer: list[dict[str, Any]], tokenizer: Any) -> tuple[float, float, dict[str, Any]]:
-    """(largest difference of a log probability, by how much another token was likelier here, both answers)."""
+def _along(model: Any, one: Asked, answer: list[dict[str, Any]]) -> tuple[float, float, list[int]]:
+    """(largest difference of a log probability, by how much another token was likelier here, the model's own answer).
+
+    The latter goes as far as the first token in which it differs. All tokens count, also those behind an end.
+    """
     ids = [int(token["id"]) for token in answer]
     output = model(input_ids=torch.tensor([one.ids + ids]), use_cache=False, logits_to_keep=len(ids) + 1)
     chances = output.logits[0, -len(ids) - 1 : -1].float().log_softmax(-1)
@@ -184,8 +190,13 @@ def _along(model: Any, one: Asked, answer: list[dict[str, Any]], tokenizer: Any)
         gap = max([gap, *(_gap(float(here[int(number)]), chance) for number, chance in token["top"].items())])
         lead = max(lead, float(here[best[place]] - here[ids[place]]))
     agreed = next((place for place in range(len(ids)) if best[place] != ids[place]), len(ids))
-    own = ids if agreed == len(ids) else [*ids[:agreed], best[agreed]]
-    return gap, lead, {"prompt": one.prompt, "model": tokenizer.decode(own), "file": tokenizer.decode(ids)}
+    return gap, lead, ids if agreed == len(ids) else [*ids[:agreed], best[agreed]]
+
+
+def _told(ids: list[int], ends: frozenset[int], tokenizer: Any) -> str:
+    """An answer as a person is told it: up to its end, without special tokens."""
+    end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+    return str(tokenizer.decode(ids[:end], skip_special_tokens=True))
 
 
 def _gap(here: float, there: float) -> float:
