@@ -21,7 +21,7 @@ from studio.engine.train import train
 from studio.rundir import RunDir
 
 POLL_S = 0.02
-PATIENCE_S = 20.0  # for the others, once one has failed: they wait for it
+PATIENCE_S = 120.0  # for the others, once one has failed: against a test that hangs
 
 
 Prepare = Callable[[int], None]

@@ -36,7 +36,7 @@ from studio.rundir import RunDir
 ROOT = Path(__file__).resolve().parents[2]
 ADAPTER = "adapter/adapter_model.safetensors"
 LONG: dict[str, Any] = {"train.max_steps": 12, "train.save_steps": 4, "lora.lora_dropout": 0.2}
-POLLS = 6000  # of 0.02 s: a guard against waiting for ever
+POLLS = 30_000  # of 0.02 s: a guard against waiting for ever
 
 
 def child(run: RunDir, *options: str) -> subprocess.Popen[bytes]:
