@@ -22,8 +22,11 @@ log = logging.getLogger("studio.ui")
 
 # Every event carries these: not listed as a public endpoint, no spinner over the field. Add concurrency_limit.
 EVENT: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-# Reads and previews: as many at once as come, outside the queue of the heavy actions.
-READ: dict[str, Any] = {**EVENT, "concurrency_limit": None}
+# Reads and previews: as many at once as come, outside the queue of the heavy actions. One that is asked for while it
+# is under way is done again afterwards: Gradio would drop it, and the page would keep what was true before.
+READ: dict[str, Any] = {**EVENT, "concurrency_limit": None, "trigger_mode": "always_last"}
+# The same for handlers that are told what was clicked (`gr.EventData`): "afterwards" would be told of the first click.
+READ_EACH: dict[str, Any] = {**READ, "trigger_mode": "multiple"}
 # Live previews while typing: only the last state counts.
 PREVIEW: dict[str, Any] = {**EVENT, "queue": False, "trigger_mode": "always_last"}
 # Actions that start or stop something: one at a time.

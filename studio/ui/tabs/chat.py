@@ -39,7 +39,8 @@ from studio.ui.widgets.chatview import LEFT, RIGHT, SIDES, Answer, Thread, read_
 
 POLL_S = 0.4
 CHIPS = 5
-STREAM: dict[str, Any] = {**EVENT, "concurrency_limit": None}
+# An answer is asked for once: what is sent while it comes would be a second one.
+STREAM: dict[str, Any] = {**EVENT, "concurrency_limit": None, "trigger_mode": "once"}
 
 
 class Handlers:
@@ -374,10 +375,11 @@ def build(ctx: Context) -> None:
     followed = right.input(safe(handlers.paired), pickers, left, **READ)
     chosen = [event.success(**fresh, **READ) for event in (opened, alone, followed)]
     for begun in (*chosen, left.input(**fresh, **READ)):
-        begun.success(connect, who, status, **STREAM)
+        begun.success(connect, who, status, **READ)
     gr.on([control.change for control in shape], safe(handlers.noted), [*pickers, *shape], noted, **READ)
-    held.input(connect, who, status, **STREAM)
-    status.apply(safe(handlers.connect_again), who, status, **STREAM)
+    # In two steps: what Gradio does again later is the whole event, and this one's also ends an answer (below).
+    held.input(None, None, None, js="() => []", **EVENT).success(connect, who, status, **READ)
+    status.apply(safe(handlers.connect_again), who, status, **READ)
     asked = gr.on(
         [box.submit, send.click, thread.apply, chips.select],
         safe(handlers.ask),

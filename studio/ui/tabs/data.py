@@ -7,7 +7,7 @@ import gradio as gr
 from pydantic import ValidationError
 
 from studio.records import DatasetInfo, DatasetStore
-from studio.ui.context import ACTION, EVENT, PREVIEW, READ, Context, refuse, safe
+from studio.ui.context import ACTION, EVENT, PREVIEW, READ, READ_EACH, Context, refuse, safe
 from studio.ui.tabs import data_form as form
 from studio.ui.tabs import data_hub as hub
 from studio.ui.tabs import data_identity as identity
@@ -255,13 +255,13 @@ def _wire_panels(ctx: Context, handlers: Handlers, forms: list[Any], panels: Pan
     """What the page's own parts ask for."""
     rows, saved, imports = panels.rows, panels.saved, panels.imports
     shown = [rows, ctx.selected_dataset, saved]
-    rows.select(safe(handlers.page), forms, rows, **READ)
+    rows.select(safe(handlers.page), forms, rows, **READ_EACH)
     rows.edit(safe(handlers.change_row), None, [rows, saved], **ACTION)
     rows.delete(safe(handlers.delete_rows), None, [rows, saved], **ACTION)
     rows.apply(safe(handlers.train_on), None, [ctx.selected_dataset, ctx.tabs], **ACTION)
-    saved.select(safe(handlers.open), None, rows, **READ)
+    saved.select(safe(handlers.open), None, rows, **READ_EACH)
     saved.apply(safe(handlers.order), ctx.selected_dataset, shown, **ACTION)
     saved.delete(safe(handlers.delete), ctx.selected_dataset, shown, **ACTION)
     imports.select(safe(handlers.imported), None, shown, **ACTION)
-    imports.stop(safe(handlers.stop_import), None, None, **READ)
-    imports.clear(safe(handlers.forget_import), None, None, **READ)
+    imports.stop(safe(handlers.stop_import), None, None, **READ_EACH)
+    imports.clear(safe(handlers.forget_import), None, None, **READ_EACH)

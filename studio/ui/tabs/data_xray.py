@@ -25,7 +25,7 @@ from studio.runner import StartRefused
 from studio.schema import ConfigError
 from studio.schema import build as build_config
 from studio.ui.choices import dataset_choices, template_choices
-from studio.ui.context import EVENT, READ, Context, safe
+from studio.ui.context import EVENT, READ_EACH, Context, safe
 from studio.ui.counting import Waiting
 from studio.ui.sentences import translated
 from studio.ui.tabs import train_preview as tp
@@ -239,7 +239,7 @@ def build(ctx: Context) -> None:
     form = cast(Form, ctx.form)
     handlers = Handlers(ctx, form)
     shown = panel("xray", "data-xray", "xray")
-    shown.select(safe(handlers.look), [ctx.selected_dataset, *form.components], shown, **READ)
+    shown.select(safe(handlers.look), [ctx.selected_dataset, *form.components], shown, **READ_EACH)
     # Its script asks anew when it is in view: nothing is computed for a page that nobody looks at.
     stale = "(now) => ({...(now || {}), stale: true, dataset: ''})"
     ctx.selected_dataset.change(None, shown, shown, js=stale, **EVENT)

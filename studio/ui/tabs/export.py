@@ -7,7 +7,7 @@ import gradio as gr
 
 from studio.schema import FieldSpec
 from studio.ui.choices import model_choices, template_choices
-from studio.ui.context import ACTION, PREVIEW, READ, Context, safe
+from studio.ui.context import ACTION, PREVIEW, READ, READ_EACH, Context, safe
 from studio.ui.fieldtexts import help_key, label_key
 from studio.ui.i18n import T, table
 from studio.ui.tabs import export_job
@@ -148,7 +148,7 @@ def _wire(ctx: Context, parts: Parts) -> None:
     parts.start.click(safe(handlers.start), inputs, parts.follow, validator=handlers.judge, **ACTION)
     again = [what, *chosen, fields["name"], *(fields[name] for name in CONTROLS[4:])]
     for drawn in (parts.follow, parts.earlier):
-        drawn.apply(safe(handlers.again), ctx.selected_run, again, **READ)
+        drawn.apply(safe(handlers.again), ctx.selected_run, again, **READ_EACH)
     parts.follow.delete(safe(handlers.stop), None, None, **ACTION)
 
 

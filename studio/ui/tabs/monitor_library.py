@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from studio import labels, reruns
 from studio.run_deletion import delete_runs
 from studio.rundir import RunDir
-from studio.ui.context import ACTION, READ, Context, refuse, safe
+from studio.ui.context import ACTION, READ, READ_EACH, Context, refuse, safe
 from studio.ui.sentences import translated
 from studio.ui.tabs import starting
 from studio.ui.widgets.bubbles import event_data, panel
@@ -43,7 +43,7 @@ def build(ctx: Context) -> None:
         event.failure(None, None, None, js=CHANGED, **READ)
     if ctx.recall:
         fill, filled = ctx.recall
-        orders.edit(safe(open_in_form(ctx, fill)), None, [ctx.tabs, *filled], **READ)
+        orders.edit(safe(open_in_form(ctx, fill)), None, [ctx.tabs, *filled], **READ_EACH)
 
 
 def order_of(event: gr.EventData) -> Order:

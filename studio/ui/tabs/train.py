@@ -13,7 +13,7 @@ from studio.records import DatasetStore
 from studio.rundir import RunDir
 from studio.schema import build as build_config
 from studio.ui.choices import dataset_choices, mapping_choices, model_choices, preset_choices, run_choices
-from studio.ui.context import ACTION, PREVIEW, READ, Context, refuse, safe
+from studio.ui.context import ACTION, PREVIEW, READ, READ_EACH, Context, refuse, safe
 from studio.ui.i18n import T
 from studio.ui.machine import machine_defaults, marked, unavailable
 from studio.ui.tabs import train_changes, train_model, train_parallel
@@ -276,7 +276,7 @@ def _wire(ctx: Context, form: Form, parts: Parts) -> None:
     parts.upload.upload(safe(handlers.load), parts.upload, filled, **READ)
     parts.recall.input(safe(handlers.recall), parts.recall, filled, **READ)
     ctx.recall = (handlers.recall, filled)
-    review.apply(safe(handlers.apply), fields, fields, **READ)
+    review.apply(safe(handlers.apply), fields, fields, **READ_EACH)
     review.edit(safe(handlers.download), None, None, **ACTION)
     review.delete(safe(handlers.stop_download), None, None, **ACTION)
     # `select`: the script asks again while a large dataset is counted, or when a model has come.
