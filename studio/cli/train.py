@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from studio import chat_memory, runner, wire
@@ -173,12 +174,33 @@ def _start(workspace: Workspace, config: RunConfig, arguments: argparse.Namespac
         _tell_machine_0(config, next(str(one) for one in advice if one.level == "error"))
         return ExitCode.BAD_INPUT
     make_room(workspace, config)
+    stopping = _StopsOnSigterm() if arguments.stop_on_signal and not arguments.detach else None
     run = runner.submit(workspace, config, gpus=arguments.gpus, gpu_count=arguments.gpu_count)
     if arguments.detach:
         return say_started(workspace, run, as_json=arguments.json)
-    if arguments.stop_on_signal:
-        signal.signal(signal.SIGTERM, lambda number, frame: runner.stop_in_background(run))
+    if stopping:
+        stopping.watch(run)
     return follow_or_leave(workspace, run, as_json=arguments.json)
+
+
+class _StopsOnSigterm:
+    """From now on SIGTERM stops the run to be watched, also one that comes while it is only being started."""
+
+    def __init__(self) -> None:
+        self.run: RunDir | None = None
+        self.heard = False
+        signal.signal(signal.SIGTERM, self._hear)
+
+    def watch(self, run: RunDir) -> None:
+        """This is the run."""
+        self.run = run
+        if self.heard:
+            runner.stop_in_background(run)
+
+    def _hear(self, _number: int, _frame: FrameType | None) -> None:
+        self.heard = True
+        if self.run:
+            runner.stop_in_background(self.run)
 
 
 def _tell_machine_0(config: RunConfig, sentence: str) -> None:

@@ -122,9 +122,15 @@ def test_a_machine_that_cannot_take_part_tells_machine_0(config, capsys, monkeyp
     assert "/no/such/model" in hello["problem"]
 
 
-def test_sigterm_stops_the_run_where_that_was_asked_for(ws, config, capsys, monkeypatch):
-    monkeypatch.setenv("CRUCIBLE_FAKE", json.dumps({"steps": 6, "pace": 0.01, "slow": 0.0, "hang_at": 3}))
+@pytest.fixture
+def kept_sigterm():
     before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_stops_the_run_where_that_was_asked_for(ws, config, capsys, monkeypatch, kept_sigterm):
+    monkeypatch.setenv("CRUCIBLE_FAKE", json.dumps({"steps": 6, "pace": 0.01, "slow": 0.0, "hang_at": 3}))
 
     def end() -> None:
         while not any(one.state() is RunState.RUNNING for one in ws.list_runs()):
@@ -133,11 +139,21 @@ def test_sigterm_stops_the_run_where_that_was_asked_for(ws, config, capsys, monk
 
     thread = threading.Thread(target=end)
     thread.start()
-    try:
-        code, _, _ = run(capsys, "train", config, "--stop-on-signal")
-    finally:
-        thread.join()
-        signal.signal(signal.SIGTERM, before)
+    code, _, _ = run(capsys, "train", config, "--stop-on-signal")
+    thread.join()
+    assert code == ExitCode.STOPPED
+
+
+def test_a_sigterm_while_the_run_is_only_being_started_counts_too(ws, config, capsys, monkeypatch, kept_sigterm):
+    monkeypatch.setenv("CRUCIBLE_FAKE", json.dumps({"steps": 6, "pace": 0.01, "slow": 0.0, "hang_at": 3}))
+    submit = runner.submit
+
+    def early(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return submit(*args, **options)
+
+    monkeypatch.setattr(runner, "submit", early)
+    code, _, _ = run(capsys, "train", config, "--stop-on-signal")
     assert code == ExitCode.STOPPED
 
 

@@ -117,19 +117,24 @@ def test_settings_are_shown_and_kept(ws, capsys):
     assert run_queue.settings(Workspace(ws.path)).max_running == 3
 
 
+def wait_until_said(capsys, words):
+    said = ""
+    while words not in said:
+        time.sleep(0.05)
+        said += capsys.readouterr().err
+
+
 def test_a_followed_run_waits_and_is_then_watched_to_its_end(ws, config, capsys, monkeypatch):
     train(capsys, config, "first")
     monkeypatch.setenv("CRUCIBLE_FAKE", json.dumps({"steps": 6, "pace": 0.01, "slow": 0.0}))
     outcome = []
     follower = threading.Thread(target=lambda: outcome.append(main(["train", config, "--work-dir", "second"])))
     follower.start()
-    while not run_queue.entries(ws):
-        time.sleep(0.05)
+    wait_until_said(capsys, "Waiting in the queue")
     runner.stop(ws.run("first"))
     follower.join()
     assert outcome == [ExitCode.FINISHED]
     assert ws.run("second").state() is RunState.FINISHED
-    assert "Waiting in the queue" in capsys.readouterr().err
 
 
 def test_a_followed_run_that_is_taken_out_ends_the_following(ws, config, capsys):
@@ -137,8 +142,7 @@ def test_a_followed_run_that_is_taken_out_ends_the_following(ws, config, capsys)
     outcome = []
     follower = threading.Thread(target=lambda: outcome.append(main(["train", config, "--work-dir", "second"])))
     follower.start()
-    while not run_queue.entries(ws):
-        time.sleep(0.05)
+    wait_until_said(capsys, "Waiting in the queue")
     run_queue.remove(ws.run("second"))
     follower.join()
     assert outcome == [ExitCode.STOPPED]
