@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -16,6 +17,7 @@ from studio.cli.queued import place_of
 from studio.compare import spoken
 from studio.events import (
     AnyEvent,
+    CountsEvent,
     ExitCode,
     LogEvent,
     PhaseEvent,
@@ -31,6 +33,8 @@ from studio.workspace import Workspace
 
 POLL_S = 0.2
 QUEUE_POLL_S = 2.0
+LINE_S, STILL_S = 10.0, 30.0
+"""Where no line can change: a new one at most this often, and at least this often."""
 _EXIT = {RunState.FINISHED: ExitCode.FINISHED, RunState.STOPPED: ExitCode.STOPPED, RunState.LOST: ExitCode.INTERNAL}
 _PHASES = {
     "load": "Loading the model",
@@ -90,20 +94,13 @@ def follow(run: RunDir, *, as_json: bool = False) -> int:
                 print(event.model_dump_json(), flush=True)
         return exit_code(run)
     console = Console(stderr=True, highlight=False)
-    with Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(None),  # as wide as the words leave room
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        console=console,
-    ) as progress:
-        bar = _Bar(run, progress, progress.add_task("Starting", total=None, note=""))
+    shown: _Bar | _Lines = _Bar(run, console) if console.is_terminal else _Lines(run, console)
+    with shown:
         for event in events_until_end(run):
             if event is not None:
-                bar.show(event)
+                shown.show(event)
             else:
-                bar.wait()
-        bar.close()
+                shown.wait()
     report_end(run, console)
     return exit_code(run)
 
@@ -121,52 +118,143 @@ def follow_or_leave(workspace: Workspace, run: RunDir, *, as_json: bool = False)
         return 130
 
 
-class _Bar:
+class _Shown:
+    """What both ways to show a run know of it."""
+
+    def __init__(self, run: RunDir, console: Console) -> None:
+        self.run, self.console = run, console
+        self.max_steps, self.others = 0, ""
+        self.asked_at = -QUEUE_POLL_S
+
+    def waits_for(self) -> str:
+        """The place in the queue and what the run waits for there, looked up now and then; "" if it has none."""
+        if time.monotonic() - self.asked_at < QUEUE_POLL_S or run_queue.read(self.run) is None:
+            return ""
+        self.asked_at = time.monotonic()
+        place = place_of(run_queue.workspace_of(self.run), self.run)
+        return f"place {place[0]}: {place[1]}" if place else ""
+
+    def note(self, event: LogEvent) -> str:
+        """A point of the curves in words."""
+        loss = "–" if event.loss is None else f"{event.loss:.3f}"
+        if not self.max_steps and (status := self.run.read_status()):
+            self.max_steps = status.max_steps  # counted when the data had been read, after the run's first event
+        return f"step {event.step}/{self.max_steps or '?'}  loss {loss}{self.others}"
+
+    def common(self, event: AnyEvent) -> None:
+        """What is kept or told of an event either way."""
+        if isinstance(event, StartedEvent):
+            self.max_steps = event.max_steps or self.max_steps
+        elif isinstance(event, RanksEvent):
+            self.others = f"  processes wait {_longest_wait(event):.0%}"
+        elif isinstance(event, WarningEvent):
+            self.console.print(f"warning: {event.message}", markup=False, soft_wrap=True)
+        elif isinstance(event, SampleEvent):
+            answer = f"  step {event.step:>4}  {spoken(event.prompt)}  →  {event.answer}"
+            self.console.print(answer, markup=False, soft_wrap=not self.console.is_terminal)
+
+
+class _Lines(_Shown):
+    """For a log file or a pipe, which see no line that changes: a line per phase, and now and then one in between."""
+
+    def __init__(self, run: RunDir, console: Console) -> None:
+        super().__init__(run, console)
+        self.begun: float | None = None
+        self.said_at, self.heard_at = 0.0, time.time()
+        self.last = "Starting the engine; loading its libraries takes a while"
+        self.told = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is left open."""
+
+    def wait(self) -> None:
+        """Say at once that the run is started, what it waits for, and now and then that it is still at the same."""
+        now, place = time.time(), self.waits_for()
+        if place and place != self.told:
+            self.told = place
+            self._say(now, f"Waiting in the queue, {place}")
+        elif self.said_at == 0.0 and run_queue.read(self.run) is None:
+            self._say(now, self.last)
+        elif now - max(self.heard_at, self.said_at) > STILL_S and run_queue.read(self.run) is None:
+            self._say(now, f"{self.last} (still at it)")
+
+    def show(self, event: AnyEvent) -> None:
+        """The line of an event, unless the one before was told just now."""
+        self.heard_at = time.time()
+        self.common(event)
+        if isinstance(event, PhaseEvent):
+            self.last = _PHASES.get(event.name, event.name) + (f": {event.detail}" if event.detail else "")
+            self._say(event.t, self.last)
+        elif isinstance(event, CountsEvent):
+            counts = (
+                f"{event.rows_read:,} rows, {event.conversations:,} conversations, {event.tokens:,} tokens, "
+                f"{event.packs:,} packs, {event.updates:,} updates"
+            )
+            self._say(event.t, counts)
+        elif isinstance(event, ProgressEvent) and self._due(event.t):
+            whole = f" of {event.total:,}" if event.total else ""
+            self._say(event.t, f"{event.label or self.last}: {event.done:,}{whole}")
+        elif isinstance(event, LogEvent) and (self._due(event.t) or event.step == self.max_steps):
+            left = "" if event.eta_seconds is None else f"  {_clock(event.eta_seconds)} left"
+            self._say(event.t, self.note(event) + left)
+
+    def _due(self, moment: float) -> bool:
+        return moment - self.said_at >= LINE_S
+
+    def _say(self, moment: float, text: str) -> None:
+        self.begun = moment if self.begun is None else self.begun
+        self.said_at = moment
+        self.console.print(f"{_clock(moment - self.begun):>7}  {text}", markup=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _Bar(_Shown):
     """Turns events into one progress line per phase."""
 
-    def __init__(self, run: RunDir, progress: Progress, task: TaskID) -> None:
-        self.run, self.progress, self.task = run, progress, task
-        self.max_steps, self.others, self.told = 0, "", ""
-        self.asked_at = -QUEUE_POLL_S
+    def __init__(self, run: RunDir, console: Console) -> None:
+        super().__init__(run, console)
+        self.progress = Progress(
+            TextColumn("{task.description:<24}"),
+            BarColumn(None),  # as wide as the words leave room
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self.task: TaskID = self.progress.add_task("Starting", total=None, note="")
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Fill the last line, unless the watching was given up."""
+        if kind is None:
+            self.close()
+        self.progress.stop()
 
     def wait(self) -> None:
         """Say what the run waits for."""
-        if time.monotonic() - self.asked_at < QUEUE_POLL_S or run_queue.read(self.run) is None:
-            return
-        self.asked_at = time.monotonic()
-        place = place_of(run_queue.workspace_of(self.run), self.run)
-        if place:
-            note = f"place {place[0]}: {place[1]}"
-            self.progress.update(self.task, description="Waiting in the queue", note=note)
-            if note != self.told and not self.progress.console.is_terminal:  # a log file sees no line that changes
-                self.progress.console.print(f"waiting in the queue, {note}", markup=False)
-            self.told = note
+        if place := self.waits_for():
+            self.progress.update(self.task, description="Waiting in the queue", note=place)
 
     def show(self, event: AnyEvent) -> None:
         """Advance the line the event belongs to."""
-        if isinstance(event, StartedEvent):
-            self.max_steps = event.max_steps or self.max_steps
-        elif isinstance(event, PhaseEvent):
+        self.common(event)
+        if isinstance(event, PhaseEvent):
             self._next(_PHASES.get(event.name, event.name))
         elif isinstance(event, ProgressEvent):
             self.progress.update(self.task, total=event.total or None, completed=event.done, note=event.label)
         elif isinstance(event, LogEvent):
-            self._log(event)
-        elif isinstance(event, RanksEvent):
-            self.others = f"  processes wait {_longest_wait(event):.0%}"
-        elif isinstance(event, WarningEvent):
-            self.progress.console.print(f"warning: {event.message}", markup=False)
-        elif isinstance(event, SampleEvent):
-            self.progress.console.print(
-                f"  step {event.step:>4}  {spoken(event.prompt)}  →  {event.answer}", markup=False
-            )
-
-    def _log(self, event: LogEvent) -> None:
-        loss = "–" if event.loss is None else f"{event.loss:.3f}"
-        if not self.max_steps and (status := self.run.read_status()):
-            self.max_steps = status.max_steps  # counted when the data had been read, after the run's first event
-        note = f"step {event.step}/{self.max_steps or '?'}  loss {loss}{self.others}"
-        self.progress.update(self.task, total=self.max_steps or None, completed=event.step, note=note)
+            note = self.note(event)  # first: it may learn how many steps there are
+            self.progress.update(self.task, total=self.max_steps or None, completed=event.step, note=note)
 
     def _next(self, title: str) -> None:
         self.close()

@@ -169,6 +169,7 @@ def _take_part(arguments: argparse.Namespace) -> int:
 
 
 def _start(workspace: Workspace, config: RunConfig, arguments: argparse.Namespace) -> int:
+    print("checking model, data, memory and disk before the start …", file=sys.stderr, flush=True)
     advice = preflight(config, workspace)
     if not _fit(advice):
         _tell_machine_0(config, next(str(one) for one in advice if one.level == "error"))
