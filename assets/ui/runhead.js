@@ -1,6 +1,6 @@
 // Head of the selected run: name, state, what it trains, phases, counts, warnings, error, and the two actions.
 import { partText, resumeWith, spreadText } from "./ranks.js";
-const { h, t, root, goTab, render, feed, format, ask, elapsed, serverNow, poll, lang } = window.Studio;
+const { h, t, root, goTab, render, feed, format, ask, elapsed, serverNow, part, poll, lang } = window.Studio;
 const TRAIN = ["load", "tokenise", "train", "save", "verdict"];
 const OTHER = { merge: ["load", "merge", "save", "proof"], convert: ["load", "convert", "save"], export: ["load", "merge", "export", "proof", "upload"], answer: ["load", "answer", "save"] };
 const AFTER = ["finished", "stopped", "failed", "lost"];
@@ -53,7 +53,7 @@ const nowLine = (state) => {
   const progress = progressOf(state);
   const detail = state.phases.length ? state.phases[state.phases.length - 1].detail : "";
   const parts = status.state === "running" && status.phase === "train" && status.max_steps ? [t("now.step", { step: status.step, total: status.max_steps }), left !== null && t("now.left", { left: format.seconds(left), at: new Date(Date.now() + left * 1000).toLocaleTimeString(lang(), { ...(left > 64800 ? { weekday: "short" } : {}), hour: "2-digit", minute: "2-digit" }) })]
-    : status.state === "running" && status.phase ? [t("phase." + status.phase), detail, progress && (progress.waits ? t("now.machines", progress.waits) : t("now.part", { done: format.number(progress.done), total: format.number(progress.total) }))]
+    : status.state === "running" && status.phase ? [t("phase." + status.phase), detail, progress && (progress.waits ? t("now.machines", progress.waits) : part(progress))]
       : status.live || status.state === "queued" ? [t("now." + status.state)]
         : [t("now.ended", { ago: format.ago(status.updated_at) }), status.max_steps > 0 && t("now.step", { step: status.step, total: status.max_steps })];
   return h("p.now-line.num", {}, parts.filter(Boolean).flatMap((part, index) => [index ? h("span.arrow", { "aria-hidden": "true" }, "·") : null, h("span", { dir: "auto" }, part)]));

@@ -1,6 +1,6 @@
 // The first page while a lesson runs: data -> train -> exam -> chat, each step with what is really happening.
 import { lights } from "./lights.js";
-const { h, t, render, api, run, feed, format, poll, goTab, select, store, elapsed, cachedRead, sampleReader, taught } = window.Studio;
+const { h, t, render, api, run, feed, format, poll, goTab, select, store, elapsed, part, cachedRead, sampleReader, taught, teachingFailed } = window.Studio;
 const ORDER = ["data", "train", "exam", "chat"];
 
 const icon = (state, number) => h("span.step-icon", { "aria-hidden": "true" }, state === "done" ? "✓" : state === "bad" ? "!" : String(number));
@@ -54,7 +54,7 @@ const phaseText = (state) => {
     const left = status.eta_seconds ?? (state.eta || null);
     return t(left === null ? "home.train.step" : "home.train.left", { step: status.step, total: status.max_steps, left: format.seconds(left) });
   }
-  if (progress && progress.total && name !== "train" && name === "load") return t("home.phase.progress", { phase: t("phase." + name), done: progress.done, total: progress.total });
+  if (progress && progress.total && name !== "train" && name === "load") return `${t("phase." + name)} · ${part(progress)}`;
   return t("phase." + name);
 };
 
@@ -154,9 +154,9 @@ export function mount({ element }) {
   addEventListener("studio:teach-failed", () => { pending = 0; show("form"); draw(); });
   addEventListener("studio:run", (event) => { if (pending) { pendingRun = event.detail; dismissed = ""; store.set("home", event.detail); } });
 
-  feed.listen(element, () => draw());
+  feed.listen(element, () => { draw().catch(() => { drawn = ""; }); });
   poll(element, async () => {
-    if (pending && Date.now() - pending > 400 && document.querySelector("#home-form .validation-error")) { pending = 0; show("form"); }
+    if (pending && Date.now() - pending > 400 && document.querySelector("#home-form .validation-error")) teachingFailed();
     await draw();
   }, 400);
 }

@@ -264,6 +264,10 @@
     percent: (share) => (share === null || share === undefined ? "–" : Math.round(share * 1000) / 10 + "%"),
   };
 
+  // How far a phase without steps is. The parts of a program that are loaded first are no number for a person.
+  const part = ({ done, total, label }) => (label === "modules loaded" ? t("part.libraries", { share: format.percent(Math.floor((100 * done) / total) / 100) })
+    : t("now.part", { done: format.number(done), total: format.number(total) }));
+
   // Seconds since the engine was started, going on between two answers of the server.
   // The server's clock, from the answer that was on its way for the shortest time: a late answer sets nothing back.
   let ahead = Infinity;
@@ -274,30 +278,40 @@
     if (!status || !status.started_at) return null;
     return status.live ? Math.max(0, serverNow() - status.started_at) : status.updated_at - status.started_at;
   };
-  // Asks for what a run's path gives, again only when `key` changed: for things that change rarely.
+  // Asks for what a run's path gives, again only when `key` changed: for things that change rarely. Who asks while the
+  // answer is on its way gets the same one, and an answer that comes late is never taken for another run's.
   const cachedRead = (path) => {
-    let last = null; let value = null;
-    return async (id, key) => {
+    let last = null; let answer = null;
+    return (id, key) => {
       const mark = `${id}|${key}`;
-      if (mark !== last) { last = mark; value = null; try { value = id ? await api(`${path}?run=${encodeURIComponent(id)}`) : null; } catch (error) { last = null; } }
-      return value;
+      if (mark !== last) {
+        last = mark;
+        answer = id ? api(`${path}?run=${encodeURIComponent(id)}`).catch(() => { if (last === mark) last = null; return null; }) : Promise.resolve(null);
+      }
+      return answer;
     };
   };
-  // All samples of the selected run so far; returns the same list until there are new ones.
+  // All samples of the selected run so far; returns the same list until there are new ones. One reading at a time: two
+  // from the same place would bring the same samples twice.
   const sampleReader = () => {
-    let id = null; let offset = 0; let list = [];
-    return async (state) => {
-      if (state.id !== id) { id = state.id; offset = 0; list = []; }
-      if (!id || (state.samplesEnd <= offset && state.offset >= offset)) return list;
+    let now = { id: null };
+    const read = async (mine) => {
       let more = true;
-      while (more && id === state.id) {
-        const part = await api(`/api/samples?run=${encodeURIComponent(id)}&after=${offset}`);
-        if (part.offset < offset) list = [];
-        if (part.samples.length) list = list.concat(part.samples);
-        more = part.more && part.offset > offset;
-        offset = part.offset;
+      while (more && mine === now) {
+        const part = await api(`/api/samples?run=${encodeURIComponent(mine.id)}&after=${mine.offset}`);
+        if (part.offset < mine.offset) mine.list = [];
+        if (part.samples.length) mine.list = mine.list.concat(part.samples);
+        more = part.more && part.offset > mine.offset;
+        mine.offset = part.offset;
       }
-      return list;
+    };
+    return async (state) => {
+      if (state.id !== now.id) now = { id: state.id, offset: 0, list: [], reading: null };
+      const mine = now;
+      if (mine.reading) await mine.reading;
+      const behind = mine.id && (state.samplesEnd > mine.offset || state.offset < mine.offset);
+      if (behind) await (mine.reading ||= read(mine).finally(() => { mine.reading = null; }));
+      return mine.list;
     };
   };
 
@@ -305,7 +319,18 @@
   let hasTaught = false;
   const taught = () => hasTaught;
   const teaching = () => { hasTaught = true; dispatchEvent(new Event("studio:teach")); };
-  const teachingFailed = () => { hasTaught = false; dispatchEvent(new Event("studio:teach-failed")); };
+  const teachingFailed = () => {
+    hasTaught = false;
+    dispatchEvent(new Event("studio:teach-failed"));
+    if (!selected) select(foundLate);
+  };
+  // What the page load found may be heard of late: it replaces no run that was chosen meanwhile, and no lesson begun.
+  let foundLate = "";
+  const attached = (found) => {
+    if (selected || !hasTaught) return selected || found;
+    foundLate = found;
+    return "";
+  };
 
   const script = (path) => ((script.cache ||= {})[path] ||= new Promise((done, failed) => {
     const node = h("script", { src: root() + path });
@@ -390,5 +415,5 @@
     }
   });
 
-  window.Studio = { root, api, t, h, render, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme, taught, teaching, teachingFailed, elapsed, serverNow, cachedRead, sampleReader };
+  window.Studio = { root, api, t, h, render, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme, taught, teaching, teachingFailed, attached, elapsed, serverNow, part, cachedRead, sampleReader };
 })();

@@ -7,7 +7,7 @@ import gradio as gr
 from studio.ui.context import READ, Context
 from studio.ui.i18n import T
 from studio.ui.tabs import chat, data, data_xray, export, home, monitor, train
-from studio.ui.widgets.runlist import attach, selected_run
+from studio.ui.widgets.runlist import attach, found_run, selected_run
 from studio.workspace import Workspace
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets" / "ui"
@@ -34,7 +34,7 @@ def build_ui(workspace: Workspace) -> gr.Blocks:
     demo: gr.Blocks
     with gr.Blocks(title="Crucible 丹炉", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)) as demo:
         gr.HTML(html_template=TOP_BAR, js_on_load="Studio.topBar(element)", elem_id="topbar", apply_default_css=False)
-        run = selected_run()
+        run, found = selected_run(), found_run()
         dataset = gr.Textbox(visible="hidden", elem_id="selected-dataset", show_label=False, container=False)
         with gr.Tabs(elem_id="nav", overflow_behavior="wrap") as tabs:
             context = Context(workspace, demo, tabs, run, dataset)
@@ -45,5 +45,6 @@ def build_ui(workspace: Workspace) -> gr.Blocks:
                     build(context)
             with context.tab["data"]:  # after the Train tab, whose settings it shows
                 data_xray.build(context)
-        demo.load(attach(workspace), run, run, js="(run) => Studio.started(run)", **READ)
+        looked = demo.load(attach(workspace), run, found, js="(run) => Studio.started(run)", **READ)
+        looked.success(None, found, run, js="(found) => Studio.attached(found)", **READ)
     return demo

@@ -149,3 +149,35 @@ def test_doors_lead_to_the_tabs(page: Page, studio: Studio) -> None:
         page.locator("#nav [role=tab][data-tab-id=home]").click()
         page.locator(f"[data-door={name}]").click()
         expect(page.locator(f"#nav [role=tab][data-tab-id={name}]")).to_have_attribute("aria-selected", "true")
+
+
+def test_an_older_run_that_is_named_late_does_not_replace_the_lesson(page: Page, studio: Studio) -> None:
+    _teach(page, studio, "Older")
+    expect(page.locator("#w-stepper .step").nth(1)).to_contain_text("of 30")
+    older = Workspace(studio.workspace).list_runs()[0]
+    runner.stop(older)
+    expect(page.locator("#w-stepper .trouble")).to_contain_text("stopped")
+    page.evaluate("localStorage.clear()")
+    late: list[Route] = []
+
+    def asks(request: Request) -> bool:
+        return '"data":[""]' in (request.post_data or "")  # which run the address names
+
+    def hold(route: Route) -> None:
+        late.append(route) if asks(route.request) else route.continue_()
+
+    page.route("**/queue/join**", hold)
+    with page.expect_request(asks):
+        page.goto(f"{studio.url}?run={older.id}")
+    page.evaluate("const was = Studio.attached; Studio.attached = (id) => { window.named = id; return was(id); }")
+    page.locator("#home-name input, #home-name textarea").first.fill("Newer")
+    page.locator("#home-go").click()
+    expect(page.locator("#w-stepper h2")).to_have_text("Newer is learning")
+    newer = Workspace(studio.workspace).list_runs()[0]
+    page.wait_for_function("id => decodeURIComponent(location.search).includes(id)", arg=newer.id)
+    late.pop().continue_()
+    page.wait_for_function("id => window.named === id", arg=older.id)
+    page.wait_for_timeout(1_500)
+    assert newer.id in page.evaluate("decodeURIComponent(location.search)")
+    expect(page.locator("#w-stepper h2")).to_have_text("Newer is learning")
+    page.unroute_all()

@@ -24,10 +24,16 @@ def selected_run() -> gr.HTML:
     )
 
 
+def found_run() -> gr.HTML:
+    """The hidden component for what the page load finds: the page may have another run by the time it is told."""
+    return gr.HTML(value="", html_template="<span></span>", visible="hidden", elem_id="found-run")
+
+
 def attach(workspace: Workspace) -> Callable[[str, gr.Request], Any]:
     """Handler of the page load: the run of ``?run=``, else the newest live one, else the one the browser remembers.
 
-    Where there is none it changes nothing: on a busy machine a run may be begun before the answer reaches the page.
+    Where there is none it changes nothing. On a busy machine a run may be begun or chosen before the answer reaches the
+    page: `Studio.attached` then leaves that one as it is.
     """
 
     def find(remembered: str, request: gr.Request) -> Any:
