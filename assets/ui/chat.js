@@ -22,7 +22,10 @@ document.addEventListener("click", (event) => { if (event.target.closest?.("#cha
 document.addEventListener("keydown", (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.target.closest?.("#chat-box") && typed()) asking(true); }, true);
 
 const KEPT = "studio.chat";
+const MOST_KEPT = 8; // pairs
 const over = (answer) => answer && !["waiting", "streaming"].includes(answer.state);
+// Turns whose answers do not grow any more.
+const stopped = (turns) => turns.map((turn) => ({ ...turn, answers: Object.fromEntries(Object.entries(turn.answers).map(([side, answer]) => [side, over(answer) ? answer : { ...answer, state: "stopped" }])) }));
 const sidesOf = (value) => ["left", "right"].filter((side) => value.sides[side]);
 const label = (who) => [h("b", {}, who.name), h("span.what", {}, who.what)];
 const icon = (name, text, onclick, id) => h("button.act.act-" + name, { type: "button", id, title: text, "aria-label": text, onclick });
@@ -112,7 +115,7 @@ function chatThread({ props, trigger, element }) {
     }
     const same = shells.length === 2 && shells.every((shell) => shell.node.classList.contains("alike"));
     return [
-      turn.fresh && number ? h("p.fresh", {}, h("span", {}, t("chatroom.fresh"))) : null,
+      turn.fresh && number ? h("p.anew", {}, h("span", {}, t("chatroom.fresh"))) : null,
       question(turn, number),
       h("div.replies" + (order.length > 1 ? ".two" : ""), {}, shells.map((shell) => shell.node)),
       same ? h("p.alike-note", {}, t("chatroom.alike")) : null,
@@ -152,8 +155,7 @@ function chatThread({ props, trigger, element }) {
   });
   const settled = (value) => {
     if (!value.busy || value.stream !== ended) return value;
-    const answers = (turn) => Object.fromEntries(Object.entries(turn.answers).map(([side, answer]) => [side, over(answer) ? answer : { ...answer, state: "stopped" }]));
-    props.value = { ...value, busy: false, turns: value.turns.map((turn) => ({ ...turn, answers: answers(turn) })) };
+    props.value = { ...value, busy: false, turns: stopped(value.turns) };
     return props.value;
   };
 
@@ -164,6 +166,7 @@ function chatThread({ props, trigger, element }) {
     document.querySelector("#chat-room")?.classList.toggle("busy", busy());
     drawBar(value);
     drawHeads(value);
+    remember(value);
     if (!value.turns.length) { drawn = []; host.replaceChildren(nothing(value)); return; }
     if (!drawn.length) host.replaceChildren();
     while (host.children.length > value.turns.length) { host.lastChild.remove(); drawn.pop(); }
@@ -179,7 +182,6 @@ function chatThread({ props, trigger, element }) {
       if (busy()) render(host.children[number], nodes); else host.children[number].replaceChildren(...nodes.filter(Boolean));
     });
     follow(atEnd);
-    keepForReload(value);
   };
   // While answers come, the one that grows stays in sight, unless the reader has gone elsewhere.
   const follow = (atEnd) => {
@@ -188,16 +190,32 @@ function chatThread({ props, trigger, element }) {
     if (following && growing) scroll.scrollTop = growing.offsetTop + growing.offsetHeight - scroll.clientHeight + 24;
   };
   for (const sign of ["wheel", "touchmove", "keydown", "pointerdown"]) scroll.addEventListener(sign, () => { following = false; }, { passive: true });
-  const keepForReload = (value) => { if (!busy()) try { sessionStorage.setItem(KEPT, JSON.stringify(value)); } catch { /* too long, or private mode */ } };
+  // Each pair keeps its conversation: it is there again after a reload, and when a visitor comes back from another pair.
+  const pairOf = (value) => JSON.stringify(sidesOf(value).map((side) => value.sides[side].key));
+  const remembered = () => { try { const found = JSON.parse(sessionStorage.getItem(KEPT)); return found?.pairs ? found : { pairs: {} }; } catch { return { pairs: {} }; } };
+  let asked = ""; // the stream whose questions are remembered already
+  const remember = (value) => {
+    if (!sidesOf(value).length || (busy() && value.stream === asked)) return;
+    asked = value.stream;
+    const { pairs } = remembered();
+    delete pairs[pairOf(value)]; // the newest stands last
+    if (value.turns.length) pairs[pairOf(value)] = stopped(value.turns);
+    for (const old of Object.keys(pairs).slice(0, -MOST_KEPT)) delete pairs[old];
+    for (;;) {
+      try { sessionStorage.setItem(KEPT, JSON.stringify({ blind: value.blind, pairs })); return; } catch { /* too long, or private mode */ }
+      const [oldest] = Object.keys(pairs);
+      if (!oldest) return;
+      delete pairs[oldest];
+    }
+  };
+  let began = false;
   const recall = () => {
     const value = props.value;
-    if (!value || !value.turns || value.turns.length || recall.done) return;
-    recall.done = true;
-    try {
-      const kept = JSON.parse(sessionStorage.getItem(KEPT) || "null");
-      const same = kept && JSON.stringify(sidesOf(kept).map((side) => kept.sides[side].key)) === JSON.stringify(sidesOf(value).map((side) => value.sides[side].key));
-      if (same && sidesOf(value).length && kept.turns.length) props.value = { ...value, turns: kept.turns, blind: kept.blind, busy: false };
-    } catch { /* nothing was kept */ }
+    if (!value?.turns || !sidesOf(value).length) return;
+    const { blind, pairs } = remembered();
+    const turns = pairs[pairOf(value)];
+    if (turns && !value.turns.length) props.value = { ...value, turns, blind: began ? value.blind : Boolean(blind), busy: false };
+    began = true;
   };
   addEventListener("studio:chat-growing", ({ detail }) => {
     const value = props.value;
@@ -208,7 +226,7 @@ function chatThread({ props, trigger, element }) {
     redraw();
   });
   host.addEventListener("click", (event) => { const node = event.target.closest(".copy-code"); if (node) copy(node.dataset.copy, node); });
-  return () => { if (sidesOf(props.value || { sides: {} }).length) recall(); asking(false); redraw(); };
+  return () => { recall(); asking(false); redraw(); };
 }
 
 const chatGrowing = ({ props }) => () => { if (props.value && props.value.turn) dispatchEvent(new CustomEvent("studio:chat-growing", { detail: props.value })); };

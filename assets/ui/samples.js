@@ -10,7 +10,7 @@ const LINES = 7;
 // A prompt is a text, or messages [{role, content}] that end with the user's.
 const said = (content) => (typeof content === "string" ? content : (content || []).map((part) => part.text || "").join(" "));
 export const promptNode = (prompt) => (typeof prompt === "string" ? h("span", { dir: "auto" }, prompt)
-  : h("div.turns", {}, prompt.map((message) => h(`div.turn.${message.role === "assistant" ? "assistant" : message.role === "system" ? "system" : "user"}`, { dir: "auto" },
+  : h("div.prompt-turns", {}, prompt.map((message) => h(`div.turn.${message.role === "assistant" ? "assistant" : message.role === "system" ? "system" : "user"}`, { dir: "auto" },
     h("span.sr-only", {}, t("role." + (["assistant", "system"].includes(message.role) ? message.role : "user")) + ": "), said(message.content)))));
 
 // [{step, index, prompt, answer, reason}] -> {prompts: Map index -> prompt, steps: [{step, reason, answers: Map}]}.
