@@ -16,7 +16,7 @@ import time
 from typing import Any
 
 LONGEST_LINE = 256 * 1024
-PROTOCOL = 1
+PROTOCOL = 2
 CALL_S = 3.0
 SEND_S = 10.0
 PAUSE_S = 0.5

@@ -120,6 +120,8 @@ def _come(server: socket.socket, own: dict[str, Any], peers: list[Peer], machine
         failure = _failure(field, problem.partition(": ")[2] + ".", "Then start all machines again.")
         _send_away([peer], failure)
         raise failure
+    with contextlib.suppress(OSError):  # who has gone meanwhile is missed at once by who listens
+        line.send({"kind": "here"})
     return peer
 
 
@@ -287,13 +289,17 @@ def _find(journal: Journal, config: RunConfig) -> Line:
 
 def _welcome(journal: Journal, config: RunConfig, line: Line) -> dict[str, Any]:
     """What machine 0 says once all have come. Raises EngineError when it says that the run does not begin."""
-    deadline, told = time.monotonic() + config.parallel.ddp_timeout + HELLO_S, False
-    while time.monotonic() < deadline:
+    section, began, warned = config.parallel, time.monotonic(), False
+    journal.progress(1, 2, "machines; waiting until all are there")
+    while time.monotonic() - began < section.ddp_timeout + HELLO_S:
         message = line.receive(1.0)
         if message is None:
-            if not told:
-                journal.progress(1, 2, "machines; waiting until all are there")
-                told = True
+            if time.monotonic() - began > SAID_AFTER_S and not warned:
+                journal.warn(_no_answer(f"{section.main_process_ip}:{section.port}"), PORT)
+                warned = True
+            continue
+        if message.get("kind") == "here":
+            warned = True  # it is machine 0, and waits as well
             continue
         if message.get("kind") == "welcome":
             return message
@@ -303,6 +309,13 @@ def _welcome(journal: Journal, config: RunConfig, line: Line) -> dict[str, Any]:
         error = told_of(Peer(0, "", line), message)
         raise EngineError(error, code_of(error))
     raise ConnectionResetError("nothing more was heard")
+
+
+def _no_answer(where: str) -> str:
+    return (
+        f"Something takes the connection to {where}, but does not answer as machine 0 does. If another program has "
+        "this port there, choose another one, the same on all machines."
+    )
 
 
 # ---- from the first to the last word ---------------------------------------------------------------------------------

@@ -232,6 +232,37 @@ def test_ranks_of_a_machine_are_ended_when_another_one_is_gone(
     assert told(second).message.startswith("The connection to machine 0 (")
 
 
+def test_another_program_at_the_port_of_machine_0_is_said(
+    machine: Callable[..., Made], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "SAID_AFTER_S", 0.1)
+    journal, config = machine(1)
+    with socket.create_server(("127.0.0.1", port)) as silent:
+        side = Side(lambda: join(journal, config, None))
+        line = silent.accept()[0]
+        while not events_of(journal.run, "warning"):
+            assert side.is_alive()
+            time.sleep(0.02)
+        line.close()
+    assert told(side).message.startswith("The connection to machine 0 at 127.0.0.1:")
+    [warning] = events_of(journal.run, "warning")
+    assert warning.message.startswith(f"Something takes the connection to 127.0.0.1:{port}, but does not answer as")
+    assert warning.field == "parallel.main_process_port"
+
+
+def test_machine_0_answers_at_once(machine: Callable[..., Made], port: int) -> None:
+    here, there = machine(0), machine(1)
+    first = Side(lambda: gather(*here, None))
+    while not events_of(here[0].run, "progress"):
+        time.sleep(0.02)
+    line = wire.call("127.0.0.1", port, PATIENCE)
+    line.send(facts(there[0].run, there[1], resumes=False))
+    kinds = [(line.receive(PATIENCE) or {}).get("kind") for _ in range(2)]
+    assert kinds == ["here", "welcome"]
+    line.close()
+    first.ended().result.close()
+
+
 def test_a_machine_that_differs_ends_the_run_on_both(machine: Callable[..., Made]) -> None:
     for side in both(machine(0), machine(1, **{"train.learning_rate": 0.5})):
         assert told(side).message.startswith("train.learning_rate: is 0.5 on machine 1 and 0.001 on machine 0; ")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from studio.engine.gathering import _START_IT, _cannot_listen, _not_come
+from studio.engine.gathering import _START_IT, _cannot_listen, _no_answer, _not_come
 from studio.engine.machines import Peer, lost, told_of
 from studio.engine.meeting import clock_warning, difference
 from studio.ui.sentences import translated
@@ -41,6 +41,7 @@ def sentences() -> list[str]:
     for problem in (OSError(98, "in use"), OSError(99, "no address")):
         error = _cannot_listen(problem, "10.0.0.9", 29500).error
         found += [error.message, error.hint]
+    found.append(_no_answer("10.0.0.9:29500"))
     found += [_START_IT, str(clock_warning(100.0, "machine 1 (b)", now=0.0)), lost("machine 1 (b)").hint]
     peer = Peer(1, "b", None)  # type: ignore[arg-type]
     found += [
