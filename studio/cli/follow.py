@@ -197,6 +197,8 @@ class _Lines(_Shown):
         elif isinstance(event, ProgressEvent) and self._due(event.t):
             whole = f" of {event.total:,}" if event.total else ""
             self._say(event.t, f"{event.label or self.last}: {event.done:,}{whole}")
+        elif isinstance(event, ProgressEvent):
+            self.last = event.label or self.last
         elif isinstance(event, LogEvent) and (self._due(event.t) or event.step == self.max_steps):
             left = "" if event.eta_seconds is None else f"  {_clock(event.eta_seconds)} left"
             self._say(event.t, self.note(event) + left)

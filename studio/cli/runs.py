@@ -16,7 +16,7 @@ from studio.cli.memory import remedies_json, remedies_text
 from studio.cli.queued import place_of
 from studio.cli.train import make_room, say_started
 from studio.cli.workspace import add_workspace, open_workspace
-from studio.events import ExitCode, RunState
+from studio.events import ExitCode, RankStatus, RunState
 from studio.library import Line, free_bytes, lines, matches, read_line
 from studio.run_card import number, seconds, size
 from studio.rundir import RunDir
@@ -153,11 +153,13 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def rank_lines(run: RunDir) -> list[str]:
     """What each process of a run with several was doing last, and where its log is."""
+    live, status = run.state().live, run.read_status()
+    blamed = status.error.rank if status and status.error else None
     return [
         "  ".join(
             [
                 f"{one.rank} on {one.host} (pid {one.pid})",
-                f"{one.state}, step {one.step}" + (f", {one.busy}" if one.busy and one.state.live else ""),
+                _last_seen(one, live=live, blamed=blamed),
                 *([size(one.memory_bytes)] if one.memory_bytes else []),
                 *([f"{one.tokens_per_second:,.0f} tokens/s"] if one.tokens_per_second else []),
                 *([one.error.message] if one.error else []),
@@ -166,6 +168,12 @@ def rank_lines(run: RunDir) -> list[str]:
         )
         for one in run.read_ranks()
     ]
+
+
+def _last_seen(one: RankStatus, *, live: bool, blamed: int | None) -> str:
+    """What a process was doing; one that left no word at the end of the run died, or was ended with the others."""
+    state = str(one.state) if live or not one.state.live else "died" if one.rank == blamed else "ended"
+    return f"{state}, step {one.step}" + (f", {one.busy}" if one.busy and state in ("running", "died") else "")
 
 
 def _shown(key: str, value: object) -> str:

@@ -96,6 +96,17 @@ def test_silence_is_broken_before_the_first_event_and_within_a_long_phase(begun,
     ]
 
 
+def test_silence_tells_what_was_begun_last(begun, monkeypatch):
+    said, clock = io.StringIO(), [1000.0]
+    monkeypatch.setattr(watching.time, "time", lambda: clock[0])
+    lines = watching._Lines(begun, Console(file=said, width=80))
+    lines.show(PhaseEvent(t=1000.0, name="load"))
+    lines.show(ProgressEvent(t=1001.0, done=1, total=2, label="machines; waiting until all are there"))
+    clock[0] = 1040.0
+    lines.wait()
+    assert said.getvalue().splitlines()[-1].endswith("machines; waiting until all are there (still at it)")
+
+
 def test_train_says_what_it_does_before_it_begins_to_count(workspace, capsys, monkeypatch):
     heard = []
 

@@ -7,9 +7,10 @@ import pytest
 from studio import chat_memory, labels, processes, runner
 from studio.cli import main
 from studio.config import MergeConfig, RunConfig
-from studio.events import Launch, LogEvent, RunState, SampleEvent, Status
+from studio.events import Launch, LogEvent, RunError, RunState, SampleEvent, Status
 from studio.records import DatasetInfo, DatasetStore
 from studio.schema import build, load_yaml
+from tests.fake_ranks import FakeRanks
 
 
 @pytest.fixture(autouse=True)
@@ -201,3 +202,15 @@ def test_a_resume_gets_the_memory_that_the_chat_holds(capsys, pair, monkeypatch)
     monkeypatch.setattr(runner, "resume", lambda *_: None)
     code, _, err = said(capsys, "resume", "first", "--detach")
     assert (code, "the chat with crucible/ember was ended" in err) == (0, True)
+
+
+def test_of_a_run_that_failed_no_process_is_said_to_run(capsys, ws):
+    run = new(ws, parallel={"num_processes": 2})
+    FakeRanks(run).beat("train", 4, "step")
+    assert run.read_ranks()[0].state is RunState.RUNNING
+    error = RunError(kind="internal", message="Process 1 of 2 (vm) was killed by SIGKILL.", details={"rank": 1})
+    run.write_launch(Launch(argv=[], pid=2**22 + 1, create_time=1.0, host="here"))
+    run.write_status(Status(state=RunState.FAILED, phase="train", error=error))
+    told = said(capsys, "show", run.id)[1]
+    assert "0 on node-a (pid 4000)  ended, step 4  " in told
+    assert "1 on node-a (pid 4001)  died, step 4" in told
