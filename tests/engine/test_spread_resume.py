@@ -104,6 +104,16 @@ def test_fewer_and_more_go_on_with_the_same_updates(plain: RunDir, make_run: Mak
     torch.testing.assert_close(load_file(fewer.path / ADAPTER), load_file(plain.path / ADAPTER), rtol=0, atol=1e-6)
 
 
+def test_processes_begin_and_cease_to_share_conversations(plain: RunDir, make_run: MakeRun, tmp_path: Path) -> None:
+    share: dict[str, Any] = {changes.PROCESSES: 2, changes.SHARED: 2, STAGE: "zero2"}
+    begun = goes_on(back(plain, tmp_path / "begun", **share))
+    assert losses(begun) == pytest.approx(losses(plain), rel=1e-5)
+
+    shared = trained(make_run("lora", **SHORT, **share))
+    ceased = goes_on(back(shared, tmp_path / "ceased", **{changes.PROCESSES: 1, changes.SHARED: 1, STAGE: "none"}))
+    assert losses(ceased) == pytest.approx(losses(plain), rel=1e-5)
+
+
 def test_machines_without_a_common_disk(plain: RunDir, make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("lora", **SHORT, **TWO)
     other = RunDir(shutil.copytree(run.path, tmp_path / "machine 1" / run.id))
