@@ -43,6 +43,7 @@ function chatThread({ props, trigger, element }) {
   frame.className = "thread-box";
   frame.replaceChildren(bar, scroll);
 
+  // Only while nothing comes: a stream brings the whole conversation as it knows it.
   const change = (work) => { const value = structuredClone(props.value); work(value); props.value = value; redraw(); };
   const send = (data) => { asking(true); trigger("apply", data); };
   const edit = (place) => { editing = place; redraw(); (scroll.querySelector(".editor textarea"))?.focus(); };
@@ -76,7 +77,7 @@ function chatThread({ props, trigger, element }) {
   };
   const tools = (number, side, answer) => (over(answer) ? h("span.deeds", {},
     icon("copy", t("chatroom.copy"), (event) => copyText(parted(answer.text).said.trim(), event.currentTarget), `a-copy-${number}-${side}`),
-    icon("edit", t("chatroom.correct"), () => edit({ turn: number, side }), `a-edit-${number}-${side}`),
+    busy() ? null : icon("edit", t("chatroom.correct"), () => edit({ turn: number, side }), `a-edit-${number}-${side}`),
     last(props.value, number) ? icon("retry", t("chatroom.retry.one"), () => send({ act: "retry", turn: number, side }), `a-retry-${number}-${side}`) : null) : null);
   // Until the vote nothing of an answer tells whose it is: no name, no colour, no speed.
   const answer = (turn, number, side, place, secret) => {
@@ -119,7 +120,8 @@ function chatThread({ props, trigger, element }) {
       question(turn, number),
       h("div.replies" + (order.length > 1 ? ".two" : ""), {}, shells.map((shell) => shell.node)),
       same ? h("p.alike-note", {}, t("chatroom.alike")) : null,
-      secret && done ? ballot(turn, number, order) : null,
+      // What is changed here while a stream still comes would be gone with its next word.
+      secret && done && !busy() ? ballot(turn, number, order) : null,
       turn.vote && turn.blind && ["both", "neither"].includes(turn.vote) ? h("p.alike-note", {}, t("chatroom.voted." + turn.vote)) : null,
     ];
   };
@@ -127,11 +129,11 @@ function chatThread({ props, trigger, element }) {
     const two = sidesOf(value).length > 1;
     const has = value.turns.length > 0;
     bar.hidden = !two && !has;
-    const press = (id, text, title, on, onclick) => h("button.tool", { type: "button", id, title, "aria-pressed": String(on), onclick }, text);
+    const press = (id, text, title, on, onclick, disabled = false) => h("button.tool", { type: "button", id, title, "aria-pressed": String(on), onclick, disabled }, text);
     const tool = (id, text, onclick, disabled) => h("button.tool", { type: "button", id, onclick, disabled }, text);
     render(bar,
       two ? press("chat-marks", t("chatroom.marks"), t("chatroom.marks.help"), marking, () => { marking = !marking; store.set("chat.marks", marking ? "on" : "off"); drawn = []; redraw(); }) : null,
-      two ? press("chat-blind", t("chatroom.blind"), t("chatroom.blind.help"), value.blind, () => change((now) => { now.blind = !now.blind; })) : null,
+      two ? press("chat-blind", t("chatroom.blind"), t("chatroom.blind.help"), value.blind, () => change((now) => { now.blind = !now.blind; }), busy()) : null,
       h("span.spring"),
       has ? tool("chat-undo", t("chatroom.undo"), () => change((now) => { now.turns.pop(); }), busy()) : null,
       has ? tool("chat-clear", t("chatroom.clear"), async () => { if (await confirm({ title: t("chatroom.clear.title"), body: t("chatroom.clear.body"), ok: t("chatroom.clear") })) change((now) => { now.turns = []; }); }, busy()) : null,

@@ -96,8 +96,11 @@ function rows({ props, trigger, element }) {
   let picked = new Set();
   let seen = ""; // source and fingerprint the picked rows belong to
   const now = () => props.value || {};
-  const here = () => { const v = now(); return { source: v.source, origin: v.origin, intent: v.intent, query: v.query, offset: v.offset, size: PAGE[mode] }; };
-  const ask = (extra) => { list.setAttribute("aria-busy", "true"); trigger("select", { ...here(), ...extra }); };
+  let asked = 0; // questions so far: answers may come in another order
+  let wish = null; // what was asked for last and has not come yet
+  let shown = null; // what is shown
+  const here = () => { const v = wish && wish.source === now().source ? wish : now(); return { source: v.source, origin: v.origin, intent: v.intent, query: v.query, offset: v.offset, size: PAGE[mode] }; };
+  const ask = (extra) => { list.setAttribute("aria-busy", "true"); asked += 1; wish = { ...here(), ...extra }; trigger("select", { ...wish, asked }); };
   const guarded = (event, extra) => trigger(event, { ...here(), sha256: now().sha256, ...extra });
 
   // These parts stay where they are, so that the cursor stays in the search field while rows come and go.
@@ -230,6 +233,10 @@ function rows({ props, trigger, element }) {
   };
   return () => {
     const v = now();
+    // A later question is under way or answered, or another dataset was opened meanwhile.
+    if (v.asked && shown && (v.asked < asked || v.source !== shown.source)) { props.value = shown; return; }
+    shown = v;
+    if (v.asked === asked) wish = null;
     if (v.wrong) markFields("#data-way-identity .field", Object.fromEntries(Object.entries(v.wrong).map(([name, text]) => ["data-" + name.replaceAll("_", "-"), text])));
     if (seen !== `${v.source} ${v.sha256}`) { seen = `${v.source} ${v.sha256}`; picked = new Set(); }
     editing = null;

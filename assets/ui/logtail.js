@@ -80,9 +80,9 @@ export function mount({ element }) {
       all();
     }
     if (!rank && state.status && state.logSize === offset) return;
-    const asked = read;
-    const part = await api(`/api/log?run=${encodeURIComponent(id)}&rank=${rank}&after=${offset}`);
-    if (feed.state.id !== id || asked !== read) return;
+    const asked = read; const from = offset;
+    const part = await api(`/api/log?run=${encodeURIComponent(id)}&rank=${rank}&after=${from}`);
+    if (feed.state.id !== id || asked !== read || from !== offset) return; // of two answers from the same place one counts
     if (part.restart || part.skipped) { lines.clear(); first = part.first; }
     offset = part.offset;
     if (!part.text && !lines.redo) return;
@@ -90,9 +90,9 @@ export function mount({ element }) {
     more();
   };
   const before = async () => {
-    const mine = read;
-    const part = await api(`/api/log?run=${encodeURIComponent(id)}&rank=${rank}&before=${first}`);
-    if (mine !== read) return;
+    const mine = read; const from = first;
+    const part = await api(`/api/log?run=${encodeURIComponent(id)}&rank=${rank}&before=${from}`);
+    if (mine !== read || from !== first) return;
     first = part.first;
     shown += lines.addBefore(part.text);
     const height = box.scrollHeight - box.scrollTop;

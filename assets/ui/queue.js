@@ -3,9 +3,13 @@ const { h, t, api, render, run, select, poll, confirm, format } = window.Studio;
 
 // ---- one reader for all parts of the page ----------------------------------------------------------------------------
 const listeners = new Set();
-let now = null;
+let now = null; let asked = 0; let heard = 0;
 const read = async (fresh = "") => {
-  now = await api("/api/queue" + fresh);
+  const mine = (asked += 1);
+  const found = await api("/api/queue" + fresh);
+  if (mine < heard) return; // a later question has been answered already
+  heard = mine;
+  now = found;
   for (const item of listeners) if (item.node.isConnected) item.tell(now); else listeners.delete(item);
 };
 export const listen = (node, tell) => { listeners.add({ node, tell }); if (now) tell(now); };

@@ -45,3 +45,12 @@ def test_a_click_that_waited_is_told_of_itself(events: list[Any]) -> None:
     told = [event for event in events if told_what_was_clicked(event)]
     assert len(told) > 15
     assert names(event for event in told if event.trigger_mode == LATEST) == []
+
+
+def test_no_order_given_to_a_list_is_dropped_and_none_is_carried_out_beside_another_of_its_kind(
+    events: list[Any],
+) -> None:
+    """Each names what it means: a row, a run, a dataset, a tool."""
+    orders = [event for event in events if event.name in ("change", "change_row", "delete_rows", "delete", "remove")]
+    assert len(orders) == 6
+    assert {(event.trigger_mode, event.concurrency_limit) for event in orders} == {(EACH, 1)}

@@ -83,5 +83,5 @@ def fold(ctx: Context) -> gr.Checkbox:
         add = gr.Button(T("chat.tool.add"), elem_id="chat-tool-add", scale=0, min_width=140)
     folded.expand(safe(handlers.shown), None, shown, **ACTION)
     add.click(safe(handlers.add), text, [text, shown], **ACTION)
-    shown.delete(safe(handlers.remove), None, shown, **ACTION)
+    shown.delete(safe(handlers.remove), None, shown, trigger_mode="multiple", **ACTION)
     return use

@@ -256,12 +256,13 @@ def _wire_panels(ctx: Context, handlers: Handlers, forms: list[Any], panels: Pan
     rows, saved, imports = panels.rows, panels.saved, panels.imports
     shown = [rows, ctx.selected_dataset, saved]
     rows.select(safe(handlers.page), forms, rows, **READ_EACH)
-    rows.edit(safe(handlers.change_row), None, [rows, saved], **ACTION)
-    rows.delete(safe(handlers.delete_rows), None, [rows, saved], **ACTION)
+    # What is asked of a list while it is busy is done next, not dropped in silence; each names what it means.
+    rows.edit(safe(handlers.change_row), None, [rows, saved], trigger_mode="multiple", **ACTION)
+    rows.delete(safe(handlers.delete_rows), None, [rows, saved], trigger_mode="multiple", **ACTION)
     rows.apply(safe(handlers.train_on), None, [ctx.selected_dataset, ctx.tabs], **ACTION)
     saved.select(safe(handlers.open), None, rows, **READ_EACH)
     saved.apply(safe(handlers.order), ctx.selected_dataset, shown, **ACTION)
-    saved.delete(safe(handlers.delete), ctx.selected_dataset, shown, **ACTION)
+    saved.delete(safe(handlers.delete), ctx.selected_dataset, shown, trigger_mode="multiple", **ACTION)
     imports.select(safe(handlers.imported), None, shown, **ACTION)
     imports.stop(safe(handlers.stop_import), None, None, **READ_EACH)
     imports.clear(safe(handlers.forget_import), None, None, **READ_EACH)

@@ -29,7 +29,8 @@ _CONTENT = ("messages", "rejected", "text", "tools", "images")
 class Ask(BaseModel):
     """The rows the viewer wants to see of `source` ("builder", "own", "saved:NAME"), `size` of them from `offset`.
 
-    `origin`, `intent` and `query` (a text the row contains) choose among them; empty ones choose all.
+    `origin`, `intent` and `query` (a text the row contains) choose among them; empty ones choose all. `asked` comes
+    back with the rows: the page counts its questions, and an answer that comes after a later one is not shown.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -40,6 +41,7 @@ class Ask(BaseModel):
     query: str = Field(default="", max_length=200)
     offset: int = Field(default=0, ge=0)
     size: int = Field(default=PAGE, ge=1, le=100)
+    asked: int = 0
 
 
 class Turn(BaseModel):
@@ -173,6 +175,7 @@ def _page(source: Source, ask: Ask, rows: Sequence[Row], *, total: int, offset: 
         "origin": ask.origin,
         "intent": ask.intent,
         "query": ask.query,
+        "asked": ask.asked,
         "offset": offset,
         "total": total,
         "page": ask.size,

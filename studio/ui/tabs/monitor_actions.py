@@ -29,7 +29,8 @@ CHANGED = "() => dispatchEvent(new Event('studio:queue-changed'))"
 def build(ctx: Context) -> None:
     """The hidden panels through which the page's scripts reach the handlers."""
     queue = panel("actions", "queue-actions", "queue", visible="hidden")
-    done = queue.apply(safe(change_queue(ctx)), ctx.selected_run, ctx.selected_run, **ACTION)
+    # Each order counts, also one given while the one before is under way; they are carried out one after the other.
+    done = queue.apply(safe(change_queue(ctx)), ctx.selected_run, ctx.selected_run, trigger_mode="multiple", **ACTION)
     for follow in (done.success, done.failure):
         follow(None, None, None, js=CHANGED, **READ)
     cloning = panel("clone", "run-clone", "startask", visible="hidden")

@@ -35,7 +35,7 @@ class Order(BaseModel):
 def build(ctx: Context) -> None:
     """The hidden panels through which the page's scripts reach the handlers."""
     orders = panel("orders", "library-orders", "runlist", visible="hidden")
-    done = orders.apply(safe(carry_out(ctx)), ctx.selected_run, ctx.selected_run, **ACTION)
+    done = orders.apply(safe(carry_out(ctx)), ctx.selected_run, ctx.selected_run, trigger_mode="multiple", **ACTION)
     asking = panel("again", "library-again", "startask", visible="hidden")
     started = gr.on([orders.select, asking.apply], safe(again(ctx)), None, [ctx.selected_run, asking], **ACTION)
     for event in (done, started):
