@@ -94,6 +94,7 @@ function rows({ props, trigger, element }) {
   let mode = store.get("rows") === "table" ? "table" : "bubbles";
   let editing = null; // number of the row that is edited, -1: a new one
   let picked = new Set();
+  let seenSaved = "";
   let seen = ""; // source and fingerprint the picked rows belong to
   const now = () => props.value || {};
   let asked = 0; // questions so far: answers may come in another order
@@ -188,7 +189,7 @@ function rows({ props, trigger, element }) {
     const origins = [...FIRST, ...Object.keys(v.counts).filter((origin) => !FIRST.includes(origin) && origin !== "heldout"), "heldout"];
     const shown = origins.filter((origin) => v.counts[origin] || origin === v.origin);
     counts.replaceChildren(...(shown.length > 2 || v.origin ? shown : shown.slice(0, 1)).map((origin) =>
-      button("count", [h("b.num", {}, format.number(v.counts[origin] || 0)), h("span", {}, originName(origin))], () => ask({ origin, offset: 0 }), { "aria-pressed": String(v.origin === origin) })));
+      button("count", [h("b.num", {}, format.number(v.counts[origin] || 0)), h("span", {}, !origin && v.counts[""] === 1 ? t("tabs.flow.conversations.one") : originName(origin))], () => ask({ origin, offset: 0 }), { "aria-pressed": String(v.origin === origin) })));
     // A mark that every row has says nothing.
     element.closest(".panel-rows")?.classList.toggle("single", shown.length <= 2 && !v.origin);
     const kinds = Object.entries(v.intents || {});
@@ -230,6 +231,11 @@ function rows({ props, trigger, element }) {
     drawPicked();
     list.replaceChildren(...flat(shownRows(v)));
     drawPager(v);
+    if (v.just_saved && seenSaved !== v.sha256) { // said where it is seen, though the button was pressed further down
+      seenSaved = v.sha256;
+      const note = top.querySelector(".note.good");
+      if (note && note.getBoundingClientRect().top < 70) top.scrollIntoView({ block: "start", behavior: "smooth" });
+    }
   };
   return () => {
     const v = now();

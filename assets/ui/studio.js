@@ -376,7 +376,17 @@
   // Runs once when the page is loaded: opens the tab of the address and keeps the address current.
   const started = () => {
     const tabs = [...document.querySelectorAll("#nav > .tab-wrapper [role=tab]")];
-    for (const tab of tabs) tab.addEventListener("click", () => { if (tab.dataset.tabId) history.replaceState(null, "", location.pathname + location.search + "#" + tab.dataset.tabId); });
+    // Whoever opens a tab, the visitor or the server: it is seen from its beginning, and the address names it.
+    let shown = tabs.find((tab) => tab.getAttribute("aria-selected") === "true");
+    const turned = () => {
+      const tab = [...document.querySelectorAll("#nav > .tab-wrapper [role=tab][aria-selected=true]")].find((one) => one.dataset.tabId);
+      if (!tab || tab.dataset.tabId === shown?.dataset.tabId) return;
+      shown = tab;
+      window.scrollTo({ top: 0 });
+      tab.scrollIntoView({ block: "nearest", inline: "nearest" }); // in the bar of a narrow window
+      history.replaceState(null, "", location.pathname + location.search + "#" + tab.dataset.tabId);
+    };
+    new MutationObserver(turned).observe(document.querySelector("#nav > .tab-wrapper"), { subtree: true, attributes: true, attributeFilter: ["aria-selected"] });
     const wanted = location.hash.slice(1);
     // Chat and Export begin with the chosen run, so that they wait until it is known which that is.
     if (["chat", "export"].includes(wanted)) {

@@ -66,6 +66,7 @@ const flow = (counts) => {
 };
 const short = (n) => (n >= 100 ? format.number(Math.round(n)) : n >= 10 ? format.number(n, 1) : format.number(n, 2));
 const EPOCHS = "train.num_train_epochs";
+const DATASET = "data.dataset";
 const zone = (counts) => {
   const key = counts.zone === "parrot" && counts.distinct === 1 ? "parrot.why.one" : counts.zone + ".why";
   const values = { few: counts.few, updates: format.number(counts.updates), distinct: format.number(counts.distinct) };
@@ -92,7 +93,7 @@ const waiting = (state) => {
 const ended = (text) => (/[.。!！?？]$/.test(text) ? text : text + (lang() === "en" ? "." : "。"));
 const issueList = (issues) => h("ul.issues", {}, issues.map((issue) => h("li." + issue.level, {},
   h("span.mark", { role: "img", "aria-label": t("tabs.level." + issue.level) }),
-  h("div", {}, issue.field ? button("btn.link", issue.label, () => reveal(issue.field)) : null, h("span", {}, ended(issue.message), " "), issue.fix && h("span.quiet", {}, ended(issue.fix[0].toUpperCase() + issue.fix.slice(1)))))));
+  h("div", {}, issue.field ? button("btn.link", issue.label, () => reveal(issue.field)) : null, h("span", {}, ended(issue.message), " "), issue.field === DATASET && issue.code === "string_too_short" && button("btn.link", t("train.to_data"), () => window.Studio.goTab("data"), { id: "train-to-data" }), issue.fix && h("span.quiet", {}, ended(issue.fix[0].toUpperCase() + issue.fix.slice(1)))))));
 const yamlLines = (text) => text.replace(/\n$/, "").split("\n").map((line) => {
   const found = /^(\s*(?:- )?)([\w.]+)(:)(.*)$/.exec(line);
   return h("span.line", {}, found ? [found[1], h("span.key", {}, found[2]), h("span.colon", {}, found[3]), found[4]] : line, "\n");

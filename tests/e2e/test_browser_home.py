@@ -180,4 +180,22 @@ def test_an_older_run_that_is_named_late_does_not_replace_the_lesson(page: Page,
     page.wait_for_timeout(1_500)
     assert newer.id in page.evaluate("decodeURIComponent(location.search)")
     expect(page.locator("#w-stepper h2")).to_have_text("Newer is learning")
-    page.unroute_all()
+    page.unroute_all(behavior="ignoreErrors")
+
+
+def test_a_tab_is_seen_from_its_beginning_and_named_in_the_address(page: Page, studio: Studio) -> None:
+    page.goto(studio.url)
+    page.locator("#nav [role=tab][data-tab-id=train]").click()
+    expect(page.locator("#f-name")).to_be_visible()
+    page.evaluate("scrollTo(0, 600)")
+    page.wait_for_function("scrollY > 300")
+    page.locator("#nav [role=tab][data-tab-id=export]").click()
+    page.wait_for_function("scrollY === 0 && location.hash === '#export'")
+
+
+def test_the_preview_of_the_first_page_is_a_bubble_beneath_its_question(page: Page, studio: Studio) -> None:
+    page.goto(studio.url)
+    bubble = page.locator("#w-preview .speech.fresh")
+    expect(bubble).to_be_visible()
+    look = "node => [getComputedStyle(node).backgroundColor, getComputedStyle(node.parentElement).marginTop]"
+    assert bubble.locator(".say").evaluate(look) == ["rgba(0, 0, 0, 0)", "0px"]

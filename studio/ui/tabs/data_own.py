@@ -134,6 +134,15 @@ def _read(chosen: Chosen, options: ReadOptions) -> ReadResult:
 
 
 @lru_cache(maxsize=8)
+def _unknown(error: UnknownColumns) -> str:
+    """What to do about columns nobody knows; the page has controls for that, so it needs no list of formats."""
+    if not error.columns:
+        return error.message
+    listed = ", ".join(shown(column, 30) for column in error.columns[:12])
+    listed += ", …" if len(error.columns) > 12 else ""
+    return f"No known format has the columns {listed}. Say on the left what each of them means, or rename them."
+
+
 def columns_of(chosen: Chosen, split: str) -> tuple[tuple[str, ...], dict[str, str]]:
     """The columns of the first rows, and which of them probably means what. Raises DataError."""
     with chosen.opened() as path:
@@ -166,7 +175,7 @@ class OwnWay:
             chosen = self.chosen(form)
             return dv.view(self.source(chosen, form), ask) if chosen else dv.empty("own")
         except UnknownColumns as error:
-            return dv.empty("own", [error.message], columns=list(error.columns))
+            return dv.empty("own", [_unknown(error)], columns=list(error.columns))
         except UNREADABLE as error:
             return dv.empty("own", [sentence(error)])
 
