@@ -11,11 +11,13 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -300,12 +302,12 @@ class Studio:
 
     def __init__(self, workspace: Path, port: int = 0, arguments: tuple[str, ...] = (), **options: Any) -> None:
         self.workspace = workspace
-        self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        # Nobody is given one of these for a connection of his own: also a later studio can have the same one again.
+        first = port or random.SystemRandom().randrange(20_000, 30_000)
         env = {**os.environ, VARIABLE: json.dumps(asdict(Options(**options))), "PYTHONUNBUFFERED": "1"}
         argv = [sys.executable, str(Path(__file__).resolve()), "studio", f"--workspace={workspace}"]
         self.process = subprocess.Popen(
-            [*argv, f"--port={self.port}", *arguments],
+            [*argv, f"--port={first}", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -313,6 +315,11 @@ class Studio:
             text=True,
         )
         self.greeting = self._read_greeting()
+        self.reader = threading.Thread(target=self._read_rest, name="studio-output", daemon=True)
+        self.reader.start()
+        answers = re.search(r"http://127\.0\.0\.1:(\d+)/", self.greeting)  # the next free port, if that was taken
+        self.port = int(answers[1]) if answers else first
+        self.url = f"http://127.0.0.1:{self.port}"
 
     def _read_greeting(self) -> str:
         """What it prints until it answers (or until it ends)."""
@@ -323,6 +330,13 @@ class Studio:
             if "Ctrl+C" in line:
                 break
         return "".join(lines)
+
+    def _read_rest(self) -> None:
+        """A studio whose output nobody reads would wait once the pipe is full."""
+        assert self.process.stdout is not None
+        with self.process.stdout as output:
+            for _ in output:
+                pass
 
     def empty(self) -> None:
         """Stop every run and remove runs, datasets and exports, so that the next test may use the same studio."""
@@ -341,16 +355,8 @@ class Studio:
         if self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self.reader.join()
         return code
-
-
-def free_port() -> int:
-    """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def serve(argv: list[str]) -> int:

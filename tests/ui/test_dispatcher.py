@@ -20,7 +20,7 @@ from studio.events import ExitCode, RunState, StartedEvent
 from studio.rundir import RunDir
 from studio.schema import ConfigError, build
 from studio.workspace import Workspace
-from tests.fake_engine import Studio
+from tests.fake_engine import GO_ON, Studio
 
 FAKE = Path(__file__).resolve().parents[1] / "fake_engine.py"
 CONFIG = build(RunConfig, {"model_path": "crucible/ember", "data_path": "identity", "name": "run"})
@@ -55,16 +55,18 @@ def starts(run: RunDir) -> int:
 
 
 def dispatchers(workspace: Workspace) -> list[psutil.Process]:
-    """Dispatcher processes of a workspace."""
-    found = []
+    """Dispatcher processes of a workspace, without their children: those have the same arguments for a moment."""
+    found: dict[psutil.Process, int] = {}
     for process in psutil.process_iter():
         try:
             argv = process.cmdline()
+            known = "studio.dispatcher" in argv and str(workspace.path) in argv
+            if known and process.status() != psutil.STATUS_ZOMBIE:
+                found[process] = process.ppid()
         except psutil.Error:
             continue
-        if "studio.dispatcher" in argv and str(workspace.path) in argv and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
+    numbers = {process.pid for process in found}
+    return [process for process, parent in found.items() if parent not in numbers]
 
 
 def killed(process: psutil.Process) -> None:
@@ -73,11 +75,13 @@ def killed(process: psutil.Process) -> None:
 
 
 def test_runs_go_one_after_the_other_and_the_dispatcher_ends(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(monkeypatch, pace=0.1)
+    fake(monkeypatch, pace=0.1, hang_at=2)
     runs = [runner.submit(ws, CONFIG.model_copy(update={"name": f"run{number}"})) for number in range(3)]
     assert runs[0].state().live
     assert [run.state() for run in runs[1:]] == [RunState.QUEUED] * 2
     until(lambda: dispatchers(ws))
+    for run in runs:
+        (run.path / GO_ON).touch()
     most = 0
     while not ended(*runs):
         most = max(most, len(runner.live_runs(ws)))
