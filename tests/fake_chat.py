@@ -3,6 +3,7 @@
 ``CRUCIBLE_FAKE_CHAT`` holds JSON: ``load`` seconds until ready, ``pace`` seconds per piece, ``fail`` a message instead
 of ever getting ready, ``die_after`` pieces until the process is gone, ``dropped`` messages said to be left out.
 
+A question that begins with "slowly" is answered with seconds between the words, whatever the pace.
 The question "request?" is answered with the request itself as JSON. With tools, the first of them is called once.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 OPTIONS: dict[str, Any] = {"load": 0.2, "pace": 0.0, "fail": "", "die_after": 0, "dropped": 0}
 OPTIONS |= json.loads(os.environ.get("CRUCIBLE_FAKE_CHAT", "{}"))
+SLOWLY_S = 3.0
 STARTED = time.monotonic()
 
 
@@ -45,18 +47,19 @@ class Handler(BaseHTTPRequestHandler):
             call = {"index": 0, "id": "call00001", "type": "function", "function": function}
             self.piece({"delta": {"tool_calls": [call]}, "finish_reason": "tool_calls"})
         else:
-            self.words(answer_to(asked))
+            slowly = str(asked["messages"][-1]["content"]).startswith("slowly")
+            self.words(answer_to(asked), SLOWLY_S if slowly else OPTIONS["pace"])
         usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
         self.event({"choices": [], "usage": usage, "timings": {"predicted_per_second": 10.0}})
         self.wfile.write(b"data: [DONE]\n\n")
 
-    def words(self, answer: str) -> None:
+    def words(self, answer: str, pace: float) -> None:
         """An answer, word by word."""
         for number, piece in enumerate(answer.split(" ")):
             if OPTIONS["die_after"] and number >= OPTIONS["die_after"]:
                 os._exit(9)
             self.piece({"delta": {"content": piece + " "}, "finish_reason": None})
-            time.sleep(OPTIONS["pace"])
+            time.sleep(pace)
         self.piece({"delta": {}, "finish_reason": "stop"})
 
     def piece(self, choice: dict[str, Any]) -> None:
