@@ -166,9 +166,10 @@ def test_a_chat_that_made_room_for_a_run_ends(
 def test_ctrl_c_stops_the_answer_and_not_the_program(model: ScriptedModel, tmp_path: Path) -> None:
     model.lines = [FOR_EVER, "Second."]
     program = f"""
-import sys
+import signal, sys
 from types import SimpleNamespace
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from studio.cli.talk import Manner, Talk
 server = SimpleNamespace(base_url={model.url!r}, alive=True, health=lambda: {{"state": "ready"}})
 sys.exit(Talk(server, ["tuned"], "", Manner({{}}), Path({str(tmp_path / "h")!r})).hold())
