@@ -93,6 +93,7 @@
     bound = parts;
     parts.watch("value", () => select(parts.props.value, { quiet: true }));
     if (parts.props.value) select(parts.props.value, { quiet: true });
+    else if (selected) { parts.props.value = selected; parts.trigger("change"); } // chosen before this was there
   };
   const remembered = () => store.get("run") || "";
 
@@ -327,9 +328,13 @@
   // What the page load found may be heard of late: it replaces no run that was chosen meanwhile, and no lesson begun.
   let foundLate = "";
   const attached = (found) => {
-    if (selected || !hasTaught) return selected || found;
-    foundLate = found;
-    return "";
+    if (!found || selected) return;
+    if (hasTaught) foundLate = found; else select(found);
+  };
+  const bindFound = ({ props, watch }) => {
+    const heard = () => window.Studio.attached(props.value);
+    watch("value", heard);
+    heard();
   };
 
   const script = (path) => ((script.cache ||= {})[path] ||= new Promise((done, failed) => {
@@ -425,5 +430,5 @@
     }
   });
 
-  window.Studio = { root, api, t, h, render, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme, taught, teaching, teachingFailed, attached, elapsed, serverNow, part, cachedRead, sampleReader };
+  window.Studio = { root, api, t, h, render, poll, seen, goTab, run, select, bindRun, feed, confirm, ask, format, script, mount, topBar, started, store, lang, sleep, toggleTheme, taught, teaching, teachingFailed, attached, bindFound, elapsed, serverNow, part, cachedRead, sampleReader };
 })();

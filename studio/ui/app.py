@@ -45,6 +45,5 @@ def build_ui(workspace: Workspace) -> gr.Blocks:
                     build(context)
             with context.tab["data"]:  # after the Train tab, whose settings it shows
                 data_xray.build(context)
-        looked = demo.load(attach(workspace), run, found, js="(run) => Studio.started(run)", **READ)
-        looked.success(None, found, run, js="(found) => Studio.attached(found)", **READ)
+        demo.load(attach(workspace), run, found, js="(run) => Studio.started(run)", **READ)
     return demo

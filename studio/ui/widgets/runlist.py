@@ -26,7 +26,14 @@ def selected_run() -> gr.HTML:
 
 def found_run() -> gr.HTML:
     """The hidden component for what the page load finds: the page may have another run by the time it is told."""
-    return gr.HTML(value="", html_template="<span></span>", visible="hidden", elem_id="found-run")
+    return gr.HTML(
+        value="",
+        html_template="<span></span>",
+        js_on_load="Studio.bindFound({props, watch})",
+        visible="hidden",
+        elem_id="found-run",
+        apply_default_css=False,
+    )
 
 
 def attach(workspace: Workspace) -> Callable[[str, gr.Request], Any]:
