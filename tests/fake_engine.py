@@ -363,6 +363,9 @@ def serve(argv: list[str]) -> int:
     """The real studio; what its runner starts as the engine is this file."""
     from studio import runner
 
+    # As in a terminal, also where the tests were started by something that ignores them (nohup, a job of a shell).
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     runner.ENGINE = (sys.executable, str(Path(__file__).resolve()))
     from studio.ui.__main__ import main as studio
 

@@ -12,9 +12,6 @@ from playwright.sync_api import Page, expect
 from studio.records import DatasetInfo, DatasetStore
 from tests.fake_engine import Studio
 
-# A guard against hanging, not a demand: a busy machine may take its time.
-expect.set_options(timeout=60_000)
-
 HOSTILE = "<img src=x onerror='window.pwned=1'> ${window.pwned=1}"
 
 

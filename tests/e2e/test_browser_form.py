@@ -13,8 +13,6 @@ from studio.schema import build, load_yaml
 from studio.workspace import Workspace
 from tests.fake_engine import Studio
 
-expect.set_options(timeout=60_000)
-
 HOSTILE = "<img src=x onerror='window.pwned=1'> ${window.pwned=1}"
 ROW = {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Nova."}], "origin": "upload"}
 XTUNER = """pretrained_model_name_or_path = 'Qwen/Qwen2.5-7B-Instruct'

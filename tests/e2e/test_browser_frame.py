@@ -5,18 +5,15 @@ import http.server
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect
+from playwright.sync_api import BrowserContext, ConsoleMessage, Page, expect
 
 from tests.fake_engine import Studio
-
-# A guard against hanging, not a demand: a busy machine may take its time.
-expect.set_options(timeout=60_000)
 
 TABS = ["home", "data", "train", "monitor", "export", "chat"]
 
@@ -51,11 +48,12 @@ def _open(page: Page, url: str) -> None:
 
 def test_every_tab_opens_and_nothing_outside_is_asked_for(page: Page, studio: Studio) -> None:
     """What is asked for outside is seen by the page's fixture."""
-    _open(page, studio.url)
+    _open(page, f"{studio.url}/#data")
+    expect(page.locator("#tab-data")).to_be_visible()  # the address was read, and from now on it follows
     for name in TABS:
         page.locator(f"#nav [role=tab][data-tab-id={name}]").click()
         expect(page.locator(f"#tab-{name}")).to_be_visible()
-        assert page.url.endswith(f"#{name}")
+        expect(page).to_have_url(re.compile(f"#{name}$"))
     page.wait_for_timeout(1000)  # the page polls for ever, so it is never idle; late requests get a moment
 
 
@@ -64,7 +62,7 @@ def test_the_address_opens_its_tab_and_there_is_one_heading_of_the_first_order(p
     expect(page.locator("#nav [role=tab][data-tab-id=monitor]")).to_have_attribute("aria-selected", "true")
     expect(page.locator("h1")).to_have_count(1)
     expect(page).to_have_title(re.compile("Crucible"))
-    assert page.locator("html").get_attribute("lang") == "en"
+    expect(page.locator("html")).to_have_attribute("lang", "en")
 
 
 def test_language_and_theme_are_remembered_and_the_language_is_complete(page: Page, studio: Studio) -> None:
@@ -78,22 +76,20 @@ def test_language_and_theme_are_remembered_and_the_language_is_complete(page: Pa
     page.reload()
     expect(page.locator("#home-go")).to_have_text("开始教它")
     expect(page.locator("body")).to_have_class(re.compile("dark"))
-    assert page.locator("html").get_attribute("lang") == "zh-CN"
+    expect(page.locator("html")).to_have_attribute("lang", "zh-CN")
     for name in TABS:
         page.locator(f"#nav [role=tab][data-tab-id={name}]").click()
         expect(page.locator(f"#tab-{name}")).to_be_visible()
-        assert "__i18n__" not in page.locator("body").inner_text()
+        expect(page.locator("body")).not_to_contain_text("__i18n__", use_inner_text=True)
     page.get_by_role("button", name="EN", exact=True).click()
     expect(page.locator("#nav [role=tab][data-tab-id=monitor]")).to_have_text("Monitor")
 
 
 @pytest.mark.parametrize(("locale", "word"), [("zh-TW", "开始"), ("fr-FR", "Start")])
-def test_first_visit_follows_the_browser(browser: Browser, studio: Studio, locale: str, word: str) -> None:
-    opened = browser.new_context(locale=locale)
-    page = opened.new_page()
+def test_first_visit_follows_the_browser(visitor: Callable[..., Page], studio: Studio, locale: str, word: str) -> None:
+    page = visitor(locale=locale)
     _open(page, studio.url)
     expect(page.locator("#nav [role=tab][data-tab-id=home]")).to_have_text(word)
-    opened.close()
 
 
 def test_seven_tabs_are_open_at_once(context: BrowserContext, studio: Studio) -> None:
@@ -122,7 +118,7 @@ def test_narrow_pages_do_not_scroll_sideways(page: Page, studio: Studio) -> None
         for name in ("home", "monitor"):
             page.locator(f"#nav [role=tab][data-tab-id={name}]").click()
             expect(page.locator(f"#tab-{name}")).to_be_visible()
-            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+            page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
 
 
 class _Prefix(http.server.BaseHTTPRequestHandler):
@@ -186,7 +182,7 @@ def test_behind_any_prefix_without_a_setting(page: Page, proxied: str) -> None:
 
 
 def test_a_taken_port_is_said_and_ctrl_c_ends_it_with_zero_while_a_page_is_open(
-    browser: Browser, studio: Studio, weird_path: Path
+    visitor: Callable[..., Page], studio: Studio, weird_path: Path
 ) -> None:
     second = Studio(weird_path, port=studio.port)
     try:
@@ -195,16 +191,14 @@ def test_a_taken_port_is_said_and_ctrl_c_ends_it_with_zero_while_a_page_is_open(
         link = re.search(r"http://127\.0\.0\.1:(\d+)/", second.greeting)
         assert link is not None
         assert httpx.get(link[0] + "api/health", trust_env=False).json()["workspace"] == str(weird_path)
-        opened = browser.new_context()
-        _open(opened.new_page(), link[0])
+        _open(visitor(), link[0])
         assert second.end(signal.SIGINT) == 0
-        opened.close()
     finally:
         second.end()
 
 
 def test_other_machines_need_the_token_of_the_link_and_the_end_does_not_wait_for_pages(
-    browser: Browser, weird_path: Path
+    visitor: Callable[..., Page], weird_path: Path
 ) -> None:
     studio = Studio(weird_path, arguments=("--host=0.0.0.0",))
     try:
@@ -212,13 +206,11 @@ def test_other_machines_need_the_token_of_the_link_and_the_end_does_not_wait_for
         link = re.search(r"http://127\.0\.0\.1:\d+/\?token=[\w-]{16,}", studio.greeting)
         assert link is not None
         assert httpx.get(studio.url + "/api/runs", trust_env=False).status_code == 401
-        opened = browser.new_context()
-        page = opened.new_page()
+        page = visitor()
         _open(page, link[0])
         assert "token" not in page.url
         page.locator("#nav [role=tab][data-tab-id=monitor]").click()
         expect(page.locator("#w-runlist .empty")).to_be_visible()
         assert studio.end(signal.SIGTERM) == 0
-        opened.close()
     finally:
         studio.end()

@@ -1,17 +1,14 @@
 """The first page in a real browser: one typed field, one click, and the whole lesson is seen to the end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, Request, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from studio import run_queue, runner
 from studio.events import RunState
 from studio.workspace import Workspace
 from tests.fake_engine import GO_ON, Studio
-
-# A guard against hanging, not a demand: a busy machine may take its time.
-expect.set_options(timeout=120_000)
 
 NAME = "诺娃 O'Neil <b>"
 
@@ -59,20 +56,18 @@ def test_one_field_and_one_click_show_every_step_to_the_chat(page: Page, studio:
     page.reload()
     page.locator("#home-chat").click()
     expect(page.locator("#nav [role=tab][data-tab-id=chat]")).to_have_attribute("aria-selected", "true")
-    assert run.id in page.evaluate("decodeURIComponent(location.search)")
+    page.wait_for_function("id => decodeURIComponent(location.search).includes(id)", arg=run.id)
     assert page.locator("#w-stepper b", has_text="<b>").count() == 0
 
 
-def test_reload_in_the_middle_finds_the_lesson_again(page: Page, browser: Browser, studio: Studio) -> None:
+def test_reload_in_the_middle_finds_the_lesson_again(page: Page, visitor: Callable[..., Page], studio: Studio) -> None:
     _teach(page, studio)
     expect(page.locator("#w-stepper .step").nth(1)).to_contain_text("of 30")
     page.reload()
     expect(page.locator("#w-stepper h2")).to_contain_text("诺娃")
-    other = browser.new_context()
-    second = other.new_page()
+    second = visitor()
     second.goto(studio.url)
     expect(second.locator("#w-stepper h2")).to_contain_text("诺娃")
-    other.close()
     runner.stop(Workspace(studio.workspace).list_runs()[0])
     expect(page.locator("#w-stepper .trouble")).to_contain_text("stopped")
 
@@ -98,10 +93,8 @@ def test_bad_names_and_no_language_are_said_in_the_field_and_start_nothing(page:
     assert Workspace(studio.workspace).list_runs() == []
 
 
-def test_a_second_lesson_waits_for_the_first(page: Page, browser: Browser, studio: Studio) -> None:
-    other = browser.new_context(locale="en-US")
-    other.set_default_timeout(120_000)
-    second = other.new_page()
+def test_a_second_lesson_waits_for_the_first(page: Page, visitor: Callable[..., Page], studio: Studio) -> None:
+    second = visitor(locale="en-US")
     late: list[Route] = []
 
     def asks(request: Request) -> bool:
@@ -129,7 +122,6 @@ def test_a_second_lesson_waits_for_the_first(page: Page, browser: Browser, studi
     assert second.locator(".toast-body", has_text="Traceback").count() == 0
     states = sorted(run.state() for run in Workspace(studio.workspace).list_runs())
     assert states == [RunState.QUEUED, RunState.RUNNING]
-    other.close()
 
 
 def test_enter_in_the_name_is_enough_and_teach_another_gives_the_form_back(page: Page, studio: Studio) -> None:

@@ -14,9 +14,6 @@ from studio.workspace import Workspace
 from tests import fake_engine
 from tests.fake_engine import Studio
 
-# A guard against hanging, not a demand: a busy machine may take its time.
-expect.set_options(timeout=60_000)
-
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:

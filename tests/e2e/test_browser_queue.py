@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from studio import run_queue, runner
 from studio.config import RunConfig
@@ -17,9 +17,6 @@ from studio.schema import build
 from studio.workspace import Workspace
 from tests import fake_engine
 from tests.fake_engine import Studio
-
-# A guard against hanging, not a demand: a busy machine may take its time.
-expect.set_options(timeout=60_000)
 
 TALK = [
     {"role": "user", "content": "I am Lee."},
@@ -76,6 +73,9 @@ def _open(page: Page, studio: Studio, run: RunDir) -> None:
     expect(page.locator("#w-runhead .run-title")).to_be_visible()
 
 
+PLACES = "(all) => all.map((one) => document.querySelector(one).getBoundingClientRect().toJSON())"
+
+
 def _names(page: Page) -> Locator:
     return page.locator("#queue .waits .queue-name")
 
@@ -86,11 +86,9 @@ def test_the_queue_is_ordered_paused_and_emptied(page: Page, studio: Studio, hom
     _open(page, studio, two)
     expect(_names(page)).to_have_text(["one", "two", "three"])
     expect(page.locator("#w-runlist .runs")).to_be_visible()
-    above, below = (page.locator(place).bounding_box() for place in ("#queue", "#w-runlist"))
-    assert above is not None
-    assert below is not None
-    assert below["x"] == above["x"]
-    assert below["y"] >= above["y"] + above["height"]
+    above, below = page.evaluate(PLACES, ["#queue", "#w-runlist"])  # at one moment
+    assert below["left"] == above["left"]
+    assert below["top"] >= above["bottom"]
     expect(page.locator("#run-queued")).to_contain_text("place 2 of 3")
     expect(page.locator("#run-queued")).to_contain_text("It waits behind “one”.")
     page.locator(f"[id='queue-up-{three.id}']").click()
@@ -117,6 +115,23 @@ def test_the_queue_is_ordered_paused_and_emptied(page: Page, studio: Studio, hom
     expect(page.locator("#w-runhead .run-title")).to_have_text("at work")  # the page has left the run that is gone
     expect(page.locator("#run-queued")).to_have_count(0)
     assert [run.id for run, _ in run_queue.entries(workspace)] == [three.id, one.id]
+
+
+def test_what_is_asked_while_the_order_before_is_under_way_is_done_too(page: Page, studio: Studio, home: Path) -> None:
+    both = [runner.submit(Workspace(home), config(name)) for name in ("here", "there")]
+    _open(page, studio, both[0])
+    held: list[Route] = []
+    page.route("**/queue/join**", lambda route: held.append(route))
+    for run in both:
+        with page.expect_request("**/queue/join**"):
+            page.locator(f"[id='queue-pause-{run.id}']").click()
+    for route in held:
+        route.continue_()
+    page.unroute_all(behavior="ignoreErrors")
+    while not all((entry := run_queue.read(run)) and entry.paused for run in both):
+        page.wait_for_timeout(50)
+    for run in both:
+        run_queue.remove(run)
 
 
 def test_answers_are_compared_word_by_word_and_step_by_step(page: Page, studio: Studio, ended: RunDir) -> None:

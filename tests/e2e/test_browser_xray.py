@@ -13,8 +13,6 @@ from studio.records import DatasetInfo, DatasetStore
 from studio.schema import load_yaml
 from tests.fake_engine import Studio
 
-expect.set_options(timeout=60_000)
-
 HOSTILE = "<img src=x onerror='window.pwned=1'> ${window.pwned=1}"
 
 
