@@ -23,6 +23,7 @@ from studio.engine.dialogue import BASE, Backend, Busy, Options, Piece, PromptEr
 from studio.engine.failure import model_failure
 from studio.engine.journal import Journal, supervise
 from studio.engine.output_folder import open_goal, refused, shortages_named
+from studio.engine.quick_import import quickly
 from studio.events import RunState, SavedEvent
 from studio.model_choices import ModelChoice, find_adapted
 from studio.records.errors import DataError, shown
@@ -144,7 +145,8 @@ def _hold(session: Session, plan: Plan, kept: KeptAnswers, journal: Journal) -> 
     if not open_questions:
         return
     journal.phase("load", session.base)
-    from studio.engine import backend  # seconds to import
+    with quickly():
+        from studio.engine import backend  # seconds to import
 
     options = Options(
         session.base, session.adapters, "", 0, plan.config.bits, None, None,

@@ -15,6 +15,7 @@ from studio.config import ConvertConfig
 from studio.engine.convertplan import Plan, find_base, make_plan
 from studio.engine.journal import Journal, supervise
 from studio.engine.output_folder import filling, settle, shortages_named
+from studio.engine.quick_import import quickly
 from studio.events import RunState
 from studio.rundir import RunDir
 
@@ -55,9 +56,10 @@ def _copied(plan: Plan, journal: Journal) -> dict[str, Any]:
 
 def _imported(plan: Plan, journal: Journal) -> dict[str, Any]:
     """The adapter of a source, or the model of a training of every weight, complete and proven."""
-    from studio.engine import giveaway, import_proof, imported_model  # torch: seconds to import
-    from studio.engine.foreign import sources
-    from studio.engine.loading import quiet
+    with quickly():
+        from studio.engine import giveaway, import_proof, imported_model  # torch: seconds to import
+        from studio.engine.foreign import sources
+        from studio.engine.loading import quiet
 
     quiet()
     assert plan.place is not None

@@ -18,6 +18,7 @@ from studio.engine.converted import ready
 from studio.engine.export_plan import Plan, make_plan
 from studio.engine.journal import Journal, supervise
 from studio.engine.output_folder import filling, refused, settle, shortages_named
+from studio.engine.quick_import import quickly
 from studio.events import RunState
 from studio.rundir import RunDir
 
@@ -56,7 +57,8 @@ def _write(plan: Plan, journal: Journal) -> RunState:
     result = plan.work / "result"
     result.mkdir()
     journal.phase("export", config.format)
-    writer: Writer = import_module(f"studio.engine.formats.{_MODULES[config.format]}").export
+    with quickly():
+        writer: Writer = import_module(f"studio.engine.formats.{_MODULES[config.format]}").export
     report |= writer(plan, source, journal)
     journal.interruptible = False  # from here on it is done; a late stop must not call it stopped
     report["size_bytes"] = sum(file.stat().st_size for file in result.rglob("*") if file.is_file())

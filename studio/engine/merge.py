@@ -18,6 +18,7 @@ from studio.engine.failure import EngineError
 from studio.engine.journal import Journal, supervise
 from studio.engine.mergeplan import Plan, make_plan
 from studio.engine.output_folder import filling, open_goal, refused, settle, shortages_named, work_folder
+from studio.engine.quick_import import quickly
 from studio.events import ExitCode, RunError, RunState
 from studio.rundir import RunDir
 
@@ -67,7 +68,8 @@ def _plan(config: MergeConfig, journal: Journal, folder: Path) -> Plan:
 def _merge(plan: Plan, journal: Journal) -> dict[str, Any]:
     """Fill the folder of the plan; returns the report, whether the proof passed or not."""
     journal.phase("load", f"{plan.base.ref}, {plan.adapter.folder.name}")
-    from studio.engine import merged_weights, proof, sides  # seconds to import
+    with quickly():
+        from studio.engine import merged_weights, proof, sides  # seconds to import
 
     for part in plan.adapters:
         other = other_base(part.files.config, plan.config.base)

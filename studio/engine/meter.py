@@ -20,6 +20,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ import numpy as np
 
 from studio.config import RunConfig
 from studio.engine.failure import explain, model_failure
+from studio.engine.quick_import import quickly
 from studio.events import ExitCode
 from studio.footprint import Measurement
 from studio.layouts import read_layout
@@ -62,6 +64,8 @@ def main(argv: list[str]) -> int:
     try:
         job = _read(argv)
         _quiet()
+        with quickly():
+            import_module("studio.engine.trainer")  # and all that it needs
         print(json.dumps(asdict(measure(job, base_config(job)))))  # noqa: T201 - this is a command
     except Exception as error:
         found, code = explain(error)

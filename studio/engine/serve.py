@@ -28,6 +28,7 @@ import uvicorn
 from studio.engine.chat_api import LOOPBACK, ApiError, Service, build_app
 from studio.engine.dialogue import BASE, Backend, Options
 from studio.engine.failure import explain
+from studio.engine.quick_import import quickly
 from studio.events import ExitCode, RunError
 from studio.presets import ROOT
 from studio.rundir import write_atomic
@@ -216,7 +217,8 @@ def _load(service: ChatService, server: _Server) -> None:
     try:
         service.enter("libraries")
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on import it advises to install what nothing needs
-        from studio.engine import backend  # seconds to import
+        with quickly():
+            from studio.engine import backend  # seconds to import
 
         service.ready(backend.open_backend(service.options, service.enter))
     except BaseException as problem:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 from studio.engine.journal import Journal
+from studio.engine.quick_import import without_collecting
 
 PERIOD_S = 0.5
 SILENCE_S = 1.5
@@ -48,9 +49,11 @@ def _tick(journal: Journal, label: str, look: Look, ended: threading.Event) -> N
         ended.wait(PERIOD_S)
 
 
-def importing(journal: Journal) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def importing(journal: Journal) -> Iterator[None]:
     """While libraries are imported."""
-    return ticking(journal, "modules loaded", lambda: (min(len(sys.modules), MODULES), MODULES))
+    with ticking(journal, "modules loaded", lambda: (min(len(sys.modules), MODULES), MODULES)), without_collecting():
+        yield
 
 
 @contextlib.contextmanager
