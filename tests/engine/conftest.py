@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.path).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+@pytest.fixture(scope="session")
+def _left_out() -> list[int]:
+    """How many modules there were when their objects were left out of searches for garbage."""
+    return [0]
+
+
+@pytest.fixture(autouse=True)
+def _quick_searches(_left_out: list[int]) -> None:
+    """Models and trainings have garbage searched for; they need not look through what libraries brought each time."""
+    if len(sys.modules) > _left_out[0] + 300:
+        _left_out[0] = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
