@@ -298,6 +298,6 @@ def told_of(peer: Peer, message: dict[str, Any]) -> RunError:
         error = RunError.model_validate(message.get("error"))
     except ValidationError:
         return lost(peer.name)
-    if "machine " in error.message.lower():  # it has its name already
+    if error.rank is not None or "machine " in error.message.lower():  # the process, or the machine, is named already
         return error
     return error.model_copy(update={"message": f"{error.message.rstrip('.')} (on machine {peer.machine})."})
