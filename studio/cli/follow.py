@@ -199,9 +199,11 @@ class _Lines(_Shown):
             self._say(event.t, f"{event.label or self.last}: {event.done:,}{whole}")
         elif isinstance(event, ProgressEvent):
             self.last = event.label or self.last
-        elif isinstance(event, LogEvent) and (self._due(event.t) or event.step == self.max_steps):
-            left = "" if event.eta_seconds is None else f"  {_clock(event.eta_seconds)} left"
-            self._say(event.t, self.note(event) + left)
+        elif isinstance(event, LogEvent):
+            said = self.note(event)  # first: it may learn how many steps there are
+            if self._due(event.t) or event.step == self.max_steps:
+                left = "" if event.eta_seconds is None else f"  {_clock(event.eta_seconds)} left"
+                self._say(event.t, said + left)
 
     def _due(self, moment: float) -> bool:
         return moment - self.said_at >= LINE_S

@@ -33,18 +33,18 @@ def finished(run, *events):
     run.write_launch(Launch(argv=["engine"], pid=2**22 + 1, create_time=1.0, host="here"))
     for event in events:
         run.append_event(event)
-    run.write_status(Status(state=RunState.FINISHED, exit_code=0, max_steps=40))
+    run.write_status(Status(state=RunState.FINISHED, exit_code=0, max_steps=43))
     return run
 
 
 def test_a_pipe_hears_each_phase_and_a_line_now_and_then(begun, capsys):
-    steps = [LogEvent(t=110.0 + step, step=step, loss=2.5 - step / 20, eta_seconds=3700.0) for step in range(1, 41)]
+    steps = [LogEvent(t=110.0 + step, step=step, loss=2.5 - step / 20, eta_seconds=3700.0) for step in range(1, 44)]
     counts = CountsEvent(
         t=107.0, rows_read=1240, conversations=1238, tokens=90210, trained_tokens=5, packs=60, updates=40
     )
     run = finished(
         begun,
-        StartedEvent(t=100.0, max_steps=40),
+        StartedEvent(t=100.0),
         PhaseEvent(t=100.0, name="load", detail="built-in model"),
         ProgressEvent(t=101.0, done=1, total=4, label="weights"),
         PhaseEvent(t=105.0, name="tokenise"),
@@ -60,10 +60,11 @@ def test_a_pipe_hears_each_phase_and_a_line_now_and_then(begun, capsys):
         "0:05  Reading the data",
         "0:07  1,240 rows, 1,238 conversations, 90,210 tokens, 60 packs, 40 updates",
         "0:10  Training",
-        "0:20  step 10/40  loss 2.000  1:01:40 left",
-        "0:30  step 20/40  loss 1.500  1:01:40 left",
-        "0:40  step 30/40  loss 1.000  1:01:40 left",
-        "0:50  step 40/40  loss 0.500  1:01:40 left",
+        "0:20  step 10/43  loss 2.000  1:01:40 left",
+        "0:30  step 20/43  loss 1.500  1:01:40 left",
+        "0:40  step 30/43  loss 1.000  1:01:40 left",
+        "0:50  step 40/43  loss 0.500  1:01:40 left",
+        "0:53  step 43/43  loss 0.350  1:01:40 left",
         "1:00:50  Saving",
         f"{run.id}: finished",
     ]
