@@ -180,8 +180,11 @@ def said(page: Page, side: str) -> Any:
 
 
 def ask(page: Page, text: str) -> None:
+    """It is not taken while the answer before is not quite over."""
     box(page, "chat-box").fill(text)
-    box(page, "chat-box").press("Enter")
+    while box(page, "chat-box").input_value() == text:
+        box(page, "chat-box").press("Enter")
+        page.wait_for_timeout(300)
 
 
 def test_chat_side_by_side(page: Page, talking: Studio) -> None:
