@@ -23,7 +23,7 @@ class Activity:
     """One of them; `shape` is the batch it computes: rows, length (tokens of a row).
 
     `resident_bytes` (in main memory), `mapped_bytes` (of address space), `gpu_bytes`: what the process held when it
-    began.
+    began. `short`: the lack of memory that was raised inside.
     """
 
     name: Name
@@ -31,6 +31,7 @@ class Activity:
     resident_bytes: int = field(default_factory=resident)
     mapped_bytes: int = field(default_factory=mapped)
     gpu_bytes: int = field(default_factory=lambda: gpu_allocated())
+    short: MemoryError | None = None
 
 
 _stack: list[Activity] = []
@@ -48,7 +49,11 @@ def gpu_allocated() -> int:
 
 @contextlib.contextmanager
 def during(name: Name, **shape: int) -> Iterator[None]:
-    """Inside, the engine is busy with `name`; an error that leaves is marked with it, unless an inner one did."""
+    """Inside, the engine is busy with `name`; an error that leaves is marked with it, unless an inner one did.
+
+    A library may catch a lack of memory and raise what it makes of it (transformers: weights that cannot be converted);
+    then the lack of memory leaves instead.
+    """
     activity = Activity(name, shape)
     _stack.append(activity)
     _begun[name] += 1
@@ -57,9 +62,18 @@ def during(name: Name, **shape: int) -> Iterator[None]:
     except BaseException as error:
         if not hasattr(error, _MARK):
             setattr(error, _MARK, activity)
+        if activity.short is not None and isinstance(error, Exception) and not _tells_of_memory(error):
+            setattr(activity.short, _MARK, activity)
+            raise activity.short from error
         raise
     finally:
         _stack.pop()
+
+
+def _tells_of_memory(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, MemoryError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def batch(**shape: int) -> None:

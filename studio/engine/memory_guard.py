@@ -78,6 +78,9 @@ class MemoryGuard:
 
     def _signalled(self, number: int, frame: FrameType | None) -> None:
         if self._seen is not None and not self._over.is_set():
+            activity = current()
+            if activity is not None:
+                activity.short = MemoryShort(self._seen.room, self._seen.used)
             raise MemoryShort(self._seen.room, self._seen.used)  # a new one: an error that is kept keeps its frames
 
     def _watch(self) -> None:

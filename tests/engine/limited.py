@@ -5,6 +5,7 @@ The process is forked from one that has the heavy libraries already, so that a t
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -21,6 +22,8 @@ from studio.rundir import RunDir
 
 PRELOADED = ["studio.engine.train", "studio.engine.trainer", "studio.engine.model", "studio.engine.continuing"]
 PRELOADED += ["bitsandbytes", "trl", "peft", "transformers.models.llama.modeling_llama"]
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+"""From glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def _work(limit: Limited, run: str, log: str, resume: bool) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    _without_chance()
     from studio.engine import train
 
     if limit.group:
@@ -61,6 +65,13 @@ def _work(limit: Limited, run: str, log: str, resume: bool) -> None:
     code = train.main(run, resume=resume)
     sys.stdout.flush()
     os._exit(code)
+
+
+def _without_chance() -> None:
+    """What is taken is what is held: no address space for heaps of threads, no holes that large blocks have left."""
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_ARENA_MAX, 1)
+    mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _impose(limit: Limited) -> None:

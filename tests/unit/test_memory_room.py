@@ -15,8 +15,10 @@ import pytest
 
 from studio.engine import memory_guard
 from studio.engine.activity import activity_of, batch, current, during
+from studio.engine.failure import explain
 from studio.engine.memory_guard import MemoryGuard, enough_left, least_left
 from studio.engine.shortage import MemoryShort, Place
+from studio.events import ExitCode
 from studio.memory_room import Group, Room, control_groups, mapped, resident, rooms, tightest
 
 MB, GB = 1 << 20, 1 << 30
@@ -129,6 +131,52 @@ def test_little_left_is_raised_where_the_work_is(monkeypatch: pytest.MonkeyPatch
     found = activity_of(caught.value)
     assert found is not None
     assert found.name == "samples"
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_a_library_that_makes_something_else_of_it_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, chained: bool
+) -> None:
+    left = [Room("machine", 8 * GB, 4 * GB)]
+    monkeypatch.setattr(memory_guard, "rooms", lambda _: list(left))
+
+    def library() -> None:
+        left[0] = Room("machine", 8 * GB, enough_left(left[0]) - 1)
+        told = ""
+        while not told:
+            try:
+                time.sleep(0.01)
+            except MemoryError as error:
+                told = str(error)
+                if chained:
+                    raise RuntimeError("weights could not be converted") from error
+        raise RuntimeError("weights could not be converted")
+
+    def work() -> None:
+        with MemoryGuard(Place, nobody).watching(), during("load"):
+            library()
+
+    with pytest.raises((MemoryShort, RuntimeError)) as caught:
+        work()
+    told, code = explain(caught.value)
+    assert (told.kind, code) == ("memory", ExitCode.OUT_OF_MEMORY)
+    assert told.details["activity"] == "load"
+    assert told.details["available_bytes"] == left[0].free
+
+
+def test_an_error_of_another_activity_stays_what_it_is() -> None:
+    """A lack of memory that a library got over says nothing about what goes wrong later."""
+
+    def work() -> None:
+        with during("load"):
+            activity = current()
+            assert activity is not None
+            activity.short = MemoryShort(Room("machine", 8 * GB, 1))
+        with during("step"):
+            raise ValueError("something else")
+
+    with pytest.raises(ValueError, match="something else"):
+        work()
 
 
 def test_work_that_fits_is_not_disturbed(monkeypatch: pytest.MonkeyPatch) -> None:
