@@ -33,12 +33,17 @@ def new_upload(workspace: Workspace, stem: str) -> Path:
 def sweep(workspace: Workspace, gone: Iterable[str] = ()) -> int:
     """Remove uploads that no run names; returns their bytes.
 
-    `gone` are the configurations of runs that were deleted just now: what they name goes however young it is.
+    `gone` are the configurations of runs that were deleted just now: what they name goes however young it is. Where a
+    configuration cannot be read, nobody knows what it names, and nothing is removed.
     """
     folders = [folder for folder in _folders(workspace) if folder.is_dir() and not folder.is_symlink()]
     if not folders:
         return 0
-    kept, deleted, removed = "\n".join(_configurations(workspace)), "\n".join(gone), 0
+    try:
+        kept = "\n".join(_configurations(workspace))
+    except OSError:
+        return 0
+    deleted, removed = "\n".join(gone), 0
     for folder in folders:
         token = folder.name.rpartition("-")[2]
         if token in kept or (token not in deleted and _newest(folder) > time.time() - YOUNG_S):
@@ -58,7 +63,7 @@ def _folders(workspace: Workspace) -> list[Path]:
 
 def _configurations(workspace: Workspace) -> Iterator[str]:
     for run in workspace.list_runs():
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
             yield run.config_file.read_text(encoding="utf-8", errors="replace")
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from studio import uploads
 from studio.config import AnswersConfig
@@ -74,6 +78,23 @@ def test_an_upload_goes_with_the_last_run_that_names_it(workspace: Workspace) ->
     found = delete_runs(workspace, [second.id])
     assert not folder.exists()
     assert found.bytes >= 1000, "it counts among what was freed"
+
+
+def test_where_a_configuration_cannot_be_read_nothing_goes(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = upload(workspace, age=2 * YOUNG_S)
+    run = asking(workspace, folder)
+    plain = Path.read_text
+
+    def read(path: Path, *args: Any, **kwargs: Any) -> str:
+        if path == run.config_file:
+            raise OSError(errno.EIO, "Input/output error")
+        return plain(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert sweep(workspace) == 0
+    assert folder.is_dir()
 
 
 def test_without_uploads_no_configuration_is_read(workspace: Workspace, monkeypatch) -> None:  # type: ignore[no-untyped-def]

@@ -12,26 +12,24 @@ from studio.workspace import Workspace
 def selected_run() -> gr.HTML:
     """The hidden component whose value is a run id or "": input, output, or listen to its ``change``.
 
-    Its template shows nothing; the page's script keeps ``?run=`` and the value equal.
+    The page's script keeps ``?run=`` and the value equal.
     """
-    return gr.HTML(
-        value="",
-        html_template="<span></span>",
-        js_on_load="Studio.bindRun({props, trigger, watch})",
-        visible="hidden",
-        elem_id="selected-run",
-        apply_default_css=False,
-    )
+    return _hidden("selected-run", "Studio.bindRun({props, trigger, watch})")
 
 
 def found_run() -> gr.HTML:
     """The hidden component for what the page load finds: the page may have another run by the time it is told."""
+    return _hidden("found-run", "Studio.bindFound({props, watch})")
+
+
+def _hidden(elem_id: str, script: str) -> gr.HTML:
+    """A component that shows nothing and holds a run id for the page's script."""
     return gr.HTML(
         value="",
         html_template="<span></span>",
-        js_on_load="Studio.bindFound({props, watch})",
+        js_on_load=script,
         visible="hidden",
-        elem_id="found-run",
+        elem_id=elem_id,
         apply_default_css=False,
     )
 
